@@ -1,0 +1,65 @@
+"""The ``rmsnorm`` command: one subcommand a module, imported only when it runs.
+
+Each module named below offers ``configure(parser)``, which adds its arguments and must not import anything
+heavy, and ``run(args) -> int``, the exit status.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from rmsnorm.errors import UserError
+
+COMMANDS = {
+    "info": ("rmsnorm.info", "what this installation can do here, and why not the rest"),
+    "compare": ("rmsnorm.experiments.command", "train the same model with each normaliser and compare"),
+    "bench": ("rmsnorm.bench.command", "time this project's kernels beside their peers"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rmsnorm", description="RMSNorm and pRMSNorm: kernels, experiments, measurements."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        importlib.import_module(module).configure(
+            commands.add_parser(
+                name,
+                help=summary,
+                description=summary[0].upper() + summary[1:] + ".",
+                formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            )
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2: wrong use, 130: interrupted)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        import rmsnorm
+
+        print(f"rmsnorm {rmsnorm.__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except UserError as error:
+        print(f"rmsnorm {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rmsnorm {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: `rmsnorm info | head`
+        sys.stderr.close()
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())
