@@ -1,0 +1,56 @@
+"""The C++ kernels: one module for each instruction-set level, the best that this processor runs is loaded.
+
+``RMSNORM_ISA`` forces a level, ``RMSNORM_NUM_THREADS`` sizes the pool that serves NumPy (and torch before 2.10).
+
+The kernels' functions take tensors and return ``True``, or ``False`` when they do not serve such arguments; they
+raise nothing. Who calls them then checks the arguments with :mod:`rmsnorm.spec` or takes another way.
+"""
+
+import importlib
+import os
+from types import ModuleType
+
+MODULES = {"baseline": "_baseline", "x86-64": "_baseline", "x86-64-v3": "_v3", "x86-64-v4": "_v4"}
+
+# Flags of the kernels' calls, as in module.cpp.
+ZERO_CENTERED, ROUND_FIRST, OWN_THREADS = 1, 2, 4
+
+# dtype names in the order of dtype.h's DType.
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def available_levels() -> tuple[str, ...]:
+    """The instruction-set levels that this processor runs, best last."""
+    from rmsnorm.native import _cpu  # type: ignore[attr-defined]
+
+    return _cpu.levels()
+
+
+def level() -> str:
+    """The level whose kernels are loaded."""
+    return _level
+
+
+def _choose() -> str:
+    levels = available_levels()
+    wanted = os.environ.get("RMSNORM_ISA", "")
+    if wanted and wanted not in levels:
+        raise ImportError(
+            f"RMSNORM_ISA must name an instruction-set level that this processor runs ({', '.join(levels)}), "
+            f"got {wanted!r}; unset it to use the best"
+        )
+    return wanted or levels[-1]
+
+
+def _check_threads() -> None:
+    wanted = os.environ.get("RMSNORM_NUM_THREADS")
+    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 1024):
+        raise ImportError(
+            f"RMSNORM_NUM_THREADS must be a number of threads from 1 to 1024, got {wanted!r}; "
+            "unset it to use every processor this process may run on"
+        )
+
+
+_check_threads()
+_level = _choose()
+kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")

@@ -1,0 +1,87 @@
+// The four storage types, the type each is computed in, and scalar conversions (round to nearest even).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace rmsnorm {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+// float32 for everything up to float32, float64 for float64.
+template <class T>
+struct compute {
+  using type = float;
+};
+template <>
+struct compute<double> {
+  using type = double;
+};
+template <class T>
+using compute_t = typename compute<T>::type;
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+inline float widen(bf16 v) { return as_float(uint32_t(v.bits) << 16); }
+inline float widen(f16 v) {
+  const uint32_t magnitude = v.bits & 0x7fffu;
+  // Shifted into place the exponent is 112 too small; the product mends that and normalises subnormals.
+  uint32_t bits = as_bits(as_float(magnitude << 13) * 0x1p112f);
+  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;  // inf and NaN
+  return as_float(bits | uint32_t(v.bits & 0x8000u) << 16);
+}
+
+template <class T>
+T narrow(double v);
+template <>
+inline double narrow<double>(double v) {
+  return v;
+}
+template <>
+inline float narrow<float>(double v) {
+  return float(v);
+}
+inline bf16 to_bf16(float v) {
+  const uint32_t bits = as_bits(v);
+  if (v != v) return {uint16_t(bits >> 16 | 0x40u)};  // quiet, never rounded up to infinity
+  return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+inline f16 to_f16(float v) {
+  const uint32_t sign = as_bits(v) >> 16 & 0x8000u, magnitude = as_bits(v) & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};  // NaN
+  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // 65520 and more round to infinity
+  if (magnitude < 0x38800000u)  // below 2^-14: adding 1/2 aligns the last place with 2^-24 and lets the FPU round
+    return {uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u))};
+  return {uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13))};
+}
+template <>
+inline bf16 narrow<bf16>(double v) {
+  return to_bf16(float(v));
+}
+template <>
+inline f16 narrow<f16>(double v) {
+  return to_f16(float(v));
+}
+
+inline size_t item_size(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+
+}  // namespace rmsnorm

@@ -1,0 +1,88 @@
+// How the rows of a tensor lie in memory: any outer strides, the normalised elements contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace rmsnorm {
+
+constexpr int MAX_DIMS = 16;
+
+// A tensor as its owner describes it; strides count elements.
+struct View {
+  char* data = nullptr;
+  DType dtype = DType::f32;
+  int ndim = 0;
+  int64_t shape[MAX_DIMS], stride[MAX_DIMS];
+
+  int64_t size(int begin, int end) const {
+    int64_t product = 1;
+    for (int d = begin; d < end; ++d) product *= shape[d];
+    return product;
+  }
+  bool contiguous(int begin) const {  // the dimensions from begin on
+    int64_t expected = 1;
+    for (int d = ndim - 1; d >= begin; --d) {
+      if (shape[d] != 1 && stride[d] != expected) return false;
+      expected *= shape[d];
+    }
+    return true;
+  }
+};
+
+// The outer dimensions, merged where they can be: one for a contiguous tensor, two for q in a packed qkv.
+struct Rows {
+  int ndim = 0;
+  int64_t count = 1;
+  int64_t shape[MAX_DIMS], stride[MAX_DIMS];  // innermost first
+
+  Rows() = default;
+  Rows(const View& v, int outer) {
+    for (int d = outer - 1; d >= 0; --d) {
+      count *= v.shape[d];
+      if (v.shape[d] == 1) continue;
+      if (ndim && v.stride[d] == stride[ndim - 1] * shape[ndim - 1])
+        shape[ndim - 1] *= v.shape[d];
+      else
+        shape[ndim] = v.shape[d], stride[ndim++] = v.stride[d];
+    }
+  }
+  // Whether every row starts at a multiple of `bytes`, given that the first one does.
+  bool aligned(int64_t item, int64_t bytes) const {
+    for (int d = 0; d < ndim; ++d)
+      if (stride[d] * item % bytes) return false;
+    return true;
+  }
+};
+
+// Walks over rows in order from any start.
+template <class T>
+class Cursor {
+ public:
+  Cursor(T* data, const Rows& rows, int64_t row) : rows_(&rows), at_(data) {
+    if (!data) return;
+    for (int d = 0; d < rows.ndim; ++d) {
+      index_[d] = d + 1 < rows.ndim ? row % rows.shape[d] : row;
+      row /= rows.shape[d];
+      at_ += index_[d] * rows.stride[d];
+    }
+  }
+  T* operator*() const { return at_; }
+  void operator++() {
+    if (!at_) return;
+    for (int d = 0; d < rows_->ndim; ++d) {
+      at_ += rows_->stride[d];
+      if (d + 1 == rows_->ndim || ++index_[d] < rows_->shape[d]) return;
+      at_ -= rows_->stride[d] * rows_->shape[d];
+      index_[d] = 0;
+    }
+  }
+
+ private:
+  const Rows* rows_;
+  T* at_;
+  int64_t index_[MAX_DIMS];
+};
+
+}  // namespace rmsnorm

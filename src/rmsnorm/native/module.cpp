@@ -1,0 +1,279 @@
+// The Python module of one instruction-set level. Its functions return True when they have done the work, and False
+// when the arguments are not ones they serve; they never raise for a wrong argument. rmsnorm.spec does that, once.
+
+#include "operations.h"
+#include "tensors.h"
+
+#ifndef RMSNORM_MODULE
+#error "RMSNORM_MODULE names the module; CMakeLists.txt sets it"
+#endif
+
+namespace rmsnorm {
+namespace {
+
+constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, OWN_THREADS = 4;
+
+// Only work that outlasts it is worth giving the interpreter lock away for.
+constexpr int64_t RELEASE_GIL = 1 << 16;
+class MaybeReleased {
+ public:
+  explicit MaybeReleased(int64_t elements) : state_(elements >= RELEASE_GIL ? PyEval_SaveThread() : nullptr) {}
+  ~MaybeReleased() {
+    if (state_) PyEval_RestoreThread(state_);
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
+template <class F>
+void with_type(DType t, F f) {
+  switch (t) {
+    case DType::f32: return f(float{});
+    case DType::f64: return f(double{});
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
+  }
+}
+
+// What every call has in common: x, the normalised shape, gain and bias, eps, k, flags.
+struct Call {
+  View x, weight, bias;
+  bool has_weight = false, has_bias = false;
+  int dims = 0;
+  int flags = 0;
+  Problem problem{};
+
+  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, int64_t k, int flags_) {
+    flags = flags_;
+    if (!read(x_, x) || !trailing(shape, x, dims, problem.n) || !x.contiguous(x.ndim - dims)) return false;
+    has_weight = !w.is_none(), has_bias = !b.is_none();
+    if (has_weight && (!read(w, weight) || !is_parameter(weight))) return false;
+    if (has_bias && (!read(b, bias) || !is_parameter(bias))) return false;
+    if (eps.is_none())
+      problem.eps = x.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+    else
+      problem.eps = PyFloat_AsDouble(eps.ptr());
+    if (PyErr_Occurred()) PyErr_Clear(), problem.eps = -1;
+    if (!(problem.eps >= 0) || std::isinf(problem.eps) || k > problem.n || k == 0) return false;
+    problem.k = k < 0 ? problem.n : k;
+    problem.rows = x.size(0, x.ndim - dims);
+    problem.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
+    return true;
+  }
+  bool is_parameter(const View& p) const {
+    if (p.ndim != dims) return false;
+    for (int d = 0; d < dims; ++d)
+      if (p.shape[d] != x.shape[x.ndim - dims + d]) return false;
+    return true;
+  }
+  // A tensor of x's shape whose rows are contiguous.
+  bool is_like_x(const View& v) const {
+    if (v.ndim != x.ndim || !v.contiguous(v.ndim - dims)) return false;
+    for (int d = 0; d < x.ndim; ++d)
+      if (v.shape[d] != x.shape[d]) return false;
+    return true;
+  }
+  template <class T>
+  Tensor<T> tensor(const View& v) const {
+    return {reinterpret_cast<T*>(v.data), Rows(v, v.ndim - dims)};
+  }
+};
+
+// Gain and bias in the computation dtype, converted once a call where they are not so already.
+template <class C>
+class Parameters {
+ public:
+  Parameters(const Call& call) {
+    affine.round_first = call.flags & ROUND_FIRST;
+    if (call.has_weight) affine.g = prepare(call.weight, call, gain_, call.flags & ZERO_CENTERED);
+    if (call.has_bias) affine.b = prepare(call.bias, call, bias_, false);
+  }
+  Affine<C> affine;
+
+ private:
+  const C* prepare(const View& v, const Call& call, Buffer<C>& buffer, bool plus_one) {
+    const int64_t n = call.problem.n;
+    const bool direct = v.dtype == (sizeof(C) == 8 ? DType::f64 : DType::f32) && v.contiguous(0) && !plus_one;
+    if (direct) return reinterpret_cast<const C*>(v.data);
+    buffer = allocate<C>(n);
+    with_type(v.dtype, [&](auto zero) {
+      using W = decltype(zero);
+      const W* data = reinterpret_cast<const W*>(v.data);
+      const Rows elements(v, v.ndim);  // each element a row of one: any strides
+      Cursor<const W> from(data, elements, 0);
+      for (int64_t i = 0; i < n; ++i, ++from) {
+        if (!plus_one)
+          buffer[i] = C(widen(**from));
+        else if (affine.round_first)  // 1 + w as the framework's expression has it: rounded to the weight's dtype
+          buffer[i] = C(widen(narrow<W>(1 + double(widen(**from)))));
+        else
+          buffer[i] = C(1) + C(widen(**from));
+      }
+    });
+    return buffer.get();
+  }
+  Buffer<C> gain_, bias_;
+};
+
+void write_sums(const View& v, const double* sums, int64_t n) {
+  with_type(v.dtype, [&](auto zero) {
+    using W = decltype(zero);
+    const Rows elements(v, v.ndim);
+    Cursor<W> at(reinterpret_cast<W*>(v.data), elements, 0);
+    for (int64_t i = 0; i < n; ++i, ++at) **at = narrow<W>(sums[i]);
+  });
+}
+
+// ---- the operations ----
+
+template <class Norm, class T, class Y>
+void run_forward(const Call& call, const View& y, const View* residual, const View* sum) {
+  MaybeReleased released(call.problem.rows * call.problem.n);
+  Parameters<compute_t<T>> parameters(call);
+  Forward<T, Y> f;
+  f.x = call.tensor<const T>(call.x);
+  f.y = call.tensor<Y>(y);
+  if (residual) {
+    f.residual = call.tensor<const T>(*residual);
+    f.sum = call.tensor<T>(*sum);
+  }
+  f.affine = parameters.affine;
+  forward<Norm>(call.problem, f);
+}
+
+template <class Norm>
+bool any_forward(const Call& call, const View& y, const View* residual = nullptr, const View* sum = nullptr) {
+  if (!call.is_like_x(y)) return false;
+  const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
+  const bool widened = half && y.dtype == DType::f32 && (call.flags & ROUND_FIRST);
+  if (y.dtype != call.x.dtype && !widened) return false;
+  if ((call.flags & ROUND_FIRST) && call.x.dtype != DType::f64 && call.has_weight && call.weight.dtype == DType::f64)
+    return false;  // the product would be in float64
+  if (call.problem.rows == 0 || call.problem.n == 0) return true;
+  with_type(call.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (sizeof(T) == 2) {
+      if (widened) return run_forward<Norm, T, float>(call, y, residual, sum);
+    }
+    run_forward<Norm, T, T>(call, y, residual, sum);
+  });
+  return true;
+}
+
+template <class Norm, class T, class D>
+void run_backward(const Call& call, const View& dy, const View* dx, const View* plus, const View* dweight,
+                  const View* dbias) {
+  const int64_t n = call.problem.n;
+  Buffer<double> sums;
+  {
+    MaybeReleased released(call.problem.rows * n);
+    Parameters<compute_t<T>> parameters(call);
+    sums = allocate<double>(2 * n);
+    Backward<T, D> b{};
+    b.dy = call.tensor<const D>(dy);
+    b.x = call.tensor<const T>(call.x);
+    if (dx) b.dx = call.tensor<T>(*dx);
+    if (plus) b.plus = call.tensor<const T>(*plus);
+    b.affine = parameters.affine;
+    b.affine.b = nullptr;
+    b.dweight = dweight ? sums.get() : nullptr;
+    b.dbias = dbias ? sums.get() + n : nullptr;
+    backward<Norm>(call.problem, b);
+    if (dweight) write_sums(*dweight, b.dweight, n);
+    if (dbias) write_sums(*dbias, b.dbias, n);
+  }
+}
+
+template <class Norm>
+bool any_backward(const Call& call, nb::handle dy_, nb::handle dx_, nb::handle plus_, nb::handle dweight_,
+                  nb::handle dbias_) {
+  View dy, dx, plus, dweight, dbias;
+  const bool has_dx = !dx_.is_none(), has_plus = !plus_.is_none(), has_dweight = !dweight_.is_none(),
+             has_dbias = !dbias_.is_none();
+  if (!read(dy_, dy) || !call.is_like_x(dy)) return false;
+  if (has_dx && (!read(dx_, dx) || !call.is_like_x(dx) || dx.dtype != call.x.dtype)) return false;
+  if (has_plus && (!read(plus_, plus) || !call.is_like_x(plus) || plus.dtype != call.x.dtype)) return false;
+  if (has_dweight && (!read(dweight_, dweight) || !call.is_parameter(dweight))) return false;
+  if (has_dbias && (!read(dbias_, dbias) || !call.is_parameter(dbias))) return false;
+  const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
+  const bool widened = half && dy.dtype == DType::f32;
+  if (dy.dtype != call.x.dtype && !widened) return false;
+  if (call.problem.n == 0) return true;
+  const auto given = [](bool has, const View& v) { return has ? &v : nullptr; };
+  with_type(call.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto d) {
+      run_backward<Norm, T, decltype(d)>(call, dy, given(has_dx, dx), given(has_plus, plus), given(has_dweight, dweight),
+                                         given(has_dbias, dbias));
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (widened) return run(float{});
+    }
+    run(T{});
+  });
+  return true;
+}
+
+bool rms_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int64_t k,
+              int flags) {
+  Call call;
+  View y;
+  return call.read_all(x, shape, w, b, eps, k, flags) && read(y_, y) && any_forward<RMS>(call, y);
+}
+
+bool layer_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int flags) {
+  Call call;
+  View y;
+  return call.read_all(x, shape, w, b, eps, -1, flags) && read(y_, y) && any_forward<Layer>(call, y);
+}
+
+bool add_rms_norm(nb::handle x, nb::handle residual_, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_,
+                  nb::handle sum_, nb::handle eps, int64_t k, int flags) {
+  Call call;
+  View y, residual, sum;
+  if (!call.read_all(x, shape, w, b, eps, k, flags) || !read(y_, y) || !read(residual_, residual) || !read(sum_, sum))
+    return false;
+  for (const View* v : {&residual, &sum})
+    if (!call.is_like_x(*v) || v->dtype != call.x.dtype) return false;
+  return any_forward<RMS>(call, y, &residual, &sum);
+}
+
+bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
+                       nb::handle dweight, nb::handle dbias, nb::handle eps, int64_t k, int flags) {
+  Call call;
+  return call.read_all(x, shape, w, nb::none(), eps, k, flags) && any_backward<RMS>(call, dy, dx, plus, dweight, dbias);
+}
+
+bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
+                         nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
+  Call call;
+  return call.read_all(x, shape, w, nb::none(), eps, -1, flags) &&
+         any_backward<Layer>(call, dy, dx, plus, dweight, dbias);
+}
+
+}  // namespace
+}  // namespace rmsnorm
+
+NB_MODULE(RMSNORM_MODULE, m) {
+  using namespace rmsnorm;
+  const auto none = nb::arg().none();
+  m.def("rms_norm", &rms_norm, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("layer_norm", &layer_norm, none, none, none, none, none, none, nb::arg());
+  m.def("add_rms_norm", &add_rms_norm, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg(),
+        nb::arg());
+  m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
+  m.def("set_torch_parallel_for", [](uintptr_t address) {
+    torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
+  });
+  m.def("set_exchange", [](nb::handle capsule) {
+    auto* api = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (!api) throw nb::python_error();
+    if (api->major != 1 || !api->tensor_from_object) return false;
+    exchange = api;
+    return true;
+  });
+  m.def("num_threads", [] { return Pool::instance().threads(); });
+  m.def("set_num_threads", [](int threads) { Pool::instance().set_threads(threads); });
+}

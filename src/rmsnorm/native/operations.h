@@ -1,0 +1,195 @@
+// Whole tensors: rows dealt out to threads, statistics, passes, and the sum of dweight over rows.
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "layout.h"
+#include "parallel.h"
+#include "passes.h"
+
+namespace rmsnorm {
+
+// Below this many elements a second thread costs more than it saves.
+constexpr int64_t GRAIN = 32768;
+// From this size of output on, stores go past the caches: the output would not be read again from there, and
+// ordinary stores first read the lines they overwrite.
+constexpr int64_t STREAM_BYTES = 4 << 20;
+// dweight: float32 partial sums over this many rows, which are then added up in float64; tasks of a fixed number of
+// rows, so that neither the number of threads nor the number of rows shows in the result.
+constexpr int64_t LEAF_ROWS = 32;
+constexpr int64_t MAX_TASKS = 64;
+
+struct Problem {
+  int64_t rows, n, k;
+  double eps;
+  Threads threads;
+  int64_t grain() const { return std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, n)); }
+};
+
+struct Free {
+  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+template <class C>
+using Buffer = std::unique_ptr<C[], Free>;
+template <class C>
+Buffer<C> allocate(int64_t count) {  // throws std::bad_alloc, which becomes a MemoryError
+  return Buffer<C>(static_cast<C*>(::operator new[](size_t(std::max<int64_t>(1, count)) * sizeof(C), std::align_val_t(64))));
+}
+
+template <class T>
+struct Tensor {  // data may be null: absent
+  T* data = nullptr;
+  Rows rows;
+  Cursor<T> from(int64_t row) const { return {data, rows, row}; }
+};
+
+template <class T, class Y>
+struct Forward {
+  Tensor<const T> x;
+  Tensor<Y> y;
+  // add_rms_norm: x + residual, rounded to T, is written to sum, and sum is what is normalised.
+  Tensor<const T> residual;
+  Tensor<T> sum;
+  Affine<compute_t<T>> affine;
+};
+
+template <class Norm, unsigned V, bool STREAM, class T, class Y>
+void forward_rows(const Problem& problem, const Forward<T, Y>& call) {
+  using C = compute_t<T>;
+  const int64_t n = problem.n;
+  parallel_for(problem.threads, 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+    auto x = call.x.from(begin);
+    auto y = call.y.from(begin);
+    auto residual = call.residual.from(begin);
+    auto sum = call.sum.from(begin);
+    for (int64_t row = begin; row < end; ++row, ++x, ++y, ++residual, ++sum) {
+      const T* input = *x;
+      if (*residual) {
+        const T *a = *x, *r = *residual;
+        T* s = *sum;
+        sweep<C>(0, n, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA { put(s + i, get(a + i, count) + get(r + i, count), count); });
+        input = s;
+      }
+      const auto s = Norm::statistics(input, n, problem.k, problem.eps);
+      if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
+        forward_pass<Norm, V, STREAM>(Row<T>{input, 1}, *y, n, s, call.affine);
+      else
+        generic_forward_pass<Norm>(Row<T>{input, s.scale}, *y, n, s, call.affine);
+    }
+    if (STREAM) stream_fence();
+  });
+}
+
+template <class Norm, class T, class Y>
+void forward(const Problem& problem, const Forward<T, Y>& call) {
+  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y);
+  const bool streamed = problem.rows * problem.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
+                        reinterpret_cast<uintptr_t>(call.y.data) % bytes == 0 && call.y.rows.aligned(sizeof(Y), bytes);
+  const auto& affine = call.affine;
+  const auto run = [&](auto variant) {
+    constexpr unsigned V = decltype(variant)::value;
+    streamed ? forward_rows<Norm, V, true>(problem, call) : forward_rows<Norm, V, false>(problem, call);
+  };
+  if constexpr (std::is_same_v<T, Y>) {  // another output dtype comes with round_first
+    if (!affine.round_first && affine.g && affine.b) return run(std::integral_constant<unsigned, GAIN | BIAS>{});
+    if (!affine.round_first && affine.g && !affine.b) return run(std::integral_constant<unsigned, GAIN>{});
+    if (!affine.round_first && !affine.g && !affine.b) return run(std::integral_constant<unsigned, PLAIN>{});
+  }
+  forward_rows<Norm, GENERIC, false>(problem, call);
+}
+
+template <class T, class D>
+struct Backward {
+  Tensor<const D> dy;
+  Tensor<const T> x;
+  Tensor<T> dx;
+  Tensor<const T> plus;
+  Affine<compute_t<T>> affine;
+  double *dweight, *dbias;  // n sums each, or null
+};
+
+template <class Norm, unsigned V, class T, class D>
+void backward_range(const Problem& problem, const Backward<T, D>& call, int64_t begin, int64_t end,
+                    compute_t<T>* dweight, compute_t<T>* dbias) {
+  using C = compute_t<T>;
+  auto x = call.x.from(begin);
+  auto dy = call.dy.from(begin);
+  auto dx = call.dx.from(begin);
+  auto plus = call.plus.from(begin);
+  for (int64_t row = begin; row < end; ++row, ++x, ++dy, ++dx, ++plus) {
+    const auto s = Norm::statistics(*x, problem.n, problem.k, problem.eps);
+    const Gradients<T, C> out{*dx, *plus, dweight, dbias};
+    if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
+      backward_pass<Norm, V>(Row<T>{*x, 1}, *dy, problem.n, problem.k, s, call.affine, out);
+    else
+      generic_backward_pass<Norm>(Row<T>{*x, s.scale}, *dy, problem.n, problem.k, s, call.affine, out);
+  }
+}
+
+template <class Norm, unsigned V, class T, class D>
+void backward_rows(const Problem& problem, const Backward<T, D>& call) {
+  using C = compute_t<T>;
+  const int64_t n = problem.n;
+  const int sums = (call.dweight != nullptr) + (call.dbias != nullptr);
+  if (!sums) {  // nothing is summed over rows: they are dealt out as in the forward pass
+    parallel_for(problem.threads, 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+      backward_range<Norm, V>(problem, call, begin, end, nullptr, nullptr);
+    });
+    return;
+  }
+  int64_t task_rows = std::max<int64_t>(2 * LEAF_ROWS, (problem.rows + MAX_TASKS - 1) / MAX_TASKS);
+  task_rows = (task_rows + LEAF_ROWS - 1) / LEAF_ROWS * LEAF_ROWS;
+  const int64_t tasks = std::max<int64_t>(1, (problem.rows + task_rows - 1) / task_rows);
+  const auto leaves = allocate<C>(tasks * sums * n);
+  const auto partial = tasks > 1 ? allocate<double>(tasks * sums * n) : nullptr;
+  const auto total = [&](int sum) { return sum == 0 && call.dweight ? call.dweight : call.dbias; };
+  parallel_for(problem.threads, 0, tasks, std::max<int64_t>(1, problem.grain() / task_rows),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t task = first; task < last; ++task) {
+                   C* leaf = leaves.get() + task * sums * n;
+                   const int64_t end = std::min(problem.rows, (task + 1) * task_rows);
+                   for (int s = 0; s < sums; ++s) {
+                     double* to = partial ? partial.get() + (task * sums + s) * n : total(s);
+                     std::fill_n(to, n, 0.0);
+                   }
+                   for (int64_t row = task * task_rows; row < end; row += LEAF_ROWS) {
+                     std::fill_n(leaf, sums * n, C(0));
+                     backward_range<Norm, V>(problem, call, row, std::min(end, row + LEAF_ROWS),
+                                             call.dweight ? leaf : nullptr, call.dbias ? leaf + (sums - 1) * n : nullptr);
+                     for (int s = 0; s < sums; ++s) {
+                       double* to = partial ? partial.get() + (task * sums + s) * n : total(s);
+                       for (int64_t i = 0; i < n; ++i) to[i] += double(leaf[s * n + i]);
+                     }
+                   }
+                 }
+               });
+  if (!partial) return;
+  // Each thread sums whole columns in the order of the tasks.
+  for (int s = 0; s < sums; ++s)
+    parallel_for(problem.threads, 0, n, std::max<int64_t>(64, GRAIN / tasks), [&](int64_t begin, int64_t end) {
+      double* to = total(s);
+      std::fill(to + begin, to + end, 0.0);
+      for (int64_t task = 0; task < tasks; ++task) {
+        const double* from = partial.get() + (task * sums + s) * n;
+        for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+      }
+    });
+}
+
+template <class Norm, class T, class D>
+void backward(const Problem& problem, const Backward<T, D>& call) {
+  const auto& affine = call.affine;
+  const bool plain = !affine.round_first && !call.plus.data && call.dx.data;
+  const auto is = [&](bool g, bool dweight, bool dbias) {
+    return plain && g == bool(affine.g) && dweight == bool(call.dweight) && dbias == bool(call.dbias);
+  };
+  if constexpr (std::is_same_v<T, D>) {
+    constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
+    if (is(true, true, Norm::centred)) return backward_rows<Norm, TRAINING>(problem, call);
+    if (is(false, false, false)) return backward_rows<Norm, DX>(problem, call);
+  }
+  backward_rows<Norm, GENERIC>(problem, call);
+}
+
+}  // namespace rmsnorm

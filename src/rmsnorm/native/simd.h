@@ -1,0 +1,213 @@
+// Vectors as wide as the instruction set's registers: arithmetic by the compiler's vector extension, which is
+// plain C++ on every target; intrinsics only where it has no word (half precision, masks, streaming stores).
+#pragma once
+
+#include "dtype.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define RMSNORM_AVX512 1
+#define RMSNORM_VECTOR_BYTES 64
+#elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
+#define RMSNORM_AVX2 1
+#define RMSNORM_VECTOR_BYTES 32
+#else
+#define RMSNORM_VECTOR_BYTES 16
+#endif
+
+#define RMSNORM_INLINE inline __attribute__((always_inline))
+#define RMSNORM_INLINE_LAMBDA __attribute__((always_inline))
+#define RMSNORM_NOINLINE __attribute__((noinline))
+
+namespace rmsnorm {
+
+constexpr int VECTOR_BYTES = RMSNORM_VECTOR_BYTES;
+
+template <class C>
+struct vec_of;
+template <>
+struct vec_of<float> {
+  typedef float type __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <>
+struct vec_of<double> {
+  typedef double type __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <class C>
+using Vec = typename vec_of<C>::type;
+
+template <class C>
+constexpr int LANES = VECTOR_BYTES / int(sizeof(C));
+
+typedef uint32_t VecU32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t HalfU16 __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <class C>
+RMSNORM_INLINE Vec<C> splat(C value) {
+  return value - Vec<C>{};
+}
+
+// ---- sixteen-bit vectors to and from float ----
+
+RMSNORM_INLINE Vec<float> unpack(HalfU16 h, bf16) { return (Vec<float>)(__builtin_convertvector(h, VecU32) << 16); }
+
+RMSNORM_INLINE HalfU16 pack(Vec<float> v, bf16) {
+  const VecU32 bits = (VecU32)v;
+  const VecU32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const VecU32 chosen = v == v ? rounded : (bits | 0x400000u);
+  return __builtin_convertvector(chosen >> 16, HalfU16);
+}
+
+#if defined(RMSNORM_AVX512)
+RMSNORM_INLINE Vec<float> unpack(HalfU16 h, f16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
+RMSNORM_INLINE HalfU16 pack(Vec<float> v, f16) {
+  return (HalfU16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif defined(RMSNORM_AVX2)
+RMSNORM_INLINE Vec<float> unpack(HalfU16 h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
+RMSNORM_INLINE HalfU16 pack(Vec<float> v, f16) { return (HalfU16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else  // element by element; as a call, since a copy in every loop would make the module's code ten times as long
+RMSNORM_NOINLINE inline Vec<float> unpack(HalfU16 h, f16) {
+  Vec<float> v;
+  for (int i = 0; i < LANES<float>; ++i) v[i] = widen(f16{h[i]});
+  return v;
+}
+RMSNORM_NOINLINE inline HalfU16 pack(Vec<float> v, f16) {
+  HalfU16 h;
+  for (int i = 0; i < LANES<float>; ++i) h[i] = to_f16(v[i]).bits;
+  return h;
+}
+#endif
+
+// ---- whole vectors: T in memory, compute_t<T> in registers ----
+
+template <class T>
+RMSNORM_INLINE Vec<compute_t<T>> load(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    HalfU16 h;
+    std::memcpy(&h, p, sizeof h);
+    return unpack(h, T{});
+  } else {
+    Vec<T> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+}
+
+template <class T>
+RMSNORM_INLINE void store(T* p, Vec<compute_t<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    const HalfU16 h = pack(v, T{});
+    std::memcpy(p, &h, sizeof h);
+  } else {
+    std::memcpy(p, &v, sizeof v);
+  }
+}
+
+// Past the caches; p must be aligned to the bytes written.
+template <class T>
+RMSNORM_INLINE void stream(T* p, Vec<compute_t<T>> v) {
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(T) == 2)
+    _mm256_stream_si256((__m256i*)p, (__m256i)pack(v, T{}));
+  else
+    _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(RMSNORM_AVX2)
+  if constexpr (sizeof(T) == 2)
+    _mm_stream_si128((__m128i*)p, (__m128i)pack(v, T{}));
+  else
+    _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 2)
+    store(p, v);  // eight bytes: no vector store that streams
+  else
+    _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+
+RMSNORM_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// ---- the first m lanes, 0 < m < LANES: a row's tail; lanes beyond are read as zero and never written ----
+
+template <class T>
+RMSNORM_INLINE Vec<compute_t<T>> load_first(const T* p, int m) {
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(T) == 2)
+    return unpack((HalfU16)_mm256_maskz_loadu_epi16(__mmask16((1u << m) - 1u), p), T{});
+  else if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << m) - 1u), p);
+  else
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << m) - 1u), p);
+#else
+  T row[LANES<compute_t<T>>] = {};
+  for (int i = 0; i < m; ++i) row[i] = p[i];
+  return load(row);
+#endif
+}
+
+template <class T>
+RMSNORM_INLINE void store_first(T* p, Vec<compute_t<T>> v, int m) {
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(T) == 2)
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << m) - 1u), (__m256i)pack(v, T{}));
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << m) - 1u), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << m) - 1u), (__m512d)v);
+#else
+  T row[LANES<compute_t<T>>];
+  store(row, v);
+  for (int i = 0; i < m; ++i) p[i] = row[i];
+#endif
+}
+
+// v with zeros beyond the first count lanes.
+template <class C>
+RMSNORM_INLINE Vec<C> keep_first(Vec<C> v, int count) {
+  if (count == LANES<C>) return v;
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm512_maskz_mov_ps(__mmask16((1u << count) - 1u), (__m512)v);
+  else
+    return (Vec<C>)_mm512_maskz_mov_pd(__mmask8((1u << count) - 1u), (__m512d)v);
+#else
+  for (int i = count; i < LANES<C>; ++i) v[i] = 0;
+  return v;
+#endif
+}
+
+// v as it would be after a trip through T in memory.
+template <class T>
+RMSNORM_INLINE Vec<compute_t<T>> round_to(Vec<compute_t<T>> v) {
+  if constexpr (sizeof(T) == 2)
+    return unpack(pack(v, T{}), T{});
+  else
+    return v;
+}
+
+template <class C>
+RMSNORM_INLINE C lanes_sum(Vec<C> v) {
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(C) == 4)
+    return _mm512_reduce_add_ps((__m512)v);
+  else
+    return _mm512_reduce_add_pd((__m512d)v);
+#else
+  C lane[LANES<C>];
+  std::memcpy(lane, &v, sizeof v);
+  for (int half = LANES<C> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+#endif
+}
+
+}  // namespace rmsnorm

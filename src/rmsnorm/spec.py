@@ -1,0 +1,145 @@
+"""What a normalisation is asked to do, checked once: every message about wrong arguments stands here.
+
+Nothing here knows a framework. Shapes are tuples of ints and dtypes are names ("float32", "bfloat16", …).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+CASTINGS = ("once", "llama")
+
+
+@lru_cache(maxsize=4096)
+def partial_count(n: int, p: float) -> int:
+    """k = ⌈n·p⌉, the number of leading elements whose RMS is taken (paper §3.2).
+
+    ``p`` is read as the simplest fraction that rounds to the given float, so that the product is exact:
+    0.1 of 30 is 3 (in floating point the ceiling would be 4) and 5/9 of 9 is 5.
+
+    Raises ``ValueError`` unless 0 < p ≤ 1, ``TypeError`` if p is not a number.
+    """
+    try:
+        fraction = float(p)
+    except (TypeError, ValueError):
+        raise TypeError(f"p must be a number, 0 < p <= 1, got {p!r}") from None
+    if not 0 < fraction <= 1:
+        raise ValueError(f"p is the fraction of elements whose RMS is taken: 0 < p <= 1, got {p!r}")
+    exact = Fraction(fraction)
+    for digits in range(1, 18):
+        simple = exact.limit_denominator(10**digits)
+        if float(simple) == fraction:
+            exact = simple
+            break
+    return max(1, math.ceil(n * exact)) if n else 0
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """One checked normalisation: ``normalized_shape``, ``eps`` (None: the computation dtype's), p and conventions."""
+
+    normalized_shape: tuple[int, ...]
+    eps: float | None = None
+    p: float = 1.0
+    zero_centered: bool = False
+    casting: str = "once"
+
+    @cached_property
+    def n(self) -> int:
+        """How many elements are normalised together."""
+        return math.prod(self.normalized_shape)
+
+    @cached_property
+    def k(self) -> int:
+        """How many of them, from the first on, the statistic is taken of."""
+        return partial_count(self.n, self.p)
+
+
+def check_spec(
+    normalized_shape: int | Sequence[int],
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+) -> NormSpec:
+    """The arguments as a :class:`NormSpec`, or the error that says what is wrong with them."""
+    return NormSpec(
+        check_shape(normalized_shape), check_eps(eps), check_p(p), check_bool(zero_centered), check_casting(casting)
+    )
+
+
+def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """``normalized_shape`` as a tuple of ints."""
+    shape = (normalized_shape,) if hasattr(normalized_shape, "__index__") else normalized_shape
+    try:
+        shape = tuple(int(extent.__index__()) for extent in shape)  # type: ignore[union-attr]
+    except (TypeError, AttributeError):
+        raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
+    if not shape:
+        raise ValueError("normalized_shape must name at least one dimension, got ()")
+    if min(shape) < 0:
+        raise ValueError(f"normalized_shape must hold no negative extent, got {shape}")
+    return shape
+
+
+def check_eps(eps: float | None) -> float | None:
+    """``eps`` as a finite float that is not negative, or None."""
+    if eps is None:
+        return None
+    try:
+        value = float(eps)
+    except (TypeError, ValueError):
+        raise TypeError(f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}") from None
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"eps stands inside the root and must be finite and not negative, got {eps!r}")
+    return value
+
+
+def check_p(p: float) -> float:
+    """``p`` as a float with 0 < p ≤ 1."""
+    partial_count(1, p)
+    return float(p)
+
+
+def check_bool(zero_centered: bool) -> bool:
+    """``zero_centered`` as a bool."""
+    if zero_centered not in (True, False):
+        raise TypeError(f"zero_centered must be True (gain is 1 + weight) or False, got {zero_centered!r}")
+    return bool(zero_centered)
+
+
+def check_casting(casting: str) -> str:
+    """``casting`` as one of :data:`CASTINGS`."""
+    if casting not in CASTINGS:
+        raise ValueError(
+            f"casting must be 'once' (round after the gain) or 'llama' (round x̂ before the gain), got {casting!r}"
+        )
+    return casting
+
+
+def check_input(name: str, shape: Sequence[int], dtype: str, normalized_shape: tuple[int, ...]) -> None:
+    """The normalised dimensions must be the last ones of a floating array."""
+    if dtype not in FLOATING:
+        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {dtype}; convert it first")
+    if tuple(shape[len(shape) - len(normalized_shape) :]) != normalized_shape or len(shape) < len(normalized_shape):
+        raise ValueError(
+            f"the last dimensions of {name} must be normalized_shape = {normalized_shape}, "
+            f"got {name} of shape {tuple(shape)}"
+        )
+
+
+def check_parameter(name: str, shape: Sequence[int], dtype: str, normalized_shape: tuple[int, ...]) -> None:
+    """Gain and bias have exactly the normalised shape and any floating dtype."""
+    if dtype not in FLOATING:
+        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {dtype}")
+    if tuple(shape) != normalized_shape:
+        raise ValueError(f"{name} must have the shape normalized_shape = {normalized_shape}, got {tuple(shape)}")
+
+
+def check_same(name: str, value: object, of: str, expected: object, what: str) -> None:
+    """``name`` and ``of`` must agree in ``what`` (shape, dtype, device)."""
+    if value != expected:
+        raise ValueError(f"{name} must have the {what} of {of}, {expected}, got {value}")

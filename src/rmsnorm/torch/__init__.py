@@ -1,0 +1,14 @@
+"""RMSNorm, pRMSNorm and LayerNorm for PyTorch: functions and modules.
+
+``rms_norm`` and ``RMSNorm`` stand in for torch's own of these names; ``p`` < 1 makes them pRMSNorm.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as _error:
+    raise ImportError("rmsnorm.torch needs PyTorch >= 2.4: pip install 'rmsnorm[torch]'") from _error
+
+from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
+from rmsnorm.torch.modules import LayerNorm, RMSNorm
+
+__all__ = ["LayerNorm", "RMSNorm", "add_rms_norm", "layer_norm", "rms_norm"]

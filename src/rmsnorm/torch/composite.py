@@ -1,0 +1,197 @@
+"""The same mathematics as differentiable torch expressions: every device, transform and order of derivative.
+
+Slower than the kernels, and what they are replaced by where they cannot serve: under ``vmap``, forward mode and
+other transforms, in a backward pass that is itself differentiated, on devices without a kernel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rmsnorm.spec import NormSpec, check_eps, check_p, check_shape, partial_count
+
+# Fraction arithmetic is nothing that Dynamo could trace, and its result depends on constants alone.
+_count = torch.compiler.assume_constant_result(partial_count)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything shorter."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """Machine epsilon of the computation dtype, as torch takes it."""
+    return torch.finfo(compute_dtype(dtype)).eps
+
+
+def _spec(normalized_shape: int | Sequence[int], eps: float | None, p: float) -> tuple[tuple[int, ...], float | None, int]:
+    shape = check_shape(normalized_shape)
+    n = 1
+    for extent in shape:
+        n *= extent
+    return shape, check_eps(eps), n if p == 1.0 else _count(n, check_p(p))
+
+
+def _rescaling(x: Tensor, eps: float) -> Tensor:
+    """A power of two for each row, 1 but where the sum of its squares would leave the normal range."""
+    info = torch.finfo(x.dtype)
+    bits = 60 if x.dtype == torch.float32 else 500
+    largest = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps**0.5)
+    rare = (largest > 2.0**bits) | (largest < 2.0 ** (10 - bits))
+    usual = ~rare | (largest == 0) | ~torch.isfinite(largest)
+    most = float(-torch.floor(torch.log2(torch.tensor(info.tiny, dtype=torch.float64))))
+    exponent = torch.log2(torch.where(usual, 1.0, largest)).floor().clamp(-most, most)
+    return torch.exp2(-exponent).to(x.dtype)
+
+
+def _rms(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
+    """x̂ and d x̂/d x's common factor 1/RMS over the last dimension."""
+    scale = _rescaling(x[..., :k], eps)
+    x = x * scale
+    rstd = torch.rsqrt(x[..., :k].square().mean(-1, keepdim=True) + _scaled_eps(eps, scale))
+    return x * rstd, rstd * scale
+
+
+def _layer(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
+    scale = _rescaling(x, eps)
+    x = x * scale
+    x = x - x.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + _scaled_eps(eps, scale))
+    return x * rstd, rstd * scale
+
+
+def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
+    return (eps**0.5 * scale).square()  # the root first: scale² alone need not be representable
+
+
+def _gain(weight: Tensor, zero_centered: bool, casting: str, dtype: torch.dtype) -> Tensor:
+    gain = weight if casting == "llama" else weight.to(dtype)
+    return 1 + gain if zero_centered else gain
+
+
+def _affine(
+    xhat: Tensor, weight: Tensor | None, bias: Tensor | None, zero_centered: bool, casting: str, dtype: torch.dtype
+) -> Tensor:
+    """ŷ = x̂ ⊙ g + b: rounded once at the end, or, as Llama's code does, at each step."""
+    if casting == "llama":
+        y = xhat.to(dtype)
+        y = y if weight is None else _gain(weight, zero_centered, casting, dtype) * y
+        return y if bias is None else y + bias
+    y = xhat if weight is None else xhat * _gain(weight, zero_centered, casting, xhat.dtype)
+    y = y if bias is None else y + bias.to(xhat.dtype)
+    return y.to(dtype)
+
+
+def _flat(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return t if len(shape) == 1 else t.flatten(-len(shape))
+
+
+def _normalize(statistic, input: Tensor, shape: tuple[int, ...], k: int, eps: float | None) -> tuple[Tensor, Tensor]:
+    x = _flat(input, shape).to(compute_dtype(input.dtype))
+    if x.shape[-1] == 0:  # nothing to take a statistic of
+        return x, x.new_ones((*x.shape[:-1], 1))
+    return statistic(x, k, default_eps(input.dtype) if eps is None else eps)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+) -> Tensor:
+    """:func:`rmsnorm.torch.rms_norm` in torch's own operations."""
+    shape, eps, k = _spec(normalized_shape, eps, p)
+    xhat = _normalize(_rms, input, shape, k, eps)[0].reshape(input.shape)
+    return _affine(xhat, weight, bias, zero_centered, casting, input.dtype)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = 1e-5,
+) -> Tensor:
+    """:func:`rmsnorm.torch.layer_norm` in torch's own operations."""
+    shape, eps, k = _spec(normalized_shape, eps, 1.0)
+    xhat = _normalize(_layer, input, shape, k, eps)[0].reshape(input.shape)
+    return _affine(xhat, weight, bias, False, "once", input.dtype)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+) -> tuple[Tensor, Tensor]:
+    """:func:`rmsnorm.torch.add_rms_norm` in torch's own operations."""
+    new_residual = (input + residual).to(residual.dtype)
+    normed = rms_norm(
+        new_residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+    )
+    return (normed.to(input.dtype) if residual.dtype != input.dtype else normed), new_residual
+
+
+def _backward(statistic, centred, dy, input, weight, bias, spec: NormSpec, wants):
+    xhat, factor = _normalize(statistic, input, spec.normalized_shape, spec.k, spec.eps)
+    dtype = xhat.dtype
+    g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype).flatten()
+    dy = _flat(dy, spec.normalized_shape).to(dtype)
+    dx = dweight = dbias = None
+    if wants[0]:
+        u = dy if g is None else dy * g
+        along = xhat * ((u * xhat).sum(-1, keepdim=True) / max(1, spec.k))
+        if spec.k < spec.n:  # only the first k elements feed the statistic
+            along = torch.nn.functional.pad(along[..., : spec.k], (0, spec.n - spec.k))
+        u = u - along - u.mean(-1, keepdim=True) if centred and spec.n else u - along
+        dx = (u * factor).to(input.dtype).reshape(input.shape)
+    outer = tuple(range(dy.dim() - 1))
+    if wants[1]:
+        seen = xhat.to(input.dtype).to(dtype) if spec.casting == "llama" else xhat
+        dweight = _over_rows(dy * seen, outer).to(weight.dtype).reshape(weight.shape)
+    if wants[2]:
+        dbias = _over_rows(dy, outer).to(bias.dtype).reshape(bias.shape)
+    return dx, dweight, dbias
+
+
+def _over_rows(t: Tensor, outer: tuple[int, ...]) -> Tensor:
+    return t.sum(outer) if outer else t  # sum(()) would be the sum over everything
+
+
+def rms_norm_backward(
+    dy: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+    wants: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of :func:`rms_norm` as a differentiable expression.
+
+    dx = (g ⊙ dy − m ⊙ x̂·⟨g ⊙ dy, x̂⟩/k) / RMS, m the mask of the first k (paper §4.2); dweight = Σ dy ⊙ x̂; dbias = Σ dy.
+    """
+    return _backward(_rms, False, dy, input, weight, bias, spec, wants)
+
+
+def layer_norm_backward(
+    dy: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+    wants: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of :func:`layer_norm` as a differentiable expression."""
+    return _backward(_layer, True, dy, input, weight, bias, spec, wants)

@@ -1,0 +1,180 @@
+"""The public functions, and which way a call goes.
+
+- ordinary CPU tensors, eager: :mod:`~rmsnorm.torch.eager`, straight to the kernels;
+- under ``torch.compile`` and ``torch.export``, on a CPU: the operators of :mod:`~rmsnorm.torch.ops`;
+- everything else (other devices, transforms, subclasses, fake tensors): :mod:`~rmsnorm.torch.composite`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from rmsnorm.torch import checks, composite, eager, ops
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""Root mean square normalisation over the last dimensions; with ``p`` < 1, pRMSNorm.
+
+    .. math:: y_i = \frac{x_i}{\sqrt{\frac{1}{k} \sum_{j \le k} x_j^2 + eps}} \, g_i + b_i, \qquad k = \lceil n p \rceil
+
+    Positionally compatible with :func:`torch.nn.functional.rms_norm`.
+
+    Args:
+        input: (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        normalized_shape: the last dimensions, over whose n elements the statistic is taken.
+        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
+        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        bias: b, of shape ``normalized_shape`` and any floating dtype; None: 0.
+        p: the fraction of elements (in row-major order, the first ⌈n·p⌉) whose RMS is taken, 0 < p ≤ 1.
+        zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
+        casting: ``"once"``: x̂·g + b is computed in the computation dtype and rounded once to the input's dtype.
+            ``"llama"``: x̂ is rounded to the input's dtype *before* the gain, as Hugging Face's Llama does, and the
+            result has the dtype that promotion with weight and bias gives.
+        out: where to write; not differentiable. Of the result's shape, dtype and device; it may be ``input`` itself.
+
+    Computation is in float32, or float64 for float64 inputs. The result of a row depends on that row alone. Rows of
+    finite numbers do not overflow or underflow in the statistic, however large or small; NaN stays in its row.
+    Derivatives of every order, forward mode and ``torch.func`` transforms are right.
+
+    Returns:
+        y, of the input's shape (and dtype, but for ``casting="llama"``).
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
+    """
+    if is_compiling():
+        way = ops if input.is_cpu else composite
+        y = way.rms_norm(
+            input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        )
+        return _finish(y, out, input, weight, bias)
+    plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
+    if eager.direct(input, weight, bias):
+        if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
+            if out is None:
+                return eager.RMSNormFunction.apply(input, weight, bias, plan)
+            checks.refuse_out()
+        return eager.rms_norm(input, weight, bias, plan, out)
+    checks.check_tensors(plan.shape, input, weight, bias)
+    y = composite.rms_norm(
+        input, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+    )
+    return _finish(y, out, input, weight, bias)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""Layer normalisation over the last dimensions, in the same kernels as :func:`rms_norm`: the fair comparator.
+
+    .. math:: y_i = \frac{x_i - \mu}{\sqrt{\frac{1}{n} \sum_j (x_j - \mu)^2 + eps}} \, g_i + b_i
+
+    Positionally compatible with :func:`torch.nn.functional.layer_norm`. The arguments, the dtype policy and what is
+    raised are those of :func:`rms_norm`; the mean is corrected for its own rounding, so that rows far from zero lose
+    nothing more than their input's last place.
+
+    Returns:
+        y, of the input's shape and dtype.
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
+    """
+    if is_compiling():
+        way = ops if input.is_cpu else composite
+        return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
+    plan = eager.plan(_hashable(normalized_shape), eps)
+    if eager.direct(input, weight, bias):
+        if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
+            if out is None:
+                return eager.LayerNormFunction.apply(input, weight, bias, plan)
+            checks.refuse_out()
+        return eager.layer_norm(input, weight, bias, plan, out)
+    checks.check_tensors(plan.shape, input, weight, bias)
+    return _finish(composite.layer_norm(input, plan.shape, weight, bias, plan.eps), out, input, weight, bias)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+) -> tuple[Tensor, Tensor]:
+    """The residual step of a pre-norm network in one pass over memory.
+
+    new_residual = input + residual, rounded to the residual's dtype; normed = rms_norm(new_residual, …) *of that
+    rounded sum*, so that the pair equals the two separate operations bit for bit. Where input and residual differ in
+    dtype, normed is rounded to the residual's dtype and then to the input's.
+
+    Args:
+        input: (…, *normalized_shape), what the sublayer has written.
+        residual: of the same shape, the stream it is added to.
+        normalized_shape, weight, eps, bias, p, zero_centered, casting: as in :func:`rms_norm`.
+
+    Returns:
+        (normed, new_residual): normed in the input's dtype, new_residual in the residual's.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+    """
+    if is_compiling():
+        way = ops if input.is_cpu else composite
+        return way.add_rms_norm(
+            input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        )
+    plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
+    checks.check_residual(input, residual)
+    if eager.direct(input, residual, weight, bias):
+        if torch.is_grad_enabled() and (_wants_grad(input, weight, bias) or residual.requires_grad):
+            return eager.AddRMSNormFunction.apply(input, residual, weight, bias, plan)
+        return eager.add_rms_norm(input, residual, weight, bias, plan)
+    checks.check_tensors(plan.shape, input, weight, bias)
+    return composite.add_rms_norm(
+        input, residual, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+    )
+
+
+def _hashable(normalized_shape: int | Sequence[int]) -> int | tuple[int, ...]:
+    return tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape  # type: ignore[return-value]
+
+
+def _wants_grad(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return (
+        input.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    )
+
+
+def _finish(y: Tensor, out: Tensor | None, *inputs: Tensor | None) -> Tensor:
+    if out is None:
+        return y
+    if torch.is_grad_enabled() and y.requires_grad:
+        checks.refuse_out()
+    checks.check_out(out, y.dtype, *inputs)
+    return out.copy_(y)

@@ -1,0 +1,142 @@
+"""The modules: they hold parameters; :mod:`~rmsnorm.torch.functional` holds the mathematics."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rmsnorm.spec import check_shape, check_spec
+from rmsnorm.torch import functional
+
+
+class RMSNorm(nn.Module):
+    r"""RMSNorm, and with ``p`` < 1 pRMSNorm, over the last dimensions: :func:`rmsnorm.torch.rms_norm` with a gain.
+
+    .. math:: y = \frac{x}{\mathrm{RMS}_k(x)} \odot g + b, \qquad
+              \mathrm{RMS}_k(x) = \sqrt{\tfrac{1}{k} \textstyle\sum_{i \le k} x_i^2 + eps}, \quad k = \lceil n p \rceil
+
+    Takes the place of :class:`torch.nn.RMSNorm`: the same positional arguments and the same ``state_dict`` key
+    ``weight``.
+
+    Args:
+        normalized_shape: the last dimensions of the input.
+        eps: inside the root; None: machine epsilon of the computation dtype.
+        elementwise_affine: whether there is a gain, 1 at the start (0 if ``zero_centered``: the gain is 1 + weight).
+        device, dtype: of the parameters, which need not be the input's.
+        bias: whether there is a bias too, 0 at the start, under the key ``bias``.
+        p, zero_centered, casting: see :func:`rmsnorm.torch.rms_norm`, also for the dtype policy.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received; a bias without ``elementwise_affine`` too.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3.
+    """
+
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting")
+    normalized_shape: tuple[int, ...]
+    eps: float | None
+    elementwise_affine: bool
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        p: float = 1.0,
+        zero_centered: bool = False,
+        casting: str = "once",
+    ) -> None:
+        super().__init__()
+        spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
+        self.normalized_shape = spec.normalized_shape
+        self.eps = spec.eps
+        self.elementwise_affine = elementwise_affine
+        self.p = spec.p
+        self.zero_centered = spec.zero_centered
+        self.casting = spec.casting
+        if bias and not elementwise_affine:
+            raise ValueError("bias=True needs elementwise_affine=True, got False; leave out the bias or allow the gain")
+        for name, wanted in (("weight", elementwise_affine), ("bias", bias)):
+            made = nn.Parameter(torch.empty(spec.normalized_shape, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1 and bias 0."""
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.rms_norm(
+            input,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            bias=self.bias,
+            p=self.p,
+            zero_centered=self.zero_centered,
+            casting=self.casting,
+        )
+
+    def extra_repr(self) -> str:
+        said = [f"{self.normalized_shape}", f"eps={self.eps}", f"elementwise_affine={self.elementwise_affine}"]
+        said += [f"{name}={value}" for name, value, usual in self._unusual() if value != usual]
+        return ", ".join(said)
+
+    def _unusual(self) -> list[tuple[str, object, object]]:
+        return [
+            ("bias", self.bias is not None, False),
+            ("p", self.p, 1.0),
+            ("zero_centered", self.zero_centered, False),
+            ("casting", self.casting, "once"),
+        ]
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm in this package's kernels, for comparisons that leave only the algorithm to differ.
+
+    Takes the place of :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``. The equation, the dtype
+    policy and what is raised: :func:`rmsnorm.torch.layer_norm`.
+    """
+
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine")
+    normalized_shape: tuple[int, ...]
+    eps: float
+    elementwise_affine: bool
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalized_shape = check_shape(normalized_shape)
+        self.eps = check_spec(normalized_shape, eps).eps or 0.0
+        self.elementwise_affine = elementwise_affine
+        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
+            made = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1 and bias 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
