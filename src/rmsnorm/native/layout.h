@@ -1,13 +1,14 @@
 // How the rows of a tensor lie in memory: any outer strides, the normalised elements contiguous.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "dtype.h"
 
 namespace rmsnorm {
 
-constexpr int MAX_DIMS = 16;
+constexpr int MAX_DIMS = 64;  // what torch and NumPy allow
 
 // A tensor as its owner describes it; strides count elements.
 struct View {
@@ -22,10 +23,33 @@ struct View {
     return product;
   }
   bool contiguous(int begin) const {  // the dimensions from begin on
+    if (size(0, ndim) == 0) return true;  // NumPy's strides of empty arrays mean nothing
     int64_t expected = 1;
     for (int d = ndim - 1; d >= begin; --d) {
       if (shape[d] != 1 && stride[d] != expected) return false;
       expected *= shape[d];
+    }
+    return true;
+  }
+  int64_t bytes() const {  // from the first element to behind the last; strides are not negative where it matters
+    int64_t last = 0;
+    for (int d = 0; d < ndim; ++d) last += (shape[d] - 1) * stride[d];
+    return (last + 1) * int64_t(item_size(dtype));
+  }
+  bool overlaps(const View& other) const { return data < other.data + other.bytes() && other.data < data + bytes(); }
+  bool is_same_memory(const View& other) const {
+    return data == other.data && dtype == other.dtype && std::equal(stride, stride + ndim, other.stride);
+  }
+  // Whether no two elements are one place in memory (sufficient, and true of every permuted dense tensor).
+  bool writable() const {
+    int order[MAX_DIMS], used = 0;
+    for (int d = ndim - 1; d >= 0; --d)
+      if (shape[d] != 1) order[used++] = d;
+    std::stable_sort(order, order + used, [this](int a, int b) { return stride[a] < stride[b]; });
+    int64_t reach = 1;
+    for (int i = 0; i < used; ++i) {
+      if (stride[order[i]] < reach) return false;
+      reach = stride[order[i]] * shape[order[i]];
     }
     return true;
   }

@@ -145,12 +145,18 @@ void run_forward(const Call& call, const View& y, const View* residual, const Vi
 template <class Norm>
 bool any_forward(const Call& call, const View& y, const View* residual = nullptr, const View* sum = nullptr) {
   if (!call.is_like_x(y)) return false;
+  if (call.problem.rows == 0 || call.problem.n == 0) return true;
+  // A row is read before it is written, so that y may be x itself; but no other memory that is still to be read.
+  if (!y.contiguous(0) && !y.writable()) return false;
+  if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
+  if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
   const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
   const bool widened = half && y.dtype == DType::f32 && (call.flags & ROUND_FIRST);
   if (y.dtype != call.x.dtype && !widened) return false;
-  if ((call.flags & ROUND_FIRST) && call.x.dtype != DType::f64 && call.has_weight && call.weight.dtype == DType::f64)
-    return false;  // the product would be in float64
-  if (call.problem.rows == 0 || call.problem.n == 0) return true;
+  if ((call.flags & ROUND_FIRST) && call.has_weight) {
+    if (call.x.dtype != DType::f64 && call.weight.dtype == DType::f64) return false;  // a product in float64
+    if (widened && call.weight.dtype == call.x.dtype) return false;  // a product in half precision, then a wider bias
+  }
   with_type(call.x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 2) {

@@ -37,7 +37,7 @@ RMSNORM_INLINE void forward_pass(Row<T> x, Y* y, int64_t n, const Statistics<C> 
     Vec<C> v = normalized<Norm, V>(x, i, count, s, round_first);
     if ((V & GENERIC) ? g != nullptr : bool(V & GAIN)) v *= get(g + i, count);
     if ((V & GENERIC) ? b != nullptr : bool(V & BIAS)) {
-      if ((V & GENERIC) && round_first) v = round_to<Y>(v);
+      if ((V & GENERIC) && round_first) v = unfused(round_to<Y>(v));
       v += get(b + i, count);
     }
     if (STREAM && count == LANES<C>)

@@ -194,6 +194,19 @@ RMSNORM_INLINE Vec<compute_t<T>> round_to(Vec<compute_t<T>> v) {
     return v;
 }
 
+// v as a finished product: what is added to it next is not fused with the multiplication before.
+template <class V>
+RMSNORM_INLINE V unfused(V v) {
+#if defined(RMSNORM_AVX512)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 template <class C>
 RMSNORM_INLINE C lanes_sum(Vec<C> v) {
 #if defined(RMSNORM_AVX512)

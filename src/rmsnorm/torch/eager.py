@@ -3,7 +3,7 @@
 A forward pass saves its input and gain and nothing else: the backward pass needs every row twice anyway, and takes
 the row's statistic again on the way (one more multiply-add an element, from the first cache level).
 
-Whatever the kernels do not serve (more than 16 dimensions, a float64 gain with Llama's casting) the composite does.
+What the kernels do not serve (Llama's casting with a gain or bias of certain wider dtypes) the composite does.
 """
 
 from collections.abc import Sequence

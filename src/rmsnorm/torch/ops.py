@@ -120,21 +120,26 @@ def _fake(input, shape, weight, bias, dtype=None):
 
 
 def _rms_norm_fake(input, shape, weight, bias, eps, *how):
-    plan = eager.plan(tuple(shape), eps, *how)
-    return _fake(input, shape, weight, bias, eager.output_dtype(input, weight, bias, plan.spec.casting))
+    casting = _checked(eps, *how)
+    return _fake(input, shape, weight, bias, eager.output_dtype(input, weight, bias, casting))
 
 
 def _add_rms_norm_fake(input, residual, shape, weight, bias, eps, *how):
     checks.check_residual(input, residual)
-    dtype = input.dtype
+    casting, dtype = _checked(eps, *how), input.dtype
     if dtype == residual.dtype:
-        dtype = eager.output_dtype(input, weight, bias, eager.plan(tuple(shape), eps, *how).spec.casting)
+        dtype = eager.output_dtype(input, weight, bias, casting)
     return _fake(input, shape, weight, bias, dtype), _fake(residual, shape, None, None)
 
 
 def _layer_norm_fake(input, shape, weight, bias, eps):
-    eager.plan(tuple(shape), eps)
+    _checked(eps)
     return _fake(input, shape, weight, bias)
+
+
+def _checked(eps, *how):
+    """The casting, all else being checked; the shape is left out, since its extents may be symbols here."""
+    return eager.plan(1, eps, *how).spec.casting
 
 
 def _gradients_fake(input, weight, bias, wants):
@@ -235,14 +240,19 @@ def _differentiated(expression: Callable, wants_at: int) -> Callable:
     return backward
 
 
-# ---- batching: the composite is a torch expression and can be mapped over ----
+# ---- batching: one call an example; vmap itself goes to the composite, only captured graphs come here ----
 
 
-def _batched(expression: Callable) -> Callable:
+def _batched(operator: Callable) -> Callable:
     def rule(info, in_dims, *args):
-        dims = tuple(d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True))
-        output = torch.vmap(expression, in_dims=dims, randomness=info.randomness)(*args)
-        return output, (0,) * len(output) if isinstance(output, tuple) else 0
+        def example(i):
+            return (a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))
+
+        in_dims = tuple(d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True))
+        outputs = [operator(*example(i)) for i in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), (0,) * len(outputs[0])
 
     return rule
 
@@ -253,7 +263,7 @@ def _register(name: str, cpu: Callable, any_device: Callable, fake: Callable, ba
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=_library)
     torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=save, lib=_library)
     if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
-        torch.library.register_vmap(f"rmsnorm::{name}", _batched(any_device), lib=_library)
+        torch.library.register_vmap(f"rmsnorm::{name}", _batched(getattr(_ops, name)), lib=_library)
 
 
 _register("rms_norm", _rms_norm_cpu, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)

@@ -1,0 +1,191 @@
+"""What is measured: one case is one operation on one shape, dtype and number of threads.
+
+Light to import: the command line reads its names from here.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rmsnorm.errors import UserError
+
+OPS = ("rms_norm", "layer_norm", "add_rms_norm")
+DIRECTIONS = ("forward", "forward+backward")
+DTYPES = {"float32": 4, "bfloat16": 2}
+DEVICES = ("cpu",)
+EPS = 1e-6  # given explicitly to every provider: their defaults differ
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. ``p`` is the fraction of each row that the RMS is taken over (1: RMSNorm)."""
+
+    op: str
+    direction: str
+    dtype: str
+    rows: int
+    n: int
+    p: float = 1.0
+    threads: int = 1
+    device: str = "cpu"
+
+    @property
+    def backward(self) -> bool:
+        return self.direction == "forward+backward"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the input."""
+        return self.rows * self.n * DTYPES[self.dtype]
+
+    @property
+    def traffic(self) -> tuple[tuple[str, ...], ...]:
+        """For each array of the input's size that must be written, those that must be read; gains are negligible.
+
+        The fused addition also reads the residual and writes the sum. Its backward reads the sum (x stands for it
+        here) and two gradients, and writes one, which serves both summands.
+        """
+        if self.op == "add_rms_norm":
+            return (("x",), ("residual", "x"), ("dy", "dh")) if self.backward else (("x",), ("residual",))
+        return (("x",), ("dy", "x")) if self.backward else (("x",),)
+
+    @property
+    def bytes_moved(self) -> int:
+        """What no implementation can do without: each array read or written once."""
+        return self.bytes * sum(len(reads) + 1 for reads in self.traffic)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what a provider returns, in order: "h" is the sum of input and residual."""
+        added = self.op == "add_rms_norm"
+        names: tuple[str, ...] = ("y", "h") if added else ("y",)
+        if self.backward:
+            names += ("dx", "dresidual", "dweight") if added else ("dx", "dweight")
+            names += ("dbias",) if self.op == "layer_norm" else ()
+        return names
+
+    @property
+    def shape(self) -> str:
+        return f"{self.rows}x{self.n}"
+
+    @property
+    def operation(self) -> str:
+        return self.op if self.p == 1 else f"{self.op} p={self.p:g}"
+
+    @property
+    def group(self) -> str:
+        """Everything but the shape, in words: the heading of a table."""
+        return f"{self.operation}, {self.direction}, {self.dtype}, {count(self.threads, 'thread')}"
+
+    def __str__(self) -> str:
+        return f"{self.group}, {self.shape}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _product(**choices: Sequence[Any]) -> list[Case]:
+    shapes = choices.pop("shape")
+    return [
+        Case(rows=rows, n=n, **dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+        for rows, n in shapes
+    ]
+
+
+BATCHES = [(1, 1024), (32, 1024), (256, 1024), (4096, 1024), (2048, 4096), (16384, 4096)]
+ODD = [(256, 1023), (256, 5121)]
+QK_NORM = [(100_000, 64), (100_000, 128)]  # rows are tokens × heads
+
+
+def default_cases(threads: int) -> list[Case]:
+    """The recorded set: RMSNorm everywhere on all ``threads``, the rest where it tells something new."""
+    both, dtypes, every = DIRECTIONS, tuple(DTYPES), [threads]
+    mid = [(32, 1024), (256, 1024), (4096, 1024), (2048, 4096)]
+    cases = [
+        *_product(op=["rms_norm"], direction=both, dtype=dtypes, threads=every, shape=[*BATCHES, *ODD, *QK_NORM]),
+        *_product(op=["rms_norm"], direction=both, dtype=["float32"], threads=[1], shape=[*BATCHES[:4], QK_NORM[1]]),
+        *_product(op=["rms_norm"], direction=both, dtype=dtypes, p=[0.0625], threads=every, shape=mid),
+        *_product(op=["add_rms_norm"], direction=both, dtype=dtypes, threads=every, shape=mid),
+        *_product(op=["layer_norm"], direction=both, dtype=dtypes, threads=every, shape=BATCHES[2:4]),
+    ]
+    return list(dict.fromkeys(cases))
+
+
+def quick_cases(threads: int) -> list[Case]:
+    """A smoke of about a minute: every operation and kind of provider once, no figure worth keeping."""
+    every, shape = [threads], [(64, 1023)]
+    f32, bf16 = ["float32"], ["bfloat16"]
+    return [
+        *_product(op=["rms_norm"], direction=DIRECTIONS, dtype=f32 + bf16, threads=every, shape=shape),
+        *_product(op=["rms_norm"], direction=DIRECTIONS, dtype=f32, p=[0.0625], threads=every, shape=shape),
+        *_product(op=["layer_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
+        *_product(op=["add_rms_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
+    ]
+
+
+def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:
+    """The cases with the coordinates that the user gave put in place of their own, without repetition.
+
+    ``choices`` maps a flag to its values, each a change of fields: {"shape": [{"rows": 7, "n": 64}]}.
+    """
+    changed = [
+        replace(case, **{field: value for change in changes for field, value in change.items()})
+        for case in cases
+        for changes in itertools.product(*choices.values())
+    ]
+    # LayerNorm has no partial statistic: its cases arise here when only one of op and p was given.
+    chosen = [case for case in dict.fromkeys(changed) if case.op != "layer_norm" or case.p == 1]
+    if not chosen:
+        raise UserError("p must be 1 for layer_norm, which has no partial statistic; choose another --op or --p 1")
+    return chosen
+
+
+def keep(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:
+    """The recorded cases that agree with one value of every flag."""
+
+    def agrees(case: Case, change: dict[str, Any]) -> bool:
+        return all(getattr(case, field) == value for field, value in change.items())
+
+    kept = [case for case in cases if all(any(agrees(case, c) for c in changes) for changes in choices.values())]
+    if not kept:
+        raise UserError("no recorded case agrees with the flags given; leave some out to see what there is")
+    return kept
+
+
+def named(what: str, value: str, known: Iterable[str]) -> str:
+    """``value`` if it is a known name."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"--{what} must be one of {', '.join(known)}; received {value!r}")
+    return value
+
+
+def shape(text: str) -> dict[str, Any]:
+    """``256x1024``: rows × n."""
+    rows, _, n = text.lower().replace("×", "x").partition("x")
+    if not (rows.isdecimal() and n.isdecimal() and int(rows) > 0 and int(n) > 0):
+        raise UserError(f"--shape must be ROWSxN with two positive numbers, such as 256x1024; received {text!r}")
+    return {"rows": int(rows), "n": int(n)}
+
+
+def fraction(text: str) -> dict[str, Any]:
+    try:
+        p = float(text)
+    except ValueError:
+        p = float("nan")
+    if not 0 < p <= 1:
+        raise UserError(f"--p must be a fraction with 0 < p <= 1, such as 0.0625; received {text!r}")
+    return {"p": p}
+
+
+def threads(text: str, usable: int) -> dict[str, Any]:
+    number = usable if text == "all" else int(text) if text.isdecimal() else 0
+    if not 1 <= number <= usable:
+        raise UserError(f"--threads must be from 1 to {usable}, what this process may use, or all; received {text!r}")
+    return {"threads": number}

@@ -1,0 +1,93 @@
+"""One case from its inputs to its record: build, verify, and only then time."""
+
+import gc
+import resource
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from time import perf_counter
+
+import torch
+
+from rmsnorm import machine
+from rmsnorm.bench.cases import Case
+from rmsnorm.bench.oracle import Inputs, Oracle, WrongError, make_inputs
+from rmsnorm.bench.providers import Provider
+from rmsnorm.bench.records import Record, Result
+from rmsnorm.bench.timing import Call, Plan, measure
+
+
+def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:
+    """Verify and time the installed ``providers`` on one case; ``tell`` hears what is being done, never while timing.
+
+    A provider that fails or returns wrong numbers is recorded as such and not timed.
+    """
+    torch.set_num_threads(case.threads)
+    inputs = make_inputs(case)
+    oracles: dict[Case, Oracle] = {}
+    calls: dict[str, Call] = {}
+    errors: dict[str, dict[str, float]] = {}
+    skipped: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for provider in providers:
+        if reason := provider.refuses(case):
+            skipped[provider.name] = reason
+            continue
+        tell(f"verifying {provider.name}")
+        try:
+            calls[provider.name], errors[provider.name] = _verified(provider, case, inputs, oracles)
+        except WrongError as error:
+            wrong[provider.name] = str(error)
+        except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
+            wrong[provider.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    oracles.clear()
+
+    gc.collect()
+    gc.disable()
+    start, preempted = perf_counter(), _preemptions()
+    try:
+        times = measure(calls, plan, pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"))
+    finally:
+        gc.enable()
+    preemptions = (_preemptions() - preempted) / (perf_counter() - start)
+    results = {}
+    for provider in providers:
+        if provider.name in times:
+            results[provider.name] = Result(
+                computes=provider.computes(case).operation,
+                fresh=provider.fresh,
+                limit=provider.limit,
+                errors={name: float(f"{error:.3g}") for name, error in errors[provider.name].items()},
+                times_ns=[round(time, 1) for time in times[provider.name]],
+            )
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Record(case, now, machine.describe(), round(preemptions, 1), results, skipped, wrong)
+
+
+def _preemptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _verified(
+    provider: Provider, case: Case, inputs: Inputs, oracles: dict[Case, Oracle]
+) -> tuple[Call, dict[str, float]]:
+    """The provider's call and its errors, the oracle being computed once for each thing computed."""
+    prepared = provider.build(case, inputs)
+    if provider.limit:
+        return prepared.call, {}
+    computed = provider.computes(case)
+    if computed not in oracles:
+        oracles[computed] = Oracle(computed, inputs)
+    return prepared.call, oracles[computed].check(prepared.outputs(prepared.call()))
+
+
+def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
+    """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
+    names = [provider.name for provider in providers if provider.refuses(case) is None]
+    building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
+    a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 8e9
+    oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)
+    return building + oracle + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
+
+
+# Times the copy's, in the large cases that rule the estimate.
+_SLOWNESS = {"copy": 1.0, "rmsnorm-out": 1.0, "onnxruntime-out": 1.5, "F.rms_norm": 12.0, "numpy": 12.0}

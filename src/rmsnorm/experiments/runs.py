@@ -1,0 +1,163 @@
+"""The records of finished runs: one file of one JSON line each, so that ``cat runs/*.jsonl`` is JSON Lines.
+
+A record is written under another name and renamed, so a file is there whole or not at all, however the process ended.
+Its name ends in a hash of what identifies the run; a record that was damaged or edited afterwards is an error, never
+skipped.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Collection
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rmsnorm.errors import UserError
+
+SCHEMA = 1
+
+Record = dict[str, Any]
+
+_FIELDS: dict[str, type] = {
+    "schema": int,
+    "task": str,
+    "kind": str,
+    "identity": dict,
+    "machine": dict,
+    "finished": str,
+    "result": dict,
+}
+
+
+def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:
+    """Where the run lies: readable first, then the hash that decides."""
+    digest = hashlib.sha256(_dumps([SCHEMA, task, kind, identity]).encode()).hexdigest()[:12]
+    parts = [task, kind]
+    if kind == "run":
+        parts = [task, identity["norm"], f"seed{identity['seed']}"]
+    return f"{'-'.join(parts)}-{digest}.jsonl"
+
+
+class RunStore:
+    """The folder of records. Reading it checks every record in it, but for those in ``replaced``."""
+
+    def __init__(self, folder: Path, replaced: Collection[str] = ()) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths = sorted(path for path in folder.glob("*.jsonl") if path.name not in replaced)
+            self._records = {path.name: _read(path) for path in paths}
+            write_whole(folder / ".writable", b"")
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"--out must be a folder that can be written; {str(folder)!r} cannot: {error.strerror}."
+            ) from None
+
+    def get(self, task: str, kind: str, identity: dict[str, Any]) -> Record | None:
+        return self._records.get(file_name(task, kind, identity))
+
+    def put(
+        self,
+        task: str,
+        kind: str,
+        identity: dict[str, Any],
+        *,
+        machine: dict[str, Any],
+        result: dict[str, Any],
+    ) -> Record:
+        record = {
+            "schema": SCHEMA,
+            "task": task,
+            "kind": kind,
+            "identity": identity,
+            "machine": machine,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "result": result,
+        }
+        line = _dumps(record)
+        name = file_name(task, kind, identity)
+        write_whole(self.folder / name, line.encode() + b"\n")
+        self._records[name] = json.loads(line)  # as it will be read back, tuples and all
+        return self._records[name]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write all of a file or nothing of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _read(path: Path) -> Record:
+    def damaged(line: int, what: str) -> UserError:
+        return UserError(
+            f"{path}, line {line}: a record must be one whole JSON line as this program wrote it; {what}. "
+            "Delete the file, or give --overwrite where it belongs to this comparison, and the run is done again."
+        )
+
+    content = path.read_bytes()
+    first, _, rest = content.partition(b"\n")
+    try:
+        record = json.loads(first, parse_constant=_refuse)
+    except ValueError as error:
+        raise damaged(1, f"it cannot be read: {error}") from None
+    if rest or not content.endswith(b"\n"):
+        raise damaged(2 if rest else 1, "something follows it" if rest else "its end is missing")
+    if not isinstance(record, dict):
+        raise damaged(1, "it is not an object")
+    if record.get("schema") != SCHEMA:
+        raise damaged(1, f"it has schema {record.get('schema')!r} and this version reads {SCHEMA}")
+    for field, kind in _FIELDS.items():
+        if not isinstance(record.get(field), kind):
+            raise damaged(1, f"{field!r} is missing or is not of type {kind.__name__}")
+    try:
+        problem = _result_problem(record["kind"], record["result"])
+        named = file_name(record["task"], record["kind"], record["identity"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise damaged(1, f"a field is missing or has another type ({error!r})") from None
+    if problem:
+        raise damaged(1, problem)
+    if named != path.name:
+        raise damaged(1, "its settings are not those that its file name stands for")
+    return record
+
+
+def _result_problem(kind: str, result: dict[str, Any]) -> str | None:
+    """What is wrong with a result, if anything."""
+    if kind == "timing":
+        times = result["milliseconds"].values()
+        lengths = {len(rounds) for rounds in times}
+        if len(lengths) != 1 or 0 in lengths or not all(_positive(ms) for rounds in times for ms in rounds):
+            return "its times are not equally many positive numbers"
+    elif kind == "run":
+        curve, bits = result["curve"], result["held_out_bits"]
+        if len({len(column) for column in curve.values()}) != 1:
+            return "the columns of its curve differ in length"
+        if result["status"] not in ("finished", "diverged"):
+            return f"its status is {result['status']!r}"
+        if (result["status"] == "finished") != _positive(bits):
+            return f"its status is {result['status']!r} and its bits per character are {bits!r}"
+    else:
+        return f"its kind is {kind!r}"
+    return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")  # Python's reader would take NaN and Infinity
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0

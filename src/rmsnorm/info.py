@@ -1,0 +1,112 @@
+"""``rmsnorm info``: what this installation can do here, and why not the rest."""
+
+import argparse
+import importlib.util
+import json
+import os
+from typing import Any
+
+from rmsnorm import machine
+
+FRAMEWORKS = ("numpy", "torch", "jax", "ml_dtypes")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report; returns the exit status."""
+    facts = collect()
+    print(json.dumps(facts, indent=2) if args.json else _text(facts))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Everything ``rmsnorm info`` says, JSON-ready."""
+    here = machine.describe()
+    versions = {name: here["versions"].get(name) for name in FRAMEWORKS}
+    return {
+        "rmsnorm": here["versions"].get("rmsnorm"),
+        "python": here["python"],
+        "cpu": here["cpu"],
+        "threads": here["threads"],
+        "native": _native(),
+        "frameworks": versions,
+        "backends": _backends(),
+    }
+
+
+def _native() -> dict[str, Any]:
+    try:
+        from rmsnorm import native
+    except ImportError as error:
+        return {"error": str(error)}
+    return {
+        "level": native.level(),
+        "available": list(native.available_levels()),
+        "forced": "RMSNORM_ISA" in os.environ,
+        "pool_threads": native.kernels.num_threads(),
+    }
+
+
+def _backends() -> list[dict[str, str]]:
+    """One entry for each place a tensor can live: what serves it, or why nothing does."""
+    if "error" in _native():
+        return [{"where": "everywhere", "served by": "nothing", "why": str(_native()["error"])}]
+    found = [{"where": "numpy", "served by": "native kernels", "threads": "own pool (RMSNORM_NUM_THREADS)"}]
+    if importlib.util.find_spec("ml_dtypes") is None:
+        found[0]["without"] = "bfloat16: ml_dtypes is not installed (pip install ml_dtypes)"
+    if importlib.util.find_spec("torch") is None:
+        found.append({"where": "torch", "served by": "nothing", "why": "not installed (pip install 'rmsnorm[torch]')"})
+    else:
+        found += _torch()
+    found.append({"where": "jax", "served by": "nothing", "why": "rmsnorm has no JAX namespace yet"})
+    return found
+
+
+def _torch() -> list[dict[str, str]]:
+    try:
+        import torch
+
+        from rmsnorm.torch import kernels
+    except (ImportError, OSError) as error:  # a torch that is there but does not load
+        return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
+    pool = f"torch's ({torch.get_num_threads()})" if kernels.shares_torch_threads else "own pool: torch is before 2.10"
+    tensors = "as they are (DLPack's C exchange API)" if kernels.exchanges else "described from Python, torch < 2.10"
+    found = [
+        {"where": "torch cpu, eager", "served by": "native kernels", "threads": pool, "tensors": tensors},
+        {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
+        {
+            "where": "torch cpu, vmap, forward mode, torch.func, double backward",
+            "served by": "composite",
+            "why": "kernels have no such derivatives; torch operations have them all",
+        },
+    ]
+    for device, there in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+        ("xpu", hasattr(torch, "xpu") and torch.xpu.is_available()),
+    ):
+        why = "no kernel for this device yet" if there else "no kernel for this device yet; none is present either"
+        found.append({"where": f"torch {device}", "served by": "composite", "why": why})
+    found.append({"where": "torch meta", "served by": "composite", "why": "there is nothing to compute"})
+    return found
+
+
+def _text(facts: dict[str, Any]) -> str:
+    native = facts["native"]
+    lines = [f"rmsnorm {facts['rmsnorm']} on Python {facts['python']}", f"processor   {facts['cpu']}"]
+    if "error" in native:
+        lines.append(f"kernels     none: {native['error']}")
+    else:
+        how = "forced by RMSNORM_ISA" if native["forced"] else "the best this processor runs"
+        lines.append(f"kernels     {native['level']}, {how}; available: {', '.join(native['available'])}")
+        lines.append(f"threads     {native['pool_threads']} in the own pool, {facts['threads']} usable by this process")
+    lines.append("frameworks  " + ", ".join(f"{n} {v or 'not installed'}" for n, v in facts["frameworks"].items()))
+    lines.append("backends")
+    for backend in facts["backends"]:
+        rest = "; ".join(f"{k}: {v}" for k, v in backend.items() if k not in ("where", "served by"))
+        lines.append(f"  {backend['where']}: {backend['served by']}" + (f" ({rest})" if rest else ""))
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""What a measurement was made on: machine, versions and commit, as a record that can be published.
+
+Nothing here imports a framework (versions come from the packages' metadata) and nothing names the host, the user
+or a path.
+"""
+
+import functools
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("rmsnorm", "numpy", "torch", "jax", "jaxlib", "onnxruntime", "ml_dtypes")
+# Variables that change times by factors: threads, their waiting, and where memory comes from.
+SETTINGS = (
+    "RMSNORM_ISA",
+    "RMSNORM_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "GOMP_SPINCOUNT",
+    "THP_MEM_ALLOC_ENABLE",
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+)
+
+
+@functools.cache
+def describe() -> dict[str, Any]:
+    """The machine and the software, JSON-ready; a value that cannot be found out is None.
+
+    ``commit`` is the checkout's that the sources lie in (None for an installed wheel), and ``dirty`` whether
+    ``src`` or the build files differ from it: a figure of a dirty tree belongs to no commit.
+    """
+    return {
+        "cpu": _cpu_model(),
+        "isa": _isa(),
+        "cores": _cores(),
+        "threads": usable_threads(),
+        "caches": _caches(),
+        "memory_gib": _memory_gib(),
+        "os": _os(),
+        "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "python": platform.python_version(),
+        "versions": versions(),
+        **_commit(),
+    }
+
+
+def usable_threads() -> int:
+    """Logical processors this process may use: fewer than the machine has under taskset or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter here and are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> list[dict[str, str]]:
+    """Linux's /proc/cpuinfo, one mapping a logical processor; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    blocks = [block for block in text.strip().split("\n\n") if block]
+    return [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in blocks
+    ]
+
+
+def _cpu_model() -> str:
+    """The processor's name; with family and model, because clouds call every server chip "Xeon Processor"."""
+    for cpu in _cpuinfo():
+        if name := cpu.get("model name"):
+            numbers = [cpu.get(key) for key in ("cpu family", "model", "stepping")]
+            return f"{name} (family {'/'.join(map(str, numbers))})" if all(numbers) else name
+    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def _cores() -> int | None:
+    pairs = {(cpu.get("physical id"), cpu["core id"]) for cpu in _cpuinfo() if "core id" in cpu}
+    if pairs:
+        return len(pairs)
+    counted = _output("sysctl", "-n", "hw.physicalcpu")
+    return int(counted) if counted else None
+
+
+def _caches() -> dict[str, str]:
+    """Data and unified caches as the first processor sees them, for example {"L1": "48K", "L2": "2048K"}."""
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            caches[f"L{level}"] = size
+    return caches
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _os() -> str:
+    """System, kernel's first two numbers (the rest often names a cloud), architecture and C library."""
+    release = ".".join(platform.release().split(".")[:2])
+    libc = " ".join(platform.libc_ver()).strip()
+    return ", ".join(filter(None, [f"{platform.system()} {release}", platform.machine(), libc]))
+
+
+def _isa() -> str | None:
+    """The instruction-set level that the native kernels were loaded for."""
+    try:
+        from rmsnorm.native import level
+    except ImportError:
+        return None
+    return level()
+
+
+def _commit() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+    # An installed copy can lie inside somebody else's repository; only a file that git tracks proves a checkout.
+    if _output("git", "-C", str(here), "ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    sources = [":/src", ":/CMakeLists.txt", ":/pyproject.toml"]
+    changed = _output("git", "-C", str(here), "status", "--porcelain", "--", *sources)
+    return {"commit": _output("git", "-C", str(here), "rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, or None if it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,332 @@
+"""RMSNorm, pRMSNorm and LayerNorm for NumPy arrays, with their backward passes, on the native kernels.
+
+float16, float32, float64 and, with the package ``ml_dtypes``, bfloat16. Computation is in float32, or float64 for
+float64 inputs, and is rounded once to the input's dtype. The work is shared among ``RMSNORM_NUM_THREADS`` threads
+(default: the processors this process may use); a row's result does not depend on their number.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmsnorm import native
+from rmsnorm.spec import FLOATING, NormSpec, check_parameter, check_same, check_spec
+
+__all__ = [
+    "add_rms_norm",
+    "add_rms_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "rms_norm",
+    "rms_norm_backward",
+]
+
+Array = NDArray[Any]
+Axis = int | Sequence[int]
+Gradients = tuple[Array, Array | None, Array | None]
+_DTYPES = {name: code for code, name in enumerate(native.DTYPES)}
+
+
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """y = x / sqrt(mean of the first k squares + eps) · g + b along ``axis``, k = ⌈n·p⌉.
+
+    Args:
+        x: any shape, of a floating dtype.
+        weight: the gain g, of the shape of x along ``axis``, any floating dtype; None: 1.
+        bias: b, likewise; None: 0.
+        axis: the normalised axis or axes; several are taken together, in x's order.
+        eps: inside the root; None: machine epsilon of the computation dtype.
+        p: the fraction of elements whose RMS is taken (pRMSNorm), 0 < p ≤ 1.
+        zero_centered: the gain is 1 + weight.
+        out: where to write, an array of x's shape and dtype; it may be x itself.
+
+    Returns:
+        y, of x's shape and dtype (``out`` if given).
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Zhang & Sennrich (2019), §3 and §3.2.
+    """
+    call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
+    return _forward(native.kernels.rms_norm, call, out, call.spec.k)
+
+
+def layer_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    """y = (x − mean) / sqrt(variance + eps) · g + b along ``axis``; arguments as in :func:`rms_norm`."""
+    call = _Call.checked(x, weight, bias, axis, eps)
+    return _forward(native.kernels.layer_norm, call, out)
+
+
+def add_rms_norm(
+    x: ArrayLike,
+    residual: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+) -> tuple[Array, Array]:
+    """(rms_norm(s), s) with s = x + residual, rounded to the residual's dtype before its statistic is taken.
+
+    Equal to the two separate operations bit for bit. x and residual have one shape; where their dtypes differ the
+    first result is rounded to the residual's dtype and then to x's. Other arguments as in :func:`rms_norm`.
+    """
+    x, residual = _floating("x", x), _floating("residual", residual)
+    check_same("residual", residual.shape, "x", x.shape, "shape")
+    if x.dtype != residual.dtype:
+        wide = np.float64 if np.float64 in (x.dtype, residual.dtype) else np.float32
+        total = (x.astype(wide) + residual.astype(wide)).astype(residual.dtype)
+        normed = rms_norm(total, weight, bias, axis=axis, eps=eps, p=p, zero_centered=zero_centered)
+        return normed.astype(x.dtype), total
+    call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
+    rows = _rows(residual, call.axes)
+    normed, total = call.forward(native.kernels.add_rms_norm, [call.x, rows], 2, call.spec.k)
+    return call.back(normed), call.back(total)
+
+
+def rms_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    bias: bool = False,
+) -> Gradients:
+    """The gradients of :func:`rms_norm`: dx = (g ⊙ dy − m ⊙ x̂·⟨g ⊙ dy, x̂⟩/k) / RMS, m the mask of the first k.
+
+    Args:
+        dy: the gradient of y, of x's shape and dtype.
+        x, weight, axis, eps, p, zero_centered: what :func:`rms_norm` was called with.
+        bias: whether there was a bias, so that its gradient is wanted.
+
+    Returns:
+        (dx, dweight, dbias): dx of x's dtype, the others of the weight's (without a weight, dbias has x's); None for
+        what there was not. dweight and dbias are summed in float32 over 32 rows and in float64 beyond, in an order
+        that does not depend on the number of threads.
+
+    Source: Zhang & Sennrich (2019), §4.2.
+    """
+    call = _Call.checked(x, weight, None, axis, eps, p, zero_centered)
+    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.k)
+
+
+def layer_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    bias: bool = False,
+) -> Gradients:
+    """The gradients of :func:`layer_norm`, as :func:`rms_norm_backward` gives them."""
+    return _backward(native.kernels.layer_norm_backward, dy, _Call.checked(x, weight, None, axis, eps), bias)
+
+
+def add_rms_norm_backward(
+    dy: ArrayLike,
+    dnew_residual: ArrayLike | None,
+    new_residual: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    bias: bool = False,
+) -> Gradients:
+    """The gradients of :func:`add_rms_norm`: (dsum, dweight, dbias); dsum is the gradient of x and of residual alike.
+
+    Args:
+        dy: the gradient of the first result.
+        dnew_residual: the gradient of the second, the sum; None: 0.
+        new_residual: that sum.
+        weight, axis, eps, p, zero_centered, bias: as in :func:`rms_norm_backward`.
+    """
+    call = _Call.checked(new_residual, weight, None, axis, eps, p, zero_centered)
+    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.k, plus=dnew_residual)
+
+
+class _Call(NamedTuple):
+    """Checked arguments in the layout of the kernels: the normalised axes last and together in memory."""
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    axes: tuple[int, ...]
+    spec: NormSpec
+
+    @classmethod
+    def checked(
+        cls,
+        x: ArrayLike,
+        weight: ArrayLike | None,
+        bias: ArrayLike | None,
+        axis: Axis,
+        eps: float | None,
+        p: float = 1.0,
+        zero_centered: bool = False,
+    ) -> "_Call":
+        x = _floating("x", x)
+        axes = _normalized_axes(axis, x.ndim)
+        spec = check_spec(tuple(x.shape[a] for a in axes), eps, p, zero_centered)
+        for name, value in (("weight", weight), ("bias", bias)):
+            if value is not None:
+                value = _floating(name, value)
+                check_parameter(name, value.shape, value.dtype.name, spec.normalized_shape)
+        weight, bias = (None if v is None else _native(np.asarray(v)) for v in (weight, bias))
+        return cls(_rows(x, axes), weight, bias, axes, spec)
+
+    @property
+    def flags(self) -> int:
+        return native.OWN_THREADS | (native.ZERO_CENTERED if self.spec.zero_centered else 0)
+
+    def forward(self, kernel: Any, inputs: Sequence[Array], outputs: int, *k: int) -> list[Array]:
+        """``outputs`` fresh arrays like x, which ``kernel`` has written."""
+        results = [np.empty(self.x.shape, self.x.dtype) for _ in range(outputs)]
+        self._run(kernel, [*inputs, self.spec.normalized_shape, self.weight, self.bias, *results], k)
+        return results
+
+    def into(self, kernel: Any, out: Array, *k: int) -> bool:
+        """Whether ``kernel`` could write ``out`` as it lies."""
+        rows = _moved(out, self.axes)
+        if rows is not _native(rows) or not _together(rows, len(self.axes)):
+            return False
+        self._run(kernel, [self.x, self.spec.normalized_shape, self.weight, self.bias, rows], k)
+        return True
+
+    def _run(self, kernel: Any, arguments: Sequence[Any], k: Sequence[int]) -> None:
+        if not kernel(*map(_describe, arguments), self.spec.eps, *k, self.flags):
+            raise RuntimeError(f"the kernels declined arguments that were checked ({self.spec}); please report this")
+
+    def back(self, rows: Array) -> Array:
+        """``rows`` with the normalised axes where they were."""
+        return np.moveaxis(rows, range(-len(self.axes), 0), self.axes)
+
+
+def _forward(kernel: Any, call: _Call, out: Array | None, *k: int) -> Array:
+    if out is None:
+        return call.back(call.forward(kernel, [call.x], 1, *k)[0])
+    _check_out(out, call)
+    if not call.into(kernel, out, *k):
+        out[...] = call.back(call.forward(kernel, [call.x], 1, *k)[0])
+    return out
+
+
+def _backward(
+    kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *k: int, plus: ArrayLike | None = None
+) -> Gradients:
+    shape = call.back(call.x).shape
+    gradients = []
+    for name, value in (("dy", dy), ("dnew_residual", plus)):
+        if value is not None:
+            value = _floating(name, value)
+            check_same(name, value.shape, "x", shape, "shape")
+            value = _rows(value.astype(call.x.dtype, copy=False), call.axes)
+        gradients.append(value)
+    dx = np.empty(call.x.shape, call.x.dtype)
+    dweight = None if call.weight is None else np.empty(call.weight.shape, call.weight.dtype)
+    parameter = call.x if call.weight is None else call.weight
+    dbias = np.empty(call.spec.normalized_shape, parameter.dtype) if bias else None
+    call._run(
+        kernel,
+        [gradients[0], call.x, call.spec.normalized_shape, call.weight, dx, gradients[1], dweight, dbias],
+        k,
+    )
+    return call.back(dx), dweight, dbias
+
+
+def _describe(a: Any) -> Any:
+    """An array as the kernels take it: address, dtype, shape, strides in elements."""
+    if not isinstance(a, np.ndarray):
+        return a
+    strides = tuple(s // a.itemsize for s in a.strides)
+    return a.__array_interface__["data"][0], _DTYPES[a.dtype.name], a.shape, strides
+
+
+def _floating(name: str, value: ArrayLike) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an ordinary array, got a masked one, whose mask would be lost")
+    array = np.asarray(value)
+    if array.dtype.name not in FLOATING:
+        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype}; convert it first")
+    return array
+
+
+def _normalized_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    given = (axis,) if hasattr(axis, "__index__") else axis
+    try:
+        axes = [int(a.__index__()) for a in given]  # type: ignore[union-attr]
+    except (TypeError, AttributeError):
+        raise TypeError(f"axis must be an int or a sequence of ints, got {axis!r}") from None
+    if not axes or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != len(axes):
+        raise ValueError(f"axis must name distinct axes of an array of {ndim} dimensions, got {axis!r}")
+    return tuple(sorted(a % ndim for a in axes))
+
+
+def _moved(array: Array, axes: tuple[int, ...]) -> Array:
+    trailing = tuple(range(array.ndim - len(axes), array.ndim))
+    return array if axes == trailing else np.moveaxis(array, axes, trailing)
+
+
+def _native(array: Array) -> Array:
+    """``array``, copied where it is unaligned, byte-swapped, or has strides that are no multiples of an element."""
+    usual = array.dtype.isnative and array.flags.aligned and all(s % array.itemsize == 0 for s in array.strides)
+    return array if usual else np.array(array, array.dtype.newbyteorder("="), order="C")
+
+
+def _together(rows: Array, dims: int) -> bool:
+    """Whether the last ``dims`` dimensions lie together in memory."""
+    expected = rows.itemsize
+    for extent, stride in zip(reversed(rows.shape[-dims:]), reversed(rows.strides[-dims:]), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def _rows(array: Array, axes: tuple[int, ...]) -> Array:
+    rows = _native(_moved(array, axes))
+    return rows if _together(rows, len(axes)) else np.ascontiguousarray(rows)
+
+
+def _check_out(out: Array, call: _Call) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy.ndarray or None, got {type(out).__name__}")
+    check_same("out", out.shape, "x", call.back(call.x).shape, "shape")
+    check_same("out", out.dtype, "x", call.x.dtype, "dtype")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if any(extent > 1 and stride == 0 for extent, stride in zip(out.shape, out.strides, strict=True)):
+        raise ValueError("out must not be a broadcast array: several of its elements are one place in memory")
+    x = call.back(call.x)
+    itself = out.__array_interface__["data"] == x.__array_interface__["data"] and out.strides == x.strides
+    for name, array in (("x", None if itself else x), ("weight", call.weight), ("bias", call.bias)):
+        if array is not None and np.may_share_memory(out, array):
+            raise ValueError(f"out must not share memory with {name} (but it may be x itself); pass a fresh array")

@@ -1,0 +1,46 @@
+"""What all tests share: settings of hypothesis, threads put back, and code run in an interpreter of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("rmsnorm", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("rmsnorm")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(20191016)
+
+
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_python():
+    """Runs source in a fresh interpreter, with environment variables; returns its output, fails if it fails."""
+
+    def run(source: str, status: int = 0, **environment: str) -> str:
+        here = os.path.dirname(__file__)
+        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if status == 0 else done.stderr
+
+    return run

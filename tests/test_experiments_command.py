@@ -1,0 +1,382 @@
+"""``rmsnorm compare language`` as its users meet it: output, resuming, interruption, damaged records, errors."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("lightning_fabric", "rich", "matplotlib"):
+    pytest.importorskip(_package)
+
+from rmsnorm.cli import main  # noqa: E402
+from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments import recipes, runs  # noqa: E402
+from rmsnorm.experiments.compare import mixed_machines, row  # noqa: E402
+from rmsnorm.experiments.report import bits_cell  # noqa: E402
+from rmsnorm.experiments.runs import RunStore, file_name  # noqa: E402
+
+ALL = 9  # four normalisers × two seeds, and the timing
+
+
+def small(recipe=recipes.language):
+    """The same recipe for a model that takes a millisecond a step."""
+
+    def smaller(**arguments):
+        settings = recipe(**arguments)
+        return replace(
+            settings,
+            model=replace(settings.model, width=32, layers=1, heads=2, feed_forward=48, context=32),
+            train=replace(settings.train, held_out_windows=32),
+            timing=recipes.TimingConfig(warmup_rounds=1, rounds=8),
+        )
+
+    return smaller
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_and_on_one_thread():
+    threads, recipe = torch.get_num_threads(), recipes.language
+    recipes.language = small()
+    yield
+    recipes.language = recipe
+    torch.set_num_threads(threads)
+
+
+def corpus(folder):
+    draw = random.Random(0)
+    path = folder / "words.txt"
+    path.write_text("\n".join(draw.choice(["alpha", "beta", "gamma"]) for _ in range(4000)))
+    return path
+
+
+def language(out, *more, steps=2, seeds=2):
+    data = out.parent / "words.txt"
+    return [
+        *("compare", "language", "--data", str(data), "--out", str(out), "--threads", "1"),
+        *("--steps", str(steps), "--seeds", str(seeds), *more),
+    ]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one finished comparison; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    corpus(folder)
+    assert main(language(folder / "runs")) == 0
+    return folder
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs"
+
+
+def test_a_comparison_leaves_records_of_one_json_line_and_a_png(out, tmp_path):
+    records = [json.loads(line) for text in contents(out).values() for line in text.splitlines()]
+    assert len(records) == len(contents(out)) == ALL
+    trained = [record for record in records if record["kind"] == "run"]
+    assert {(r["identity"]["norm"], r["identity"]["seed"]) for r in trained} == {
+        (norm, seed) for norm in recipes.NORMS for seed in (0, 1)
+    }
+    for record in trained:
+        assert record["schema"] == runs.SCHEMA
+        assert record["identity"]["train"]["steps"] == 2
+        assert record["identity"]["text"]["name"] == "words.txt"
+        assert record["result"]["curve"]["step"] == [0, 1, 2]
+        assert record["machine"]["cpu"]
+        assert record["machine"]["torch_threads"] == 1
+        assert record["machine"]["versions"]["torch"] == torch.__version__
+    everything = b"".join(contents(out).values())
+    assert str(tmp_path).encode() not in everything
+    assert (out / "language.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (out / "language.png").stat().st_size > 10_000
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_recorded_is_not_run_again_and_the_table_is_the_same(out, capsys):
+    before = contents(out)
+    assert main(language(out)) == 0
+    first = capsys.readouterr()
+    assert f"{ALL} of {ALL} were recorded" in first.err
+    assert contents(out) == before
+    for label in recipes.LABELS.values():
+        assert f"│ {label} " in first.out
+    assert "stand-in" not in first.out
+    assert main(language(out)) == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_one_more_seed_runs_that_seed_only(out, capsys):
+    before = contents(out)
+    assert main(language(out, "--norm", "rms,layer", seeds=3)) == 0
+    captured = capsys.readouterr()
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert sorted(name.rsplit("-", 1)[0] for name in after.keys() - before.keys()) == [
+        "language-layer-seed2",
+        "language-rms-seed2",
+    ]
+    assert "│ RMSNorm " in captured.out
+    assert "│ no norm " not in captured.out
+
+
+def test_other_settings_are_other_runs(out):
+    before = contents(out)
+    assert main(language(out, "--norm", "rms", "--kernels", "torch", seeds=1)) == 0
+    assert main(language(out, "--norm", "rms", "--qk-norm", seeds=1)) == 0
+    assert main(language(out, "--norm", "rms", steps=3, seeds=1)) == 0
+    assert len(contents(out)) == len(before) + 5  # three runs, and a timing each for other kernels and QK-norm
+
+
+def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
+    before = contents(out)
+    name = next(name for name in before if "rms-seed0" in name)
+    (out / name).write_text('{"torn')  # what is replaced need not be whole
+    assert main(language(out, "--overwrite")) == 0
+    after = contents(out)
+    assert after.keys() == before.keys()
+    for name in before:
+        old, new = (json.loads(content[name])["result"] for content in (before, after))
+        assert new.get("held_out_bits") == old.get("held_out_bits")
+        if "milliseconds" in old:
+            assert new != old  # measured anew
+
+
+def test_json_output(out, capsys):
+    assert main(language(out, "--json")) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [each["norm"] for each in table["rows"]] == list(recipes.NORMS)
+    assert table["rows"][0]["norm_share"] is None
+    assert table["rows"][1]["to_layer"] is None
+    assert all(each["bits_sd"] is not None for each in table["rows"])
+
+
+def damage(content, how):
+    record = json.loads(content)
+    if how == "torn":
+        return content[: len(content) // 2]
+    if how == "no newline":
+        return content.rstrip(b"\n")
+    if how == "two lines":
+        return content + content
+    if how == "binary":
+        return b"\xff\xfe" + content
+    if how == "another schema":
+        record["schema"] = 99
+    if how == "bits gone":
+        record["result"]["held_out_bits"] = None
+    if how == "nan":
+        return content.replace(b'"held_out_bits":', b'"held_out_bits":NaN,"x":')
+    if how == "settings edited":
+        record["identity"]["train"]["steps"] = 1000
+    if how == "not an object":
+        record = [1]
+    if how == "no result":
+        del record["result"]
+    if how == "curve cut":
+        record["result"]["curve"]["step"].pop()
+    return json.dumps(record).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "line", "what"),
+    [
+        ("torn", 1, "cannot be read"),
+        ("no newline", 1, "its end is missing"),
+        ("two lines", 2, "something follows"),
+        ("binary", 1, "cannot be read"),
+        ("another schema", 1, "schema 99 and this version reads 1"),
+        ("bits gone", 1, "status is 'finished' and its bits per character are None"),
+        ("nan", 1, "NaN is not JSON"),
+        ("settings edited", 1, "not those that its file name stands for"),
+        ("not an object", 1, "not an object"),
+        ("no result", 1, "'result' is missing"),
+        ("curve cut", 1, "differ in length"),
+    ],
+)
+def test_a_damaged_record_is_named_and_never_used(out, how, line, what):
+    path = next(path for path in out.glob("*.jsonl") if "layer-seed1" in path.name)
+    path.write_bytes(damage(path.read_bytes(), how))
+    with pytest.raises(UserError, match=what) as raised:
+        RunStore(out)
+    assert f"{path}, line {line}: " in str(raised.value)
+    assert "Delete the file" in str(raised.value)
+
+
+def test_a_damaged_record_stops_the_command(out, capsys):
+    path = next(path for path in out.glob("*.jsonl") if "layer-seed1" in path.name)
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(language(out)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{path}, line 1" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_an_unfinished_write_leaves_the_record_as_it_was(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    result = {"milliseconds": {"none": [1.0]}}
+    store.put("language", "timing", {"a": 1}, machine={}, result=result)
+    before = contents(tmp_path)
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.put("language", "timing", {"a": 1}, machine={}, result={"milliseconds": {"none": [2.0]}})
+    assert contents(tmp_path) == before
+    assert RunStore(tmp_path).get("language", "timing", {"a": 1})["result"] == result
+
+
+def started(arguments, out):
+    """The command in a process of its own, once its first training run is recorded."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {Path(__file__).stem} as this; "
+        "this.recipes.language = this.small(); sys.exit(this.main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(contents(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_comparison_goes_on_and_comes_out_the_same(out, capsys, how):
+    arguments = language(out, steps=60)  # long enough that the signal comes before the end
+    assert main(arguments) == 0
+    expected = capsys.readouterr().out
+    # Keep the timing, which no second measurement repeats; the runs are to be done anew.
+    for path in out.glob("*-seed*.jsonl"):
+        path.unlink()
+
+    process = started(arguments, out)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    left = contents(out)
+    assert 2 <= len(left) < ALL, errors
+    RunStore(out)  # what is there is whole
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"of {ALL} finished and kept in {out}" in errors
+        assert "goes on from there" in errors
+        assert "Traceback" not in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == expected
+    assert {name: contents(out)[name] for name in left} == left
+
+
+def run_record(bits, seed=0, torch_version="2.13.0"):
+    status = "diverged" if bits is None else "finished"
+    machine = {"versions": {"torch": torch_version}, "cpu": "x", "python": "3", "commit": None}
+    return {"result": {"status": status, "held_out_bits": bits}, "identity": {"seed": seed}, "machine": machine}
+
+
+TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms": [8.5, 17.0]}
+
+
+@pytest.mark.parametrize(
+    ("bits", "cell"),
+    [
+        ([2.0, 3.0], "2.500 ± 0.707"),
+        ([2.0], "2.000"),
+        ([None], "diverged"),
+        ([None, None], "diverged (2 of 2)"),
+        ([2.0, 3.0, None], "2.500 ± 0.707\n1 of 3 diverged"),
+    ],
+)
+def test_divergence_is_said_as_such(bits, cell):
+    assert bits_cell(row("rms", [run_record(each) for each in bits], TIMES)) == cell
+
+
+def test_a_row_pairs_the_times():
+    rms = row("rms", [run_record(2.0)], TIMES)
+    assert rms.to_layer.median == pytest.approx(0.9)
+    assert rms.norm_share.median == pytest.approx(1 / 9)
+    assert rms.milliseconds == pytest.approx(13.5)  # LayerNorm's median, 15, times 0.9
+    assert row("layer", [run_record(2.0)], TIMES).milliseconds == 15
+    assert row("none", [run_record(2.0)], TIMES).norm_share is None
+
+
+def test_records_of_different_versions_are_pointed_out():
+    assert mixed_machines([run_record(2.0), run_record(2.0)]) == []
+    assert mixed_machines([run_record(2.0), run_record(2.0, torch_version="2.12.0")]) == ["torch 2.12.0, 2.13.0"]
+
+
+def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys, monkeypatch):
+    """An absurd learning rate, through the whole command."""
+    recipe = recipes.language
+
+    def absurd(**arguments):
+        settings = recipe(**arguments)
+        return replace(settings, train=replace(settings.train, learning_rate=1e30))
+
+    monkeypatch.setattr(recipes, "language", absurd)
+    assert main(language(out, "--norm", "none", steps=6)) == 0
+    captured = capsys.readouterr()
+    assert "diverged (2 of 2)" in captured.out
+    assert "diverged at step" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--norm", "rms", "batch"], "--norm must name some of none, layer, rms, prms; got 'batch'"),
+        (["--norm", ","], "--norm must name some of none, layer, rms, prms; got none"),
+        (["--seeds", "0"], "--seeds must be at least 1; got 0"),
+        (["--steps", "-3"], "--steps must be at least 1; got -3"),
+        (["--threads", "0"], "--threads must be at least 1; got 0"),
+        (["--device", "abacus"], "--device must be one that this torch can use; got 'abacus'"),
+        (["--device", "cuda:99"], "--device must be one that this torch can use; got 'cuda:99'"),
+        (["--device", "meta"], "--device must be one that this torch can use; got 'meta'"),
+        (["--data", "nowhere.txt"], "'nowhere.txt' is neither"),
+        (["--out", "words.txt"], "--out must be a folder that can be written; 'words.txt' cannot"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    corpus(tmp_path)
+    assert main(["compare", "language", "--data", "words.txt", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_file_names_tell_the_run_and_differ_with_any_setting():
+    identity = {"norm": "rms", "seed": 3, "train": {"steps": 5}}
+    name = file_name("language", "run", identity)
+    assert name.startswith("language-rms-seed3-")
+    assert name != file_name("language", "run", {**identity, "train": {"steps": 6}})
+
+
+def test_configuring_the_command_line_imports_nothing_heavy():
+    code = (
+        "import argparse, sys; from rmsnorm.experiments.command import configure; "
+        "configure(argparse.ArgumentParser()); "
+        "print(sorted({'torch', 'numpy', 'rich', 'matplotlib', 'lightning_fabric'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,124 @@
+"""The text: how it is read, split, hashed and refused."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning_fabric")
+
+from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments.tasks import language  # noqa: E402
+
+
+def folder(tmp_path, files):
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def decoded(ids, text_of_training):
+    """Ids back to characters; the id beyond the vocabulary becomes '?'."""
+    known = sorted(set(text_of_training))
+    return "".join(known[i] if i < len(known) else "?" for i in ids.tolist())
+
+
+def test_a_folder_is_split_by_file_and_nothing_is_lost(tmp_path):
+    files = {f"part{i}/{i}.txt": f"<{i:02d}>" * 50 for i in range(20)}
+    text = language.load(folder(tmp_path, files), context=4, batch=2)
+    train = decoded(text.train, "<>0123456789")
+    held_out = decoded(text.held_out, "<>0123456789")
+    in_train = {i for i in range(20) if f"<{i:02d}>" in train}
+    in_held_out = {i for i in range(20) if f"<{i:02d}>" in held_out}
+    assert in_train | in_held_out == set(range(20))
+    assert not in_train & in_held_out
+    assert len(in_held_out) == 2  # a tenth of the characters
+    assert text.source.split == "by file"
+    assert text.source.characters == len(train) + len(held_out) == 20 * 50 * 4
+    assert (text.source.files, text.source.stand_in) == (20, False)
+
+
+def test_the_split_and_the_hash_depend_on_names_and_contents_only(tmp_path):
+    files = {f"{i}.txt": f"text {i} " * 40 for i in range(12)}
+    one = language.load(folder(tmp_path / "one", files), 4, 2)
+    two = language.load(folder(tmp_path / "two", dict(reversed(files.items()))), 4, 2)
+    assert one.source.sha256 == two.source.sha256
+    assert torch.equal(one.held_out, two.held_out)
+    changed = language.load(folder(tmp_path / "three", {**files, "7.txt": "text 8 " * 40}), 4, 2)
+    renamed = language.load(
+        folder(tmp_path / "four", {name.replace("7", "77"): text for name, text in files.items()}), 4, 2
+    )
+    assert len({one.source.sha256, changed.source.sha256, renamed.source.sha256}) == 3
+
+
+def test_a_single_file_gives_its_last_tenth(tmp_path):
+    path = folder(tmp_path, {"a.txt": "a" * 900 + "b" * 100}) / "a.txt"
+    text = language.load(path, 4, 2)
+    assert decoded(text.train, "a") == "a" * 900
+    assert decoded(text.held_out, "a") == "?" * 100  # never seen in training
+    assert text.vocabulary == 2
+    assert (text.source.name, text.source.split) == ("a.txt", "the last tenth of the file")
+
+
+def test_hidden_files_are_not_text(tmp_path):
+    files = {"a.txt": "abc" * 300, "b.txt": "abc" * 30, ".git/objects": b"\xff\xfe", ".hidden": b"\xff"}
+    assert language.load(folder(tmp_path, files), 4, 2).source.files == 2
+
+
+def test_the_default_is_the_standard_library_and_called_a_stand_in():
+    text = language.load(None, 64, 16)
+    assert text.source.stand_in
+    assert text.source.name.startswith("Python ")
+    assert text.source.files > 300
+    assert text.source.characters > 5_000_000
+    assert 0.08 < len(text.held_out) / text.source.characters < 0.15
+    assert 4 < text.unigram_bits < 5  # program text
+    names = language._standard_library()
+    assert "argparse.py" in names
+    assert "json/decoder.py" in names
+    parts = {part for name in names for part in name.split("/")}
+    assert not parts & {"test", "tests", "idle_test", "site-packages"}
+    assert not [part for part in parts if part.startswith("_sysconfigdata")]
+
+
+def test_unigram_bits_of_a_known_distribution(tmp_path):
+    """Four characters, equally frequent in both parts: 2 bits, but for the one added to each count."""
+    text = language.load(folder(tmp_path, {"a.txt": "abcd" * 10_000}) / "a.txt", 4, 2)
+    assert text.unigram_bits == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "message"),
+    [
+        ({}, "missing.txt", "must name a file or a folder; .*missing.txt.* is neither"),
+        ({"empty/.keep": ""}, "empty", "the folder .*empty.* holds no files"),
+        ({"d/good.txt": "x" * 900, "d/bad.txt": b"abc\xe9def"}, "d", r"must be UTF-8; .*bad.txt.* at byte 3"),
+        ({"s.txt": "x" * 300}, "s.txt", r"at least 1,040 training .* 's.txt' gives 270 and 30.* at least 1,156 char"),
+    ],
+)
+def test_wrong_text_is_refused_with_the_reason(tmp_path, files, asked, message):
+    with pytest.raises(UserError, match=message):
+        language.load(folder(tmp_path, files) / asked, context=64, batch=16)
+
+
+def test_the_size_asked_for_is_enough(tmp_path):
+    language.load(folder(tmp_path, {"s.txt": "x" * 1156}) / "s.txt", context=64, batch=16)
+
+
+def test_batches_depend_on_the_generator_only_and_targets_follow_inputs():
+    ids = torch.arange(1000, dtype=torch.int32)
+    one, two = (language.batch_of(ids, 8, 16, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], one[0] + 1)
+    assert one[0].shape == (8, 16)
+    other = language.batch_of(ids, 8, 16, torch.Generator().manual_seed(6))
+    assert not torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize(("length", "count", "expected"), [(1000, 10, 10), (50, 10, 3), (17, 10, 1)])
+def test_fixed_windows_cover_the_text_without_overlap(length, count, expected):
+    inputs, targets = language.fixed_windows(torch.arange(length), count, 16)
+    assert inputs.shape == (expected, 16)
+    assert torch.equal(targets, inputs + 1)
+    assert len(set(inputs.flatten().tolist())) == expected * 16
+    assert expected == 1 or targets[-1, -1] == length - 1

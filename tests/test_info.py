@@ -1,0 +1,54 @@
+"""``rmsnorm info`` and the frame of the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rmsnorm import cli, native
+
+
+def test_info_names_the_level_and_every_backend(capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert f"kernels     {native.level()}" in said
+    for where in ("numpy:", "torch cpu, eager: native", "torch cuda: composite", "jax: nothing"):
+        assert where in said
+
+
+def test_info_as_json(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["native"]["level"] in facts["native"]["available"]
+    assert all(backend["served by"] for backend in facts["backends"])
+
+
+def test_info_without_torch_says_how_to_get_it():
+    source = (
+        "import importlib.util as u, sys; find = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name in ('torch', 'ml_dtypes') else find(name, *a);"
+        "import rmsnorm.info as i; print(i._text(i.collect())); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'rmsnorm[torch]'" in done.stdout
+    assert "bfloat16: ml_dtypes is not installed" in done.stdout
+
+
+def test_no_command_prints_the_help(capsys):
+    assert cli.main([]) == 2
+    assert "compare" in capsys.readouterr().out
+
+
+def test_unknown_command_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train-everything"])
+    assert "info" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    import rmsnorm
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rmsnorm {rmsnorm.__version__}\n"

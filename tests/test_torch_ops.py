@@ -1,0 +1,127 @@
+"""The registered operators: torch's own checks of schema, fakes, autograd registration and AOT dispatch."""
+
+import pytest
+import torch
+
+import rmsnorm.torch
+
+N, HOW = 24, (1e-5, 0.5, True, "once")
+
+
+def tensors(dtype=torch.float32, grad=True):
+    x, residual, dy = (torch.randn(3, N).to(dtype).requires_grad_(grad) for _ in range(3))
+    weight, bias = (torch.randn(N).requires_grad_(grad) for _ in range(2))
+    return x, residual, dy, weight, bias
+
+
+def arguments(name, dtype=torch.float32, grad=True):
+    x, residual, dy, weight, bias = tensors(dtype, grad)
+    every = [True, True, True]
+    return {
+        "rms_norm": [(x, [N], weight, bias, *HOW), (x, [N], None, None, None, 1.0, False, "once")],
+        "layer_norm": [(x, [N], weight, bias, 1e-5), (x.detach(), [N], None, None, 1e-5)],
+        "add_rms_norm": [(x, residual, [N], weight, bias, *HOW)],
+        "rms_norm_backward": [
+            (dy, x, [N], weight, bias, None, every, *HOW),
+            (dy, x, [N], weight, None, residual, [True, False, False], *HOW),
+        ],
+        "layer_norm_backward": [(dy, x, [N], weight, bias, every, 1e-5)],
+    }[name]
+
+
+NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
+
+
+def test_every_operator_is_checked_here():
+    registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("rmsnorm::")}
+    assert {name.removeprefix("rmsnorm::").split(".")[0] for name in registered} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(name, grad, dtype):
+    operator = getattr(torch.ops.rmsnorm, name).default
+    for given in arguments(name, dtype, grad):
+        torch.library.opcheck(operator, given, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layouts_that_fakes_promise(name):
+    """Strides of real results are those of the fakes, for inputs that are not contiguous and for no rows."""
+    operator = getattr(torch.ops.rmsnorm, name).default
+
+    def strided(t):
+        return torch.randn(N, 3).t() if isinstance(t, torch.Tensor) and t.dim() == 2 else t
+
+    def empty(t):
+        return torch.randn(0, N) if isinstance(t, torch.Tensor) and t.dim() == 2 else t
+
+    for given in arguments(name, grad=False):
+        for change in (strided, empty):
+            torch.library.opcheck(operator, tuple(map(change, given)), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_operators_are_the_functions():
+    x, residual, _, weight, bias = tensors(grad=False)
+    options = {"bias": bias, "p": 0.5, "zero_centered": True}
+    ops = torch.ops.rmsnorm
+    assert torch.equal(
+        ops.rms_norm(x, [N], weight, bias, *HOW), rmsnorm.torch.rms_norm(x, (N,), weight, 1e-5, **options)
+    )
+    assert torch.equal(ops.layer_norm(x, [N], weight, bias, 1e-5), rmsnorm.torch.layer_norm(x, (N,), weight, bias))
+    for one, other in zip(
+        ops.add_rms_norm(x, residual, [N], weight, bias, *HOW),
+        rmsnorm.torch.add_rms_norm(x, residual, (N,), weight, 1e-5, **options),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_derivatives_of_operators():
+    """Of the forward operators to third order, since a graph that holds them can be differentiated as any other."""
+    x, residual, _, weight, bias = (t.detach().double()[..., :4].requires_grad_() for t in tensors())
+
+    def norm(x, weight, bias):
+        return torch.ops.rmsnorm.rms_norm(x, [4], weight, bias, *HOW)
+
+    def added(x, residual, weight, bias):
+        return torch.ops.rmsnorm.add_rms_norm(x, residual, [4], weight, bias, *HOW)
+
+    def layer(x, weight, bias):
+        return torch.ops.rmsnorm.layer_norm(x, [4], weight, bias, 1e-3)
+
+    for function, given in (
+        (norm, (x, weight, bias)),
+        (added, (x, residual, weight, bias)),
+        (layer, (x, weight, bias)),
+    ):
+        assert torch.autograd.gradcheck(function, given)
+        assert torch.autograd.gradgradcheck(function, given)
+
+    def first(x, weight, bias):
+        return torch.autograd.grad(norm(x, weight, bias).sin().sum(), (x, weight), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(first, (x, weight, bias))
+
+
+def test_a_gradient_that_depends_on_the_input():
+    """Where dy is itself a function of x, its part must be counted once, and by autograd, not by the operator."""
+    x, _, _, weight, bias = (t.detach().double().requires_grad_() for t in tensors())
+
+    def curvature(norm):
+        (first,) = torch.autograd.grad(norm(x).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), (x, weight))
+
+    found = curvature(lambda x: torch.ops.rmsnorm.rms_norm(x, [N], weight, bias, *HOW))
+    expected = curvature(lambda x: x * (x[:, : N // 2].pow(2).mean(-1, True) + 1e-5).rsqrt() * (1 + weight) + bias)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_operators_under_vmap():
+    _, _, _, weight, bias = tensors(grad=False)
+    many = torch.randn(5, 3, N)
+    found = torch.vmap(lambda x: torch.ops.rmsnorm.rms_norm(x, [N], weight, bias, *HOW))(many)
+    expected = torch.stack([torch.ops.rmsnorm.rms_norm(one, [N], weight, bias, *HOW) for one in many])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
