@@ -100,6 +100,10 @@ class Parameters {
     with_type(v.dtype, [&](auto zero) {
       using W = decltype(zero);
       const W* data = reinterpret_cast<const W*>(v.data);
+      if constexpr (sizeof(W) == 2 && sizeof(C) == 4) {  // the usual one is worth vectors: 1024 gains in 40 ns
+        if (v.contiguous(0) && !plus_one)
+          return sweep<C>(0, n, [&](int64_t i, int count) { put(buffer.get() + i, get(data + i, count), count); });
+      }
       const Rows elements(v, v.ndim);  // each element a row of one: any strides
       Cursor<const W> from(data, elements, 0);
       for (int64_t i = 0; i < n; ++i, ++from) {

@@ -23,6 +23,15 @@ template <class C, int M = 1, class Body>
 RMSNORM_INLINE std::array<double, M> reduce(int64_t n, Body body) {
   constexpr int N = LANES<C>, A = std::max(2, ACCUMULATORS / M);
   std::array<double, M> total = {};
+  if (n < A * N) {  // a short row has no work for so many: two keep their sum short
+    Vec<C> sum[2][M] = {};
+    int64_t i = 0;
+    for (; i + 2 * N <= n; i += 2 * N) body(i, sum[0], N), body(i + N, sum[1], N);
+    if (i + N <= n) body(i, sum[0], N), i += N;
+    if (i < n) body(i, sum[1], int(n - i));
+    for (int m = 0; m < M; ++m) total[m] = double(lanes_sum<C>(sum[0][m] + sum[1][m]));
+    return total;
+  }
   for (int64_t begin = 0; begin < n; begin += BLOCK) {
     const int64_t end = std::min(n, begin + BLOCK);
     Vec<C> sum[A][M] = {};

@@ -52,13 +52,29 @@ RMSNORM_INLINE Vec<C> splat(C value) {
 
 // ---- sixteen-bit vectors to and from float ----
 
-RMSNORM_INLINE Vec<float> unpack(HalfU16 h, bf16) { return (Vec<float>)(__builtin_convertvector(h, VecU32) << 16); }
+// GCC 12 makes of the general conversions three shuffles where the instruction set has one.
+RMSNORM_INLINE Vec<float> unpack(HalfU16 h, bf16) {
+#if defined(RMSNORM_AVX512)
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#elif defined(RMSNORM_AVX2)
+  return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#else
+  return (Vec<float>)(__builtin_convertvector(h, VecU32) << 16);
+#endif
+}
 
 RMSNORM_INLINE HalfU16 pack(Vec<float> v, bf16) {
   const VecU32 bits = (VecU32)v;
-  const VecU32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const VecU32 chosen = v == v ? rounded : (bits | 0x400000u);
-  return __builtin_convertvector(chosen >> 16, HalfU16);
+  const VecU32 rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
+  const VecU32 chosen = (v == v ? rounded : (bits | 0x400000u)) >> 16;
+#if defined(RMSNORM_AVX512)
+  return (HalfU16)_mm512_cvtepi32_epi16((__m512i)chosen);
+#elif defined(RMSNORM_AVX2)
+  const __m256i halves = _mm256_packus_epi32((__m256i)chosen, (__m256i)chosen);  // within each 128 bits
+  return (HalfU16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
+#else
+  return __builtin_convertvector(chosen, HalfU16);
+#endif
 }
 
 #if defined(RMSNORM_AVX512)

@@ -50,16 +50,28 @@ def plan(
     return Plan(spec.normalized_shape, spec.eps, spec.k, flags, spec)
 
 
-def direct(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU tensors and nobody (a transform, a mode, a tracer) watches the operations."""
-    for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or t.is_neg()):
-            return False
+def unwatched() -> bool:
+    """Whether nobody (a transform, a dispatch mode, a tracer) wants to see the operations."""
     return (
         forward_ad._current_level < 0
         and _functorch_level() is None
         and _dispatch_modes() == 0
         and _tracing_state() is None
+    )
+
+
+def direct(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether a call is the kernels' to serve: ordinary CPU tensors, and nobody watches.
+
+    Spelled out without a loop, since it stands in the way of every call. Parameters elsewhere the kernels decline.
+    """
+    return (
+        type(input) in _PLAIN
+        and (weight is None or type(weight) in _PLAIN)
+        and (bias is None or type(bias) in _PLAIN)
+        and input.is_cpu
+        and unwatched()
+        and not input.is_neg()
     )
 
 
@@ -176,7 +188,11 @@ def layer_norm_backward(
 
 def _first_order(*tensors: Tensor | None) -> bool:
     """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
-    return not torch.is_grad_enabled() and direct(*tensors)
+    return (
+        not torch.is_grad_enabled()
+        and unwatched()
+        and all(t is None or (type(t) in _PLAIN and t.is_cpu and not t.is_neg()) for t in tensors)
+    )
 
 
 class RMSNormFunction(torch.autograd.Function):

@@ -149,7 +149,7 @@ def add_rms_norm(
         )
     plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
     checks.check_residual(input, residual)
-    if eager.direct(input, residual, weight, bias):
+    if eager.direct(input, weight, bias) and eager.direct(residual, None, None):
         if torch.is_grad_enabled() and (_wants_grad(input, weight, bias) or residual.requires_grad):
             return eager.AddRMSNormFunction.apply(input, residual, weight, bias, plan)
         return eager.add_rms_norm(input, residual, weight, bias, plan)
