@@ -113,7 +113,7 @@ def test_what_is_recorded_is_not_run_again_and_the_table_is_the_same(out, capsys
     assert f"{ALL} of {ALL} were recorded" in first.err
     assert contents(out) == before
     for label in recipes.LABELS.values():
-        assert f"│ {label} " in first.out
+        assert f"\n{label} " in first.out
     assert "stand-in" not in first.out
     assert main(language(out)) == 0
     assert capsys.readouterr().out == first.out
@@ -129,13 +129,16 @@ def test_one_more_seed_runs_that_seed_only(out, capsys):
         "language-layer-seed2",
         "language-rms-seed2",
     ]
-    assert "│ RMSNorm " in captured.out
-    assert "│ no norm " not in captured.out
+    assert "\nRMSNorm " in captured.out
+    assert "\nno norm " not in captured.out
 
 
-def test_other_settings_are_other_runs(out):
+def test_other_settings_are_other_runs(out, capsys):
     before = contents(out)
-    assert main(language(out, "--norm", "rms", "--kernels", "torch", seeds=1)) == 0
+    assert main(language(out, "--norm", "prms", "--kernels", "torch", seeds=1)) == 0
+    captured = capsys.readouterr()
+    assert "\npRMSNorm * " in captured.out
+    assert "* torch has no kernel for pRMSNorm" in captured.out
     assert main(language(out, "--norm", "rms", "--qk-norm", seeds=1)) == 0
     assert main(language(out, "--norm", "rms", steps=3, seeds=1)) == 0
     assert len(contents(out)) == len(before) + 5  # three runs, and a timing each for other kernels and QK-norm

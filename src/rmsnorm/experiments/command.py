@@ -9,18 +9,30 @@ from rmsnorm.experiments.recipes import KERNELS, NORMS, PRECISIONS, TrainConfig
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm compare``."""
+    parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
     add = parser.add_argument
     add("task", choices=("language",), help="language: characters of real text, a small decoder-only transformer")
     add("--data", metavar="FILE_OR_FOLDER", help="UTF-8 text (default: the sources of Python's standard library)")
     add("--norm", nargs="+", action="extend", metavar="NORM", help=f"only these of {', '.join(NORMS)} (default: all)")
-    add("--seeds", type=int, default=3, metavar="N", help="training runs for each normaliser, with seeds 0 to N-1")
-    add("--steps", type=int, default=TrainConfig.steps, metavar="N", help="training steps a run")
-    add("--kernels", choices=KERNELS, default="rmsnorm", help="LayerNorm and RMSNorm both from here")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's")
+    add(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="training runs for each normaliser, with seeds 0 to N-1 (default: %(default)s)",
+    )
+    add("--steps", type=int, default=TrainConfig.steps, metavar="N", help="training steps a run (default: %(default)s)")
+    add(
+        "--kernels",
+        choices=KERNELS,
+        default="rmsnorm",
+        help="LayerNorm and RMSNorm both from here (default: %(default)s)",
+    )
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's (default: %(default)s)")
     add("--qk-norm", action="store_true", help="normalise queries and keys too, over each head")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    add("--out", default="runs", metavar="FOLDER", help="where the records and the plot go")
+    add("--out", default="runs", metavar="FOLDER", help="where the records and the plot go (default: %(default)s)")
     add("--overwrite", action="store_true", help="do again what is recorded already")
     add("--json", action="store_true", help="print the table as JSON")
 

@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that the command line can show the defaults.
 from dataclasses import dataclass
 
 NORMS = ("none", "layer", "rms", "prms")
-LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": "pRMSNorm 6.25 %"}
+LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": "pRMSNorm"}
 KERNELS = ("rmsnorm", "torch")
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -147,20 +148,25 @@ def _print_table(settings: Settings, text: Text, records: list[Record], rows: li
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width to obey
-    table = Table(title=_heading(settings, text), title_justify="left", title_style="bold")
-    table.add_column("norm")
-    table.add_column("held-out bits\nper character", justify="right")
-    table.add_column("ms a\nstep", justify="right")
-    table.add_column("× LayerNorm's step\nmedian [95 % CI]", justify="right")
-    table.add_column("norms' share of step\nmedian [95 % CI]", justify="right")
+    console.print(_heading(settings, text), style="bold", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # narrow enough for 80 columns
+    headings = (
+        "held-out bits\nper character",
+        "ms a\nstep",
+        "× LayerNorm's step\n[95 % CI]",
+        "norms' share, %\n[95 % CI]",
+    )
+    table.add_column("norm", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for each in rows:
-        label = LABELS[each.norm] + (" (composite)" if (settings.kernels, each.norm) == ("torch", "prms") else "")
+        label = LABELS[each.norm] + (" *" if (settings.kernels, each.norm) == ("torch", "prms") else "")
         table.add_row(
             label,
             bits_cell(each),
             f"{each.milliseconds:.1f}",
             "1" if each.to_layer is None else _interval(each.to_layer, 1, ".3f"),
-            "–" if each.norm_share is None else _interval(each.norm_share, 100, ".1f") + " %",
+            "–" if each.norm_share is None else _interval(each.norm_share, 100, ".1f"),
         )
     console.print(table, highlight=False)
     for note in _notes(settings, text, records, rows, plot):
@@ -188,7 +194,8 @@ def _notes(settings: Settings, text: Text, records: list[Record], rows: list[Row
     processor = machine["cpu"] if settings.device == "cpu" else f"{settings.device}, {machine['gpu'] or ''}"
     notes = [
         f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"learning rate {train.learning_rate:g} for all; guessing gives {math.log2(text.vocabulary):.2f} bits, "
+        f"learning rate {train.learning_rate:g} for all, pRMSNorm of the first {100 * recipes.P:g} %; "
+        f"guessing gives {math.log2(text.vocabulary):.2f} bits, "
         f"character frequencies alone {text.unigram_bits:.2f}",
         f"text: {source.name}, {source.files} file{'s' if source.files > 1 else ''}, {source.characters:,} characters, "
         f"held out {source.split}, sha256 {source.sha256[:12]}",
@@ -197,7 +204,9 @@ def _notes(settings: Settings, text: Text, records: list[Record], rows: list[Row
         f"records and plot: {plot.parent}, {plot}",
     ]
     if settings.kernels == "torch" and any(each.norm == "prms" for each in rows):
-        notes.append("pRMSNorm: torch has no kernel for it; written in framework operations, so its time is theirs")
+        notes.append(
+            "* torch has no kernel for pRMSNorm; it is written in framework operations, and its time is theirs"
+        )
     if mixed := mixed_machines(records):
         notes.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
     return notes
