@@ -350,11 +350,11 @@ def test_plot_is_a_picture(recorded, tmp_path):
 def test_table_names_stand_ins_limits_wrong_ones_and_disturbance(recorded):
     from rich.console import Console
 
-    record = replace(records.load(recorded)[0], wrong={"jax": "y is [3] off"}, preemptions=500.0)
+    record = replace(records.load(recorded)[0], wrong={"jax": "y is [3] off"}, others=1.52)
     console = Console(width=130, record=True, file=io.StringIO())
     console.print(report.case_table(record))
     text = console.export_text()
-    for words in ("F.layer_norm (layer_norm)", "copy (limit)", "not timed: jax: y is [3] off", "500 times a second"):
+    for words in ("F.layer_norm (layer_norm)", "copy (limit)", "not timed: jax: y is [3] off", "1.5 processors"):
         assert words in text
 
 

@@ -153,6 +153,8 @@ def test_out_that_overlaps_partly():
 def test_no_rows(shape):
     x, g = np.empty(shape, np.float32), np.ones(8, np.float32)
     assert rn.rms_norm(x, g).shape == shape
+    for backward in (rn.rms_norm_backward, rn.layer_norm_backward):
+        assert [None if a is None else a.shape for a in backward(x, x)] == [shape, None, None]
     dx, dg, db = rn.rms_norm_backward(x, x, g, bias=True)
     assert dx.shape == shape
     assert np.array_equal(dg, np.zeros(8))

@@ -145,26 +145,31 @@ def test_numpy_is_torch_bit_for_bit(n, rows, p, seed):
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @given(n=LENGTHS, seed=st.integers(0, 999))
 def test_llama_casting_is_the_frameworks_expression(casting_dtype, weight_dtype, n, seed):
-    """weight * x̂.to(dtype), bit for bit, given our own x̂. (A float64 gain is the composite's, whose x̂ is another.)"""
+    """weight * x̂.to(dtype), bit for bit, given our own x̂.
+
+    Not so for what the composite is left to do, whose x̂ may be a neighbour: a float64 gain, a 16-bit product plus a
+    bias of another dtype. Those are held to the oracle in test_conformance.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, n, generator=generator).to(casting_dtype)
     weight = torch.randn(n, generator=generator).to(weight_dtype)
     x_hat = rms_norm(x, (n,), None, 1e-6)
     assert same(rms_norm(x, (n,), weight, 1e-6, casting="llama"), weight * x_hat)
     for bias_dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if weight_dtype == casting_dtype != torch.float32 and bias_dtype != weight_dtype:
+            continue
         bias = torch.randn(n, generator=generator).to(bias_dtype)
         assert same(rms_norm(x, (n,), weight, 1e-6, bias=bias, casting="llama"), weight * x_hat + bias), bias_dtype
 
 
 @KERNELS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_dweight_error_does_not_grow_with_rows(backend, dtype):
+def test_dweight_error_does_not_grow_with_rows(backend):
     """A million rows of 64 whose terms all have one sign: a float32 running sum would be off by hundreds of ulp."""
     rows, n = 1_000_000, 64
-    x, dy = torch.rand(rows, n).add_(0.5).to(dtype), torch.rand(rows, n).add_(0.5).to(dtype)
+    x, dy = torch.rand(rows, n).add_(0.5), torch.rand(rows, n).add_(0.5)
     weight = torch.rand(n)
     inputs = SimpleNamespace(x=x, dy=dy, weight=weight, bias=torch.zeros(n), residual=None, grad_residual=None)
-    case = Case(dtype=dtype, n=n, rows=rows, bias=torch.float32)
+    case = Case(n=n, rows=rows, bias=torch.float32)
     found = backend.run(case, inputs)
     x64, dy64 = x.double(), dy.double()
     x_hat = x64 * torch.rsqrt(x64.square().mean(-1, keepdim=True) + case.eps)

@@ -336,6 +336,8 @@ def test_no_rows(shape):
         dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
         assert dx.shape == x.shape
         assert torch.equal(dweight, torch.zeros(N))
+    for y in (rms_norm(x, (N,)), layer_norm(x, (N,)), add_rms_norm(x, x, (N,))[0]):
+        assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("operation", [rms_norm, layer_norm])

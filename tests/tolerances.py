@@ -10,7 +10,8 @@ midpoint between two of them. The slack counts what happens before that last rou
 - y: 4 ulp of |x̂ g| (of |x̂| (1 + |w|) for a zero-centred gain), and one of |y| if there is a bias. The root halves the
   error of the mean square; 16 or more partial sums of n/16 squares each, all positive, stay within 4 u for n ≤ 5120
   (the errors of a sum are independent: they grow as the root of its length, and the sums average); the reciprocal root,
-  the product with x and that with the gain are worth one u or two each.
+  the product with x and that with the gain are worth one u or two each. Where a row has to be scaled down, what becomes
+  subnormal is rounded to the smallest number there is and multiplied by 1/RMS ≤ √n of the scaled row.
 - dx: (8 + √(n/16)) u of (|v| + |x̂| Σ|x̂ v| / k) / r, v = g ⊙ dy: what the two terms lose at worst when they cancel.
   The root is the probabilistic bound for a sum of n/16 terms (Higham & Mary 2019) whose signs do not help.
 - dweight: 16 u of Σ|dy x̂|, and dbias: 16 u of Σ|dy|. No dependence on the number of rows.
@@ -54,6 +55,10 @@ def ulp(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return np.ldexp(np.ones_like(clipped), np.maximum(np.frexp(clipped)[1] - bits, smallest))
 
 
+def smallest(dtype: torch.dtype) -> np.longdouble:
+    return np.ldexp(np.longdouble(1), FORMATS[dtype][1])
+
+
 def half_ulp(dtype: torch.dtype) -> float:
     return 2.0 ** -FORMATS[dtype][0]
 
@@ -73,7 +78,7 @@ def around(exact: np.ndarray, slack: np.ndarray, dtype: torch.dtype) -> Interval
     Two of the computation's smallest steps are added: products that are subnormal are rounded to those.
     """
     with np.errstate(all="ignore"):
-        slack = slack + np.ldexp(2.0, FORMATS[computed_in(dtype)][1])
+        slack = slack + 2 * smallest(computed_in(dtype))
         return rounded(exact - slack, dtype), rounded(exact + slack, dtype)
 
 
@@ -112,7 +117,7 @@ def _rms(case, inputs, a, u, g, b, composite) -> dict[str, Interval]:
         low, high = _llama(case, g, b, x_hat, normed_in)
     else:
         slack = 4 * ulp(reach, compute) + (0 if b is None else ulp(y, compute))
-        low, high = around(y, slack, normed_in)
+        low, high = around(y, slack + np.sqrt(case.n) * smallest(compute), normed_in)
     if normed_in != case.dtype:  # rounded to the residual's dtype, then to the input's
         low, high = rounded(low, case.dtype), rounded(high, case.dtype)
     found = {"y": (low, high)}

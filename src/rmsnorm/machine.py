@@ -56,6 +56,20 @@ def usable_threads() -> int:
     return os.cpu_count() or 1
 
 
+def others_seconds() -> float | None:
+    """Processor time since boot that went to anything but this process, other guests of the host included.
+
+    None where the system does not tell. Its growth during a measurement says whether the machine was quiet.
+    """
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    own = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that matter here and are installed."""
     found = {}

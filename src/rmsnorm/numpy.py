@@ -239,9 +239,7 @@ def _forward(kernel: Any, call: _Call, out: Array | None, *k: int) -> Array:
     return out
 
 
-def _backward(
-    kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *k: int, plus: ArrayLike | None = None
-) -> Gradients:
+def _backward(kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *k: int, plus: ArrayLike | None = None) -> Gradients:
     shape = call.back(call.x).shape
     gradients = []
     for name, value in (("dy", dy), ("dnew_residual", plus)):
@@ -275,7 +273,9 @@ def _floating(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be an ordinary array, got a masked one, whose mask would be lost")
     array = np.asarray(value)
     if array.dtype.name not in FLOATING:
-        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype}; convert it first")
+        raise TypeError(
+            f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype}; convert it first"
+        )
     return array
 
 

@@ -92,7 +92,9 @@ def check_eps(eps: float | None) -> float | None:
     try:
         value = float(eps)
     except (TypeError, ValueError):
-        raise TypeError(f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}") from None
+        raise TypeError(
+            f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}"
+        ) from None
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"eps stands inside the root and must be finite and not negative, got {eps!r}")
     return value

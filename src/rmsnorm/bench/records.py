@@ -36,14 +36,13 @@ class Result:
 class Record:
     """One case: the results, and by name why the other providers do not serve it or were not timed.
 
-    ``preemptions`` counts how often in a second of the measurement a processor was taken away from this process: the
-    sign that something else was running, whose figures deserve no trust.
+    ``others`` is how many processors something else kept busy during the measurement (None: unknown).
     """
 
     case: Case
     time: str
     machine: dict[str, Any]
-    preemptions: float
+    others: float | None
     results: dict[str, Result]
     skipped: dict[str, str]
     wrong: dict[str, str]

@@ -14,7 +14,7 @@ from rmsnorm.bench.records import Record, Result
 # What a provider is compared with: like with like, new memory with new memory and warm with warm.
 OURS = {True: "rmsnorm", False: "rmsnorm-out"}
 LIMIT = {True: "clone", False: "copy"}
-DISTURBED = 30.0  # preemptions a second
+DISTURBED = 0.1  # processors
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
             cells += [duration(then.median_ns), _ratio(median / then.median_ns)] if then else ["–", "–"]
         table.add_row(*cells, style="dim" if row.result.limit else "bold" if row.name in OURS.values() else "")
     remarks = [f"not timed: {name}: {escape(why)}" for name, why in record.wrong.items()]
-    if record.preemptions > DISTURBED:
-        remarks.append(f"disturbed: other work took a processor away {record.preemptions:.0f} times a second")
+    if record.others and record.others > DISTURBED:
+        remarks.append(f"disturbed: other processes kept {record.others:.1f} processors busy meanwhile")
     if remarks:
         table.caption, table.caption_style, table.caption_justify = "\n".join(remarks), "red", "left"
     return table

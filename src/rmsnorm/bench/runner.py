@@ -1,7 +1,6 @@
 """One case from its inputs to its record: build, verify, and only then time."""
 
 import gc
-import resource
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from time import perf_counter
@@ -43,12 +42,13 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
 
     gc.collect()
     gc.disable()
-    start, preempted = perf_counter(), _preemptions()
+    start, before = perf_counter(), machine.others_seconds()
     try:
         times = measure(calls, plan, pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"))
     finally:
         gc.enable()
-    preemptions = (_preemptions() - preempted) / (perf_counter() - start)
+    after, elapsed = machine.others_seconds(), perf_counter() - start
+    others = None if before is None or after is None else round(max(0.0, after - before) / elapsed, 2)
     results = {}
     for provider in providers:
         if provider.name in times:
@@ -60,11 +60,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
                 times_ns=[round(time, 1) for time in times[provider.name]],
             )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Record(case, now, machine.describe(), round(preemptions, 1), results, skipped, wrong)
-
-
-def _preemptions() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return Record(case, now, machine.describe(), others, results, skipped, wrong)
 
 
 def _verified(

@@ -87,8 +87,9 @@ class Cursor {
   Cursor(T* data, const Rows& rows, int64_t row) : rows_(&rows), at_(data) {
     if (!data) return;
     for (int d = 0; d < rows.ndim; ++d) {
-      index_[d] = d + 1 < rows.ndim ? row % rows.shape[d] : row;
-      row /= rows.shape[d];
+      const bool outermost = d + 1 == rows.ndim || row == 0;  // row 0 asks nothing of shapes, which may be 0
+      index_[d] = outermost ? row : row % rows.shape[d];
+      row = outermost ? 0 : row / rows.shape[d];
       at_ += index_[d] * rows.stride[d];
     }
   }

@@ -26,6 +26,11 @@ class MaybeReleased {
   PyThreadState* state_;
 };
 
+DType promote(DType a, DType b) {
+  if (a == b) return a;
+  return a == DType::f64 || b == DType::f64 ? DType::f64 : DType::f32;
+}
+
 template <class F>
 void with_type(DType t, F f) {
   switch (t) {
@@ -154,13 +159,17 @@ bool any_forward(const Call& call, const View& y, const View* residual = nullptr
   if (!y.contiguous(0) && !y.writable()) return false;
   if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
   if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
-  const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
-  const bool widened = half && y.dtype == DType::f32 && (call.flags & ROUND_FIRST);
-  if (y.dtype != call.x.dtype && !widened) return false;
-  if ((call.flags & ROUND_FIRST) && call.has_weight) {
-    if (call.x.dtype != DType::f64 && call.weight.dtype == DType::f64) return false;  // a product in float64
-    if (widened && call.weight.dtype == call.x.dtype) return false;  // a product in half precision, then a wider bias
+  DType expected = call.x.dtype;
+  if (call.flags & ROUND_FIRST) {
+    if (call.has_weight) expected = promote(expected, call.weight.dtype);
+    const DType product = expected;
+    if (call.has_bias) expected = promote(expected, call.bias.dtype);
+    // One rounding between product and sum is made, to y's dtype; and products in float64 are for float64 rows.
+    if (call.has_weight && product != expected) return false;
+    if (expected == DType::f64 && call.x.dtype != DType::f64) return false;
   }
+  if (y.dtype != expected) return false;
+  const bool widened = expected != call.x.dtype;
   with_type(call.x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 2) {

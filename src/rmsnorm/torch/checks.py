@@ -5,7 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from rmsnorm.spec import check_input, check_parameter, check_same
+from rmsnorm.spec import FLOATING, check_input, check_parameter, check_same
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -32,14 +32,12 @@ def check_residual(input: Tensor, residual: Tensor) -> None:
         raise TypeError(f"residual must be a torch.Tensor, got {type(residual).__name__}")
     check_same("residual", tuple(residual.shape), "input", tuple(input.shape), "shape")
     check_same("residual", residual.device, "input", input.device, "device")
-    if not residual.is_floating_point():
-        raise TypeError(f"residual must be of a floating dtype, got {_name(residual.dtype)}")
+    if _name(residual.dtype) not in FLOATING:
+        raise TypeError(f"residual must be of a floating dtype ({', '.join(FLOATING)}), got {_name(residual.dtype)}")
 
 
 def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | None) -> None:
     """``out`` can be written to: shape, dtype and device of the result, no memory that is still to be read."""
-    if not isinstance(out, Tensor):
-        raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
     check_same("out", tuple(out.shape), "the result", tuple(input.shape), "shape")
     check_same("out", out.dtype, "the result", dtype, "dtype")
     check_same("out", out.device, "the result", input.device, "device")
@@ -49,6 +47,15 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
         same = t is not None and t.data_ptr() == out.data_ptr() and t.stride() == out.stride() and name == "input"
         if t is not None and not same and _overlap(out, t):
             raise ValueError(f"out must not share memory with {name} (but it may be input itself); pass a fresh tensor")
+
+
+def writable(out: Tensor) -> Tensor:
+    """``out``, if it is a tensor that no gradient is wanted of."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
+    if out.requires_grad and torch.is_grad_enabled():
+        refuse_out()
+    return out
 
 
 def refuse_out() -> NoReturn:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmsnorm.spec import NormSpec, check_eps, check_p, check_shape, partial_count
 
+
 def _count(n: int, p: float) -> int:
     return partial_count(n, p)
 
@@ -31,22 +32,24 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(compute_dtype(dtype)).eps
 
 
-def _spec(normalized_shape: int | Sequence[int], eps: float | None, p: float) -> tuple[tuple[int, ...], float | None, int]:
+def _spec(
+    normalized_shape: int | Sequence[int], eps: float | None, p: float
+) -> tuple[tuple[int, ...], float | None, int]:
     shape = check_shape(normalized_shape)
     n = math.prod(shape)
     return shape, check_eps(eps), n if p == 1.0 else _count(n, check_p(p))
 
 
 def _rescaling(x: Tensor, eps: float) -> Tensor:
-    """A power of two for each row, 1 but where the sum of its squares would leave the normal range."""
-    info = torch.finfo(x.dtype)
-    bits = 60 if x.dtype == torch.float32 else 500
+    """A power of two for each row that brings the larger of its largest element and √eps to about 1.
+
+    Exact, and so invisible in the result; but squares, and the powers of 1/RMS that derivatives are made of, stay in
+    range: the third derivative of a row around 1e-13 would need 1e91 otherwise.
+    """
     largest = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps**0.5)
-    rare = (largest > 2.0**bits) | (largest < 2.0 ** (10 - bits))
-    usual = ~rare | (largest == 0) | ~torch.isfinite(largest)
-    most = float(-torch.floor(torch.log2(torch.tensor(info.tiny, dtype=torch.float64))))
-    exponent = torch.log2(torch.where(usual, 1.0, largest)).floor().clamp(-most, most)
-    return torch.exp2(-exponent).to(x.dtype)
+    usable = torch.isfinite(largest) & (largest > 0)  # NaN, infinity and zero take their course
+    most = 126.0 if x.dtype == torch.float32 else 1022.0
+    return torch.exp2(-torch.log2(torch.where(usable, largest, 1.0)).floor().clamp(-most, most))
 
 
 def _rms(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rmsnorm import native
-from rmsnorm.spec import NormSpec, check_spec
+from rmsnorm.spec import NormSpec, check_shape, check_spec
 from rmsnorm.torch import checks, composite, kernels
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
@@ -94,21 +94,24 @@ def output_dtype(input: Tensor, weight: Tensor | None, bias: Tensor | None, cast
     return dtype
 
 
-def rms_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None) -> Tensor:
-    """y, without autograd."""
+Shape = int | Sequence[int]
+
+
+def rms_norm(
+    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None
+) -> Tensor:
+    """y, without autograd. ``shape`` is what the caller said; ``plan`` may come from an equal one, (8.0,) from (8,)."""
     if out is not None:
         y = out
     elif plan.flags & native.ROUND_FIRST:
         y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
     else:
         y = torch.empty_like(input)
-    if kernels.rms_norm(input, plan.shape, weight, bias, y, plan.eps, plan.k, plan.flags):
+    if kernels.rms_norm(input, shape, weight, bias, y, plan.eps, plan.k, plan.flags):
         return y
-    checks.check_tensors(plan.shape, input, weight, bias)
-    if out is not None:
-        checks.check_out(out, output_dtype(input, weight, bias, plan.spec.casting), input, weight, bias)
+    dtype = _check(input, shape, weight, bias, plan, out)
     x = _rows_contiguous(input, len(plan.shape))
-    y = torch.empty(x.shape, dtype=y.dtype)
+    y = torch.empty(x.shape, dtype=dtype)
     if not kernels.rms_norm(x, plan.shape, weight, bias, y, plan.eps, plan.k, plan.flags):
         spec = plan.spec
         y = composite.rms_norm(
@@ -118,36 +121,45 @@ def rms_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Pl
 
 
 def layer_norm(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None
+    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None
 ) -> Tensor:
     """y, without autograd."""
     y = torch.empty_like(input) if out is None else out
-    if kernels.layer_norm(input, plan.shape, weight, bias, y, plan.eps, plan.flags):
+    if kernels.layer_norm(input, shape, weight, bias, y, plan.eps, plan.flags):
         return y
-    checks.check_tensors(plan.shape, input, weight, bias)
-    if out is not None:
-        checks.check_out(out, input.dtype, input, weight, bias)
+    dtype = _check(input, shape, weight, bias, plan, out)
     x = _rows_contiguous(input, len(plan.shape))
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=dtype)
     if not kernels.layer_norm(x, plan.shape, weight, bias, y, plan.eps, plan.flags):
         y = composite.layer_norm(x, plan.shape, weight, bias, plan.eps)
     return y if out is None else out.copy_(y)
 
 
 def add_rms_norm(
-    input: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan
+    input: Tensor, residual: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan
 ) -> tuple[Tensor, Tensor]:
     """(normed, new_residual), without autograd."""
-    checks.check_tensors(plan.shape, input, weight, bias)
     if input.dtype == residual.dtype:
-        x, r = (_rows_contiguous(t, len(plan.shape)) for t in (input, residual))
-        y = torch.empty_like(x, dtype=output_dtype(x, weight, bias, plan.spec.casting))
-        new = torch.empty_like(r)
-        if kernels.add_rms_norm(x, r, plan.shape, weight, bias, y, new, plan.eps, plan.k, plan.flags):
+        y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
+        new = torch.empty_like(residual)
+        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, plan.eps, plan.k, plan.flags):
             return y, new
+    _check(input, shape, weight, bias, plan, None)
+    checks.check_residual(input, residual)
     new = (input + residual).to(residual.dtype)
-    y = rms_norm(new, weight, bias, plan)
+    y = rms_norm(new, plan.shape, weight, bias, plan)
     return (y if input.dtype == residual.dtype else y.to(input.dtype)), new
+
+
+def _check(
+    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None
+) -> torch.dtype:
+    """Raises if it was for an error that the kernels declined; else returns the result's dtype."""
+    checks.check_tensors(check_shape(shape), input, weight, bias)
+    dtype = output_dtype(input, weight, bias, plan.spec.casting)
+    if out is not None:
+        checks.check_out(out, dtype, input, weight, bias)
+    return dtype
 
 
 Wants = Sequence[bool]
@@ -166,10 +178,10 @@ def rms_norm_backward(
     """(dx + plus, dweight, dbias) as far as wanted, without autograd."""
     x, dy = _rows_contiguous(input, len(plan.shape)), _rows_contiguous(dy, len(plan.shape))
     plus = None if plus is None else _rows_contiguous(plus, len(plan.shape))
-    dx, dweight, dbias = (torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True))
-    if kernels.rms_norm_backward(
-        dy, x, plan.shape, weight, dx, plus, dweight, dbias, plan.eps, plan.k, plan.flags
-    ):
+    dx, dweight, dbias = (
+        torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True)
+    )
+    if kernels.rms_norm_backward(dy, x, plan.shape, weight, dx, plus, dweight, dbias, plan.eps, plan.k, plan.flags):
         return dx, dweight, dbias
     dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, plan.spec, wants)
     return (dx if plus is None or dx is None else dx + plus), dweight, dbias
@@ -180,7 +192,9 @@ def layer_norm_backward(
 ) -> Gradients:
     """(dx, dweight, dbias) as far as wanted, without autograd."""
     x, dy = _rows_contiguous(input, len(plan.shape)), _rows_contiguous(dy, len(plan.shape))
-    dx, dweight, dbias = (torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True))
+    dx, dweight, dbias = (
+        torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True)
+    )
     if kernels.layer_norm_backward(dy, x, plan.shape, weight, dx, None, dweight, dbias, plan.eps, plan.flags):
         return dx, dweight, dbias
     return composite.layer_norm_backward(dy, input, weight, bias, plan.spec, wants)
@@ -199,44 +213,50 @@ class RMSNormFunction(torch.autograd.Function):
     """rms_norm for autograd."""
 
     @staticmethod
-    def forward(ctx, input, weight, bias, plan):
+    def forward(ctx, input, shape, weight, bias, plan):
         ctx.save_for_backward(input, weight, bias)
         ctx.plan = plan
-        return rms_norm(input, weight, bias, plan)
+        return rms_norm(input, shape, weight, bias, plan)
 
     @staticmethod
     def backward(ctx, dy):
         input, weight, bias = ctx.saved_tensors
-        wants = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad
+        wants = (needs[0], needs[2], needs[3])
         if _first_order(dy, input, weight):
-            return *rms_norm_backward(dy, input, weight, bias, ctx.plan, wants), None
-        return *composite.rms_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants), None
+            dx, dweight, dbias = rms_norm_backward(dy, input, weight, bias, ctx.plan, wants)
+        else:
+            dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants)
+        return dx, None, dweight, dbias, None
 
 
 class LayerNormFunction(torch.autograd.Function):
     """layer_norm for autograd."""
 
     @staticmethod
-    def forward(ctx, input, weight, bias, plan):
+    def forward(ctx, input, shape, weight, bias, plan):
         ctx.save_for_backward(input, weight, bias)
         ctx.plan = plan
-        return layer_norm(input, weight, bias, plan)
+        return layer_norm(input, shape, weight, bias, plan)
 
     @staticmethod
     def backward(ctx, dy):
         input, weight, bias = ctx.saved_tensors
-        wants = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad
+        wants = (needs[0], needs[2], needs[3])
         if _first_order(dy, input, weight):
-            return *layer_norm_backward(dy, input, weight, bias, ctx.plan, wants), None
-        return *composite.layer_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants), None
+            dx, dweight, dbias = layer_norm_backward(dy, input, weight, bias, ctx.plan, wants)
+        else:
+            dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants)
+        return dx, None, dweight, dbias, None
 
 
 class AddRMSNormFunction(torch.autograd.Function):
     """add_rms_norm for autograd; saves the sum, which is its second output."""
 
     @staticmethod
-    def forward(ctx, input, residual, weight, bias, plan):
-        normed, new_residual = add_rms_norm(input, residual, weight, bias, plan)
+    def forward(ctx, input, residual, shape, weight, bias, plan):
+        normed, new_residual = add_rms_norm(input, residual, shape, weight, bias, plan)
         ctx.save_for_backward(new_residual, weight, bias)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.input_dtype = plan, input.dtype
@@ -246,7 +266,7 @@ class AddRMSNormFunction(torch.autograd.Function):
     def backward(ctx, dnormed, dnew):
         x, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        wants = (needs[0] or needs[1], needs[2], needs[3])
+        wants = (needs[0] or needs[1], needs[3], needs[4])
         if dnormed is None:  # only the sum was used
             dsum, dweight, dbias = dnew, None, None
         elif _first_order(dnormed, dnew, x, weight):
@@ -257,4 +277,4 @@ class AddRMSNormFunction(torch.autograd.Function):
             dsum, dweight, dbias = composite.rms_norm_backward(dnormed, x, weight, bias, ctx.plan.spec, wants)
             dsum = dsum + dnew if wants[0] and dnew is not None else dsum
         dinput = dsum.to(ctx.input_dtype) if needs[0] and dsum is not None else None
-        return dinput, dsum if needs[1] else None, dweight, dbias, None
+        return dinput, dsum if needs[1] else None, None, dweight, dbias, None

@@ -67,9 +67,11 @@ def rms_norm(
     if eager.direct(input, weight, bias):
         if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
             if out is None:
-                return eager.RMSNormFunction.apply(input, weight, bias, plan)
+                return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, plan)
             checks.refuse_out()
-        return eager.rms_norm(input, weight, bias, plan, out)
+        if out is None:
+            return eager.rms_norm(input, normalized_shape, weight, bias, plan)
+        return _touched(eager.rms_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
     checks.check_tensors(plan.shape, input, weight, bias)
     y = composite.rms_norm(
         input, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
@@ -106,9 +108,11 @@ def layer_norm(
     if eager.direct(input, weight, bias):
         if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
             if out is None:
-                return eager.LayerNormFunction.apply(input, weight, bias, plan)
+                return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, plan)
             checks.refuse_out()
-        return eager.layer_norm(input, weight, bias, plan, out)
+        if out is None:
+            return eager.layer_norm(input, normalized_shape, weight, bias, plan)
+        return _touched(eager.layer_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
     checks.check_tensors(plan.shape, input, weight, bias)
     return _finish(composite.layer_norm(input, plan.shape, weight, bias, plan.eps), out, input, weight, bias)
 
@@ -148,12 +152,12 @@ def add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
     plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
-    checks.check_residual(input, residual)
     if eager.direct(input, weight, bias) and eager.direct(residual, None, None):
         if torch.is_grad_enabled() and (_wants_grad(input, weight, bias) or residual.requires_grad):
-            return eager.AddRMSNormFunction.apply(input, residual, weight, bias, plan)
-        return eager.add_rms_norm(input, residual, weight, bias, plan)
+            return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, plan)
+        return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, plan)
     checks.check_tensors(plan.shape, input, weight, bias)
+    checks.check_residual(input, residual)
     return composite.add_rms_norm(
         input, residual, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
     )
@@ -176,5 +180,12 @@ def _finish(y: Tensor, out: Tensor | None, *inputs: Tensor | None) -> Tensor:
         return y
     if torch.is_grad_enabled() and y.requires_grad:
         checks.refuse_out()
-    checks.check_out(out, y.dtype, *inputs)
+    checks.check_out(checks.writable(out), y.dtype, *inputs)
     return out.copy_(y)
+
+
+def _touched(out: Tensor) -> Tensor:
+    """``out``, with its version counted up as every in-place operation does: autograd must see the kernels' writing."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out

@@ -64,7 +64,7 @@ def _contiguous(outputs):
 
 
 def _rms_norm_cpu(input, shape, weight, bias, eps, *how):
-    return eager.rms_norm(input, weight, bias, eager.plan(tuple(shape), eps, *how)).contiguous()
+    return eager.rms_norm(input, shape, weight, bias, eager.plan(tuple(shape), eps, *how)).contiguous()
 
 
 def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, eps, *how):
@@ -73,11 +73,11 @@ def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, eps, *ho
 
 
 def _add_rms_norm_cpu(input, residual, shape, weight, bias, eps, *how):
-    return _contiguous(eager.add_rms_norm(input, residual, weight, bias, eager.plan(tuple(shape), eps, *how)))
+    return _contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, eager.plan(tuple(shape), eps, *how)))
 
 
 def _layer_norm_cpu(input, shape, weight, bias, eps):
-    return eager.layer_norm(input, weight, bias, eager.plan(tuple(shape), eps)).contiguous()
+    return eager.layer_norm(input, shape, weight, bias, eager.plan(tuple(shape), eps)).contiguous()
 
 
 def _layer_norm_backward_cpu(dy, input, shape, weight, bias, wants, eps):
@@ -220,9 +220,9 @@ def _differentiated(expression: Callable, wants_at: int) -> Callable:
 
     def backward(ctx, *grads):
         args = list(ctx.inputs)
-        for place, t in zip(ctx.places, ctx.saved_tensors, strict=True):
-            args[place] = t
         with torch.enable_grad():
+            for place, t in zip(ctx.places, ctx.saved_tensors, strict=True):
+                args[place] = t.view_as(t)  # an alias, so that the search below ends here even if dy depends on x
             outputs = expression(*args)
         pairs = [(y, g) for y, g, w in zip(outputs, grads, args[wants_at], strict=True) if w and g is not None]
         pairs = [(y, g) for y, g in pairs if y.requires_grad]
