@@ -282,7 +282,7 @@ def _floating(name: str, value: ArrayLike) -> Array:
 def _normalized_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     given = (axis,) if hasattr(axis, "__index__") else axis
     try:
-        axes = [int(a.__index__()) for a in given]  # type: ignore[union-attr]
+        axes = [int(a.__index__()) for a in given]
     except (TypeError, AttributeError):
         raise TypeError(f"axis must be an int or a sequence of ints, got {axis!r}") from None
     if not axes or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != len(axes):

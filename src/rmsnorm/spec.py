@@ -75,7 +75,7 @@ def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """``normalized_shape`` as a tuple of ints."""
     shape = (normalized_shape,) if hasattr(normalized_shape, "__index__") else normalized_shape
     try:
-        shape = tuple(int(extent.__index__()) for extent in shape)  # type: ignore[union-attr]
+        shape = tuple(int(extent.__index__()) for extent in shape)
     except (TypeError, AttributeError):
         raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
     if not shape:

@@ -5,7 +5,7 @@ other transforms, in a backward pass that is itself differentiated, on devices w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +68,9 @@ def _layer(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
     return x * rstd, rstd * scale
 
 
+Statistic = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
+
+
 def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
     return (eps**0.5 * scale).square()  # the root first: scale² alone need not be representable
 
@@ -94,7 +97,9 @@ def _flat(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     return t if len(shape) == 1 else t.reshape(*t.shape[: -len(shape)], math.prod(shape))
 
 
-def _normalize(statistic, input: Tensor, shape: tuple[int, ...], k: int, eps: float | None) -> tuple[Tensor, Tensor]:
+def _normalize(
+    statistic: Statistic, input: Tensor, shape: tuple[int, ...], k: int, eps: float | None
+) -> tuple[Tensor, Tensor]:
     x = _flat(input, shape).to(compute_dtype(input.dtype))
     if x.shape[-1] == 0:  # nothing to take a statistic of
         return x, x.new_ones((*x.shape[:-1], 1))
@@ -151,7 +156,16 @@ def add_rms_norm(
     return (normed.to(input.dtype) if residual.dtype != input.dtype else normed), new_residual
 
 
-def _backward(statistic, centred, dy, input, weight, bias, spec: NormSpec, wants):
+def _backward(
+    statistic: Statistic,
+    centred: bool,
+    dy: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec: NormSpec,
+    wants: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     xhat, factor = _normalize(statistic, input, spec.normalized_shape, spec.k, spec.eps)
     dtype = xhat.dtype
     g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype).flatten()
@@ -165,10 +179,10 @@ def _backward(statistic, centred, dy, input, weight, bias, spec: NormSpec, wants
         u = u - along - u.mean(-1, keepdim=True) if centred and spec.n else u - along
         dx = (u * factor).to(input.dtype).reshape(input.shape)
     outer = tuple(range(dy.dim() - 1))
-    if wants[1]:
+    if wants[1] and weight is not None:
         seen = xhat.to(input.dtype).to(dtype) if spec.casting == "llama" else xhat
         dweight = _over_rows(dy * seen, outer).to(weight.dtype).reshape(weight.shape)
-    if wants[2]:
+    if wants[2] and bias is not None:
         dbias = _over_rows(dy, outer).to(bias.dtype).reshape(bias.shape)
     return dx, dweight, dbias
 

@@ -175,12 +175,12 @@ def _wants_grad(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bo
     )
 
 
-def _finish(y: Tensor, out: Tensor | None, *inputs: Tensor | None) -> Tensor:
+def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if out is None:
         return y
     if torch.is_grad_enabled() and y.requires_grad:
         checks.refuse_out()
-    checks.check_out(checks.writable(out), y.dtype, *inputs)
+    checks.check_out(checks.writable(out), y.dtype, input, weight, bias)
     return out.copy_(y)
 
 

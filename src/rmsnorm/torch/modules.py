@@ -36,6 +36,8 @@ class RMSNorm(nn.Module):
     normalized_shape: tuple[int, ...]
     eps: float | None
     elementwise_affine: bool
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -109,6 +111,8 @@ class LayerNorm(nn.Module):
     normalized_shape: tuple[int, ...]
     eps: float
     elementwise_affine: bool
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,

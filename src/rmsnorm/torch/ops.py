@@ -257,7 +257,9 @@ def _batched(operator: Callable) -> Callable:
     return rule
 
 
-def _register(name: str, cpu: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable):
+def _register(
+    name: str, cpu: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable
+) -> None:
     _library.impl(name, cpu, "CPU")
     _library.impl(name, any_device, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=_library)
