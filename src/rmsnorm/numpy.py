@@ -305,7 +305,7 @@ def _together(rows: Array, dims: int) -> bool:
     """Whether the last ``dims`` dimensions lie together in memory."""
     expected = rows.itemsize
     for extent, stride in zip(reversed(rows.shape[-dims:]), reversed(rows.strides[-dims:]), strict=True):
-        if extent != 1 and stride != expected:
+        if stride != expected and (extent != 1 or expected == rows.itemsize):  # as View::contiguous has it
             return False
         expected *= extent
     return True
@@ -313,7 +313,7 @@ def _together(rows: Array, dims: int) -> bool:
 
 def _rows(array: Array, axes: tuple[int, ...]) -> Array:
     rows = _native(_moved(array, axes))
-    return rows if _together(rows, len(axes)) else np.ascontiguousarray(rows)
+    return rows if _together(rows, len(axes)) else np.array(rows, order="C")
 
 
 def _check_out(out: Array, call: _Call) -> None:

@@ -18,18 +18,22 @@ Sampler: TypeAlias = Callable[[Call, int], float]
 class Plan:
     """How long to measure.
 
-    A sample is as many calls as take ``sample_ns``. It follows ``lead_ns`` of untimed calls, which bring the call's
-    own data back into the caches and outlast the worker threads of the previous provider: OpenMP's and ONNX Runtime's
-    spin for about a millisecond after their last task. Rounds go on for ``budget_ns`` within ``rounds``.
+    A sample is as many calls as take ``sample_ns``. Untimed calls precede it until they are as quick as they have
+    been, for ``lead_ns`` at most: they bring the call's own data back into the caches, and they outlast the trouble
+    that the previous provider leaves behind. Its worker threads spin for up to 40 ms after their last task, and two
+    threads that were put on one processor wait for each other, 8 ms a call, until the system moves one.
+    Rounds go on for ``budget_ns`` within ``rounds``.
     """
 
     budget_ns: float = 2.0e9
     sample_ns: float = 4e6
-    lead_ns: float = 2e6
+    lead_ns: float = 50e6
     rounds: tuple[int, int] = (7, 25)
 
 
-QUICK = Plan(budget_ns=0.1e9, sample_ns=0.5e6, lead_ns=0.2e6, rounds=(3, 3))
+QUICK = Plan(budget_ns=0.1e9, sample_ns=0.5e6, lead_ns=0.5e6, rounds=(3, 3))
+STEP_NS = 2e5  # untimed calls are judged in steps of this length
+STEADY = 1.25  # times the quickest step so far
 
 
 def wall_clock(call: Call, repeats: int) -> float:
@@ -60,36 +64,43 @@ def measure(
     """
     if not calls:
         return {}
-    costs = {name: _cost(call, plan, sample) for name, call in calls.items()}
-    repeats = {name: max(1, round(plan.sample_ns / cost)) for name, cost in costs.items()}
-    # A call of a hundred milliseconds needs no lead-in, and would double the run: the spinning is 1 % of it.
-    leads = {name: max(int(cost < 50 * plan.lead_ns), round(plan.lead_ns / cost)) for name, cost in costs.items()}
-    one_round = sum(cost * (repeats[name] + leads[name]) for name, cost in costs.items())
-    low, high = plan.rounds
-    rounds = min(max(low, int(plan.budget_ns / one_round)), high)
-
+    warm = {name: _Warm(call, sample) for name, call in calls.items()}
     # Shuffled, not rotated: in a rotation everyone keeps its predecessor, and with it that one's caches and threads.
     order, shuffle = list(calls), random.Random(seed).shuffle
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for done in range(rounds):
-        pause(done, rounds)
+    start, (fewest, most) = perf_counter_ns(), plan.rounds
+    for done in range(most):
+        if done >= fewest and perf_counter_ns() - start > plan.budget_ns:
+            break
+        pause(done, most)
         shuffle(order)
         for name in order:
-            if leads[name]:
-                sample(calls[name], leads[name])
-            times[name].append(sample(calls[name], repeats[name]))
+            warm[name].settle(plan.lead_ns)
+            times[name].append(sample(calls[name], max(1, round(plan.sample_ns / warm[name].quickest))))
     return times
 
 
-def _cost(call: Call, plan: Plan, sample: Sampler) -> float:
-    """Nanoseconds a call, roughly, from samples that grow until they are long enough to trust; the warm-up too."""
-    call()
-    repeats = 1
-    while True:
-        cost = max(sample(call, repeats), 1.0)
-        if cost * repeats >= plan.lead_ns:
-            return cost
-        repeats *= 4
+class _Warm:
+    """A call with what is known of its cost; making one warms it up."""
+
+    def __init__(self, call: Call, sample: Sampler) -> None:
+        call()
+        self.call, self.sample = call, sample
+        self.repeats = 1
+        while (cost := max(sample(call, self.repeats), 1.0)) * self.repeats < STEP_NS:
+            self.repeats *= 2
+        self.quickest = cost
+
+    def settle(self, limit_ns: float) -> None:
+        """Call untimed until steady, or for ``limit_ns``; calls that last longer are left alone."""
+        spent = self.quickest
+        while spent < limit_ns:
+            cost = self.sample(self.call, self.repeats)
+            spent += cost * self.repeats
+            steady = cost < STEADY * self.quickest
+            self.quickest = max(min(self.quickest, cost), 1.0)
+            if steady:
+                break
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:

@@ -24,6 +24,9 @@ struct View {
   }
   bool contiguous(int begin) const {  // the dimensions from begin on
     if (size(0, ndim) == 0) return true;  // NumPy's strides of empty arrays mean nothing
+    // Asked even of one element: torch's views of imaginary parts, whose sign may be a flag that no kernel sees,
+    // have a stride of 2.
+    if (begin < ndim && stride[ndim - 1] != 1) return false;
     int64_t expected = 1;
     for (int d = ndim - 1; d >= begin; --d) {
       if (shape[d] != 1 && stride[d] != expected) return false;

@@ -1,6 +1,11 @@
 // The Python module of one instruction-set level. Its functions return True when they have done the work, and False
 // when the arguments are not ones they serve; they never raise for a wrong argument. rmsnorm.spec does that, once.
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "gate.h"
 #include "operations.h"
 #include "tensors.h"
 
@@ -11,7 +16,7 @@
 namespace rmsnorm {
 namespace {
 
-constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, OWN_THREADS = 4;
+constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, OWN_THREADS = 4, FRESH = 8;
 
 // Only work that outlasts it is worth giving the interpreter lock away for.
 constexpr int64_t RELEASE_GIL = 1 << 16;
@@ -125,6 +130,18 @@ class Parameters {
   Buffer<C> gain_, bias_;
 };
 
+// Memory that nobody has touched yet. Above glibc's largest mmap threshold each such array is mapped anew, and page
+// faults would cost five times the work; huge pages take 512 times fewer of them (x.clone() of 32 MiB: 8.2 → 2.7 ms).
+void prepare_fresh(const View& v) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t MAPPED = 32u << 20, HUGE = 2u << 20;
+  if (uintptr_t(v.bytes()) < MAPPED) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(v.data) + HUGE - 1) / HUGE * HUGE;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(v.data) + uintptr_t(v.bytes())) / HUGE * HUGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+#endif
+}
+
 void write_sums(const View& v, const double* sums, int64_t n) {
   with_type(v.dtype, [&](auto zero) {
     using W = decltype(zero);
@@ -138,6 +155,10 @@ void write_sums(const View& v, const double* sums, int64_t n) {
 
 template <class Norm, class T, class Y>
 void run_forward(const Call& call, const View& y, const View* residual, const View* sum) {
+  if (call.flags & FRESH) {
+    prepare_fresh(y);
+    if (sum) prepare_fresh(*sum);
+  }
   MaybeReleased released(call.problem.rows * call.problem.n);
   Parameters<compute_t<T>> parameters(call);
   Forward<T, Y> f;
@@ -184,24 +205,22 @@ template <class Norm, class T, class D>
 void run_backward(const Call& call, const View& dy, const View* dx, const View* plus, const View* dweight,
                   const View* dbias) {
   const int64_t n = call.problem.n;
-  Buffer<double> sums;
-  {
-    MaybeReleased released(call.problem.rows * n);
-    Parameters<compute_t<T>> parameters(call);
-    sums = allocate<double>(2 * n);
-    Backward<T, D> b{};
-    b.dy = call.tensor<const D>(dy);
-    b.x = call.tensor<const T>(call.x);
-    if (dx) b.dx = call.tensor<T>(*dx);
-    if (plus) b.plus = call.tensor<const T>(*plus);
-    b.affine = parameters.affine;
-    b.affine.b = nullptr;
-    b.dweight = dweight ? sums.get() : nullptr;
-    b.dbias = dbias ? sums.get() + n : nullptr;
-    backward<Norm>(call.problem, b);
-    if (dweight) write_sums(*dweight, b.dweight, n);
-    if (dbias) write_sums(*dbias, b.dbias, n);
-  }
+  if (dx) prepare_fresh(*dx);
+  MaybeReleased released(call.problem.rows * n);
+  Parameters<compute_t<T>> parameters(call);
+  const auto sums = allocate<double>(2 * n);
+  Backward<T, D> b{};
+  b.dy = call.tensor<const D>(dy);
+  b.x = call.tensor<const T>(call.x);
+  if (dx) b.dx = call.tensor<T>(*dx);
+  if (plus) b.plus = call.tensor<const T>(*plus);
+  b.affine = parameters.affine;
+  b.affine.b = nullptr;
+  b.dweight = dweight ? sums.get() : nullptr;
+  b.dbias = dbias ? sums.get() + n : nullptr;
+  backward<Norm>(call.problem, b);
+  if (dweight) write_sums(*dweight, b.dweight, n);
+  if (dbias) write_sums(*dbias, b.dbias, n);
 }
 
 template <class Norm>
@@ -293,6 +312,8 @@ NB_MODULE(RMSNORM_MODULE, m) {
     exchange = api;
     return true;
   });
+  m.def("set_gate", &set_gate);
+  m.def("gate", &gate, none, none, none);
   m.def("num_threads", [] { return Pool::instance().threads(); });
   m.def("set_num_threads", [](int threads) { Pool::instance().set_threads(threads); });
 }

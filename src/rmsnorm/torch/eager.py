@@ -8,20 +8,18 @@ What the kernels do not serve (Llama's casting with a gain or bias of certain wi
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rmsnorm import native
 from rmsnorm.spec import NormSpec, check_shape, check_spec
 from rmsnorm.torch import checks, composite, kernels
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
-_functorch_level = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
+
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 class Plan(NamedTuple):
@@ -50,39 +48,16 @@ def plan(
     return Plan(spec.normalized_shape, spec.eps, spec.k, flags, spec)
 
 
-def unwatched() -> bool:
-    """Whether nobody (a transform, a dispatch mode, a tracer) wants to see the operations."""
-    return (
-        forward_ad._current_level < 0
-        and _functorch_level() is None
-        and _dispatch_modes() == 0
-        and _tracing_state() is None
-    )
-
-
-def direct(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether a call is the kernels' to serve: ordinary CPU tensors, and nobody watches.
-
-    Spelled out without a loop, since it stands in the way of every call. Parameters elsewhere the kernels decline.
-    """
-    return (
-        type(input) in _PLAIN
-        and (weight is None or type(weight) in _PLAIN)
-        and (bias is None or type(bias) in _PLAIN)
-        and input.is_cpu
-        and unwatched()
-        and not input.is_neg()
-    )
-
-
-def _rows_contiguous(t: Tensor, dims: int) -> Tensor:
-    """``t``, copied if its last ``dims`` dimensions do not lie together in memory."""
+def _rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
+    """``t``, copied if its last ``dims`` dimensions do not lie together in memory, or if its sign is only a flag."""
+    if t is None:
+        return None
     expected = 1
     for extent, stride in zip(reversed(t.shape[-dims:]), reversed(t.stride()[-dims:]), strict=True):
-        if extent != 1 and stride != expected:
-            return t.contiguous()
+        if stride != expected and (extent != 1 or expected == 1):
+            return t.clone(memory_format=torch.contiguous_format)
         expected *= extent
-    return t
+    return t.resolve_neg()
 
 
 def output_dtype(input: Tensor, weight: Tensor | None, bias: Tensor | None, casting: str) -> torch.dtype:
@@ -107,7 +82,8 @@ def rms_norm(
         y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
     else:
         y = torch.empty_like(input)
-    if kernels.rms_norm(input, shape, weight, bias, y, plan.eps, plan.k, plan.flags):
+    flags = plan.flags | native.FRESH if out is None else plan.flags
+    if kernels.rms_norm(input, shape, weight, bias, y, plan.eps, plan.k, flags):
         return y
     dtype = _check(input, shape, weight, bias, plan, out)
     x = _rows_contiguous(input, len(plan.shape))
@@ -125,7 +101,8 @@ def layer_norm(
 ) -> Tensor:
     """y, without autograd."""
     y = torch.empty_like(input) if out is None else out
-    if kernels.layer_norm(input, shape, weight, bias, y, plan.eps, plan.flags):
+    flags = plan.flags | native.FRESH if out is None else plan.flags
+    if kernels.layer_norm(input, shape, weight, bias, y, plan.eps, flags):
         return y
     dtype = _check(input, shape, weight, bias, plan, out)
     x = _rows_contiguous(input, len(plan.shape))
@@ -142,7 +119,8 @@ def add_rms_norm(
     if input.dtype == residual.dtype:
         y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
         new = torch.empty_like(residual)
-        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, plan.eps, plan.k, plan.flags):
+        flags = plan.flags | native.FRESH
+        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, plan.eps, plan.k, flags):
             return y, new
     _check(input, shape, weight, bias, plan, None)
     checks.check_residual(input, residual)
@@ -176,12 +154,14 @@ def rms_norm_backward(
     plus: Tensor | None = None,
 ) -> Gradients:
     """(dx + plus, dweight, dbias) as far as wanted, without autograd."""
-    x, dy = _rows_contiguous(input, len(plan.shape)), _rows_contiguous(dy, len(plan.shape))
-    plus = None if plus is None else _rows_contiguous(plus, len(plan.shape))
-    dx, dweight, dbias = (
-        torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True)
-    )
-    if kernels.rms_norm_backward(dy, x, plan.shape, weight, dx, plus, dweight, dbias, plan.eps, plan.k, plan.flags):
+    dx, dweight, dbias = _empty(input, weight, bias, wants)
+    last = plan.eps, plan.k, plan.flags
+    if kernels.rms_norm_backward(dy, input, plan.shape, weight, dx, plus, dweight, dbias, *last):
+        return dx, dweight, dbias
+    dims = len(plan.shape)
+    x, dy, plus = _rows_contiguous(input, dims), _rows_contiguous(dy, dims), _rows_contiguous(plus, dims)
+    dx, dweight, dbias = _empty(x, weight, bias, wants)
+    if kernels.rms_norm_backward(dy, x, plan.shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
     dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, plan.spec, wants)
     return (dx if plus is None or dx is None else dx + plus), dweight, dbias
@@ -191,22 +171,27 @@ def layer_norm_backward(
     dy: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, wants: Wants
 ) -> Gradients:
     """(dx, dweight, dbias) as far as wanted, without autograd."""
+    dx, dweight, dbias = _empty(input, weight, bias, wants)
+    if kernels.layer_norm_backward(dy, input, plan.shape, weight, dx, None, dweight, dbias, plan.eps, plan.flags):
+        return dx, dweight, dbias
     x, dy = _rows_contiguous(input, len(plan.shape)), _rows_contiguous(dy, len(plan.shape))
-    dx, dweight, dbias = (
-        torch.empty_like(t) if w and t is not None else None for t, w in zip((x, weight, bias), wants, strict=True)
-    )
+    dx, dweight, dbias = _empty(x, weight, bias, wants)
     if kernels.layer_norm_backward(dy, x, plan.shape, weight, dx, None, dweight, dbias, plan.eps, plan.flags):
         return dx, dweight, dbias
     return composite.layer_norm_backward(dy, input, weight, bias, plan.spec, wants)
 
 
-def _first_order(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
+def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wants) -> Gradients:
     return (
-        not torch.is_grad_enabled()
-        and unwatched()
-        and all(t is None or (type(t) in _PLAIN and t.is_cpu and not t.is_neg()) for t in tensors)
+        torch.empty_like(input) if wants[0] else None,
+        torch.empty_like(weight) if wants[1] and weight is not None else None,
+        torch.empty_like(bias) if wants[2] and bias is not None else None,
     )
+
+
+def _first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
+    """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
+    return not torch.is_grad_enabled() and kernels.gate(dy, input, weight) != native.COMPOSITE
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -269,7 +254,7 @@ class AddRMSNormFunction(torch.autograd.Function):
         wants = (needs[0] or needs[1], needs[3], needs[4])
         if dnormed is None:  # only the sum was used
             dsum, dweight, dbias = dnew, None, None
-        elif _first_order(dnormed, dnew, x, weight):
+        elif _first_order(dnormed, x, weight) and (dnew is None or _first_order(dnew, x, None)):
             same = dnormed.dtype == x.dtype or ctx.input_dtype == x.dtype
             dy = dnormed if same else dnormed.to(x.dtype)
             dsum, dweight, dbias = rms_norm_backward(dy, x, weight, bias, ctx.plan, wants, dnew if wants[0] else None)

@@ -6,12 +6,16 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from rmsnorm.native import AUTOGRAD, COMPOSITE
+from rmsnorm.spec import check_shape
 from rmsnorm.torch import checks, composite, eager, ops
+from rmsnorm.torch.kernels import gate
 
 
 def rms_norm(
@@ -63,14 +67,15 @@ def rms_norm(
             input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
         return _finish(y, out, input, weight, bias)
-    plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
-    if eager.direct(input, weight, bias):
-        if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
-            if out is None:
-                return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, plan)
+    plan = _plan(normalized_shape, eps, p, zero_centered, casting)
+    way = gate(input, weight, bias)
+    if way and out is None:
+        if way == AUTOGRAD:
+            return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, plan)
+        return eager.rms_norm(input, normalized_shape, weight, bias, plan)
+    if way:
+        if way == AUTOGRAD:
             checks.refuse_out()
-        if out is None:
-            return eager.rms_norm(input, normalized_shape, weight, bias, plan)
         return _touched(eager.rms_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
     checks.check_tensors(plan.shape, input, weight, bias)
     y = composite.rms_norm(
@@ -104,14 +109,15 @@ def layer_norm(
     if is_compiling():
         way = ops if input.is_cpu else composite
         return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
-    plan = eager.plan(_hashable(normalized_shape), eps)
-    if eager.direct(input, weight, bias):
-        if torch.is_grad_enabled() and _wants_grad(input, weight, bias):
-            if out is None:
-                return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, plan)
+    plan = _plan(normalized_shape, eps)
+    way = gate(input, weight, bias)
+    if way and out is None:
+        if way == AUTOGRAD:
+            return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, plan)
+        return eager.layer_norm(input, normalized_shape, weight, bias, plan)
+    if way:
+        if way == AUTOGRAD:
             checks.refuse_out()
-        if out is None:
-            return eager.layer_norm(input, normalized_shape, weight, bias, plan)
         return _touched(eager.layer_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
     checks.check_tensors(plan.shape, input, weight, bias)
     return _finish(composite.layer_norm(input, plan.shape, weight, bias, plan.eps), out, input, weight, bias)
@@ -151,9 +157,10 @@ def add_rms_norm(
         return way.add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
-    plan = eager.plan(_hashable(normalized_shape), eps, p, zero_centered, casting)
-    if eager.direct(input, weight, bias) and eager.direct(residual, None, None):
-        if torch.is_grad_enabled() and (_wants_grad(input, weight, bias) or residual.requires_grad):
+    plan = _plan(normalized_shape, eps, p, zero_centered, casting)
+    ways = gate(input, weight, bias), gate(residual, None, None)
+    if COMPOSITE not in ways:
+        if AUTOGRAD in ways:
             return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, plan)
         return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, plan)
     checks.check_tensors(plan.shape, input, weight, bias)
@@ -163,16 +170,11 @@ def add_rms_norm(
     )
 
 
-def _hashable(normalized_shape: int | Sequence[int]) -> int | tuple[int, ...]:
-    return tuple(normalized_shape) if isinstance(normalized_shape, list) else normalized_shape  # type: ignore[return-value]
-
-
-def _wants_grad(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    return (
-        input.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-    )
+def _plan(normalized_shape: int | Sequence[int], *how: Any) -> eager.Plan:
+    try:
+        return eager.plan(normalized_shape, *how)
+    except TypeError:  # a list cannot be a key of the cache
+        return eager.plan(check_shape(normalized_shape), *how)
 
 
 def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

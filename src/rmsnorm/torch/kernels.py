@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rmsnorm import native
 
@@ -40,6 +41,17 @@ def _bind(kernel: Callable[..., bool]) -> Callable[..., bool]:
         return kernel
     return lambda *args: kernel(*map(_describe, args))
 
+
+native.kernels.set_gate(
+    Tensor,
+    torch.nn.Parameter,
+    vars(forward_ad),
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._get_tracing_state,
+    torch.is_grad_enabled,
+)
+gate = native.kernels.gate
 
 _address = _torch_parallel_for()
 if _address is not None:
