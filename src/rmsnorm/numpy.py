@@ -61,7 +61,7 @@ def rms_norm(
     Source: Zhang & Sennrich (2019), §3 and §3.2.
     """
     call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
-    return _forward(native.kernels.rms_norm, call, out, call.spec.k)
+    return _forward(native.kernels.rms_norm, call, out, call.spec.p)
 
 
 def layer_norm(
@@ -103,7 +103,7 @@ def add_rms_norm(
         return normed.astype(x.dtype), total
     call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
     rows = _rows(residual, call.axes)
-    normed, total = call.forward(native.kernels.add_rms_norm, [call.x, rows], 2, call.spec.k)
+    normed, total = call.forward(native.kernels.add_rms_norm, [call.x, rows], 2, call.spec.p)
     return call.back(normed), call.back(total)
 
 
@@ -133,7 +133,7 @@ def rms_norm_backward(
     Source: Zhang & Sennrich (2019), §4.2.
     """
     call = _Call.checked(x, weight, None, axis, eps, p, zero_centered)
-    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.k)
+    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p)
 
 
 def layer_norm_backward(
@@ -170,7 +170,7 @@ def add_rms_norm_backward(
         weight, axis, eps, p, zero_centered, bias: as in :func:`rms_norm_backward`.
     """
     call = _Call.checked(new_residual, weight, None, axis, eps, p, zero_centered)
-    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.k, plus=dnew_residual)
+    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p, plus=dnew_residual)
 
 
 class _Call(NamedTuple):
@@ -207,22 +207,22 @@ class _Call(NamedTuple):
     def flags(self) -> int:
         return native.OWN_THREADS | (native.ZERO_CENTERED if self.spec.zero_centered else 0)
 
-    def forward(self, kernel: Any, inputs: Sequence[Array], outputs: int, *k: int) -> list[Array]:
+    def forward(self, kernel: Any, inputs: Sequence[Array], outputs: int, *p: float) -> list[Array]:
         """``outputs`` fresh arrays like x, which ``kernel`` has written."""
         results = [np.empty(self.x.shape, self.x.dtype) for _ in range(outputs)]
-        self._run(kernel, [*inputs, self.spec.normalized_shape, self.weight, self.bias, *results], k)
+        self._run(kernel, [*inputs, self.spec.normalized_shape, self.weight, self.bias, *results], p)
         return results
 
-    def into(self, kernel: Any, out: Array, *k: int) -> bool:
+    def into(self, kernel: Any, out: Array, *p: float) -> bool:
         """Whether ``kernel`` could write ``out`` as it lies."""
         rows = _moved(out, self.axes)
         if rows is not _native(rows) or not _together(rows, len(self.axes)):
             return False
-        self._run(kernel, [self.x, self.spec.normalized_shape, self.weight, self.bias, rows], k)
+        self._run(kernel, [self.x, self.spec.normalized_shape, self.weight, self.bias, rows], p)
         return True
 
-    def _run(self, kernel: Any, arguments: Sequence[Any], k: Sequence[int]) -> None:
-        if not kernel(*map(_describe, arguments), self.spec.eps, *k, self.flags):
+    def _run(self, kernel: Any, arguments: Sequence[Any], p: Sequence[float]) -> None:
+        if not kernel(*map(_describe, arguments), self.spec.eps, *p, self.flags):
             raise RuntimeError(f"the kernels declined arguments that were checked ({self.spec}); please report this")
 
     def back(self, rows: Array) -> Array:
@@ -230,16 +230,18 @@ class _Call(NamedTuple):
         return np.moveaxis(rows, range(-len(self.axes), 0), self.axes)
 
 
-def _forward(kernel: Any, call: _Call, out: Array | None, *k: int) -> Array:
+def _forward(kernel: Any, call: _Call, out: Array | None, *p: float) -> Array:
     if out is None:
-        return call.back(call.forward(kernel, [call.x], 1, *k)[0])
+        return call.back(call.forward(kernel, [call.x], 1, *p)[0])
     _check_out(out, call)
-    if not call.into(kernel, out, *k):
-        out[...] = call.back(call.forward(kernel, [call.x], 1, *k)[0])
+    if not call.into(kernel, out, *p):
+        out[...] = call.back(call.forward(kernel, [call.x], 1, *p)[0])
     return out
 
 
-def _backward(kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *k: int, plus: ArrayLike | None = None) -> Gradients:
+def _backward(
+    kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *p: float, plus: ArrayLike | None = None
+) -> Gradients:
     shape = call.back(call.x).shape
     gradients = []
     for name, value in (("dy", dy), ("dnew_residual", plus)):
@@ -255,7 +257,7 @@ def _backward(kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *k: int, plus
     call._run(
         kernel,
         [gradients[0], call.x, call.spec.normalized_shape, call.weight, dx, gradients[1], dweight, dbias],
-        k,
+        p,
     )
     return call.back(dx), dweight, dbias
 

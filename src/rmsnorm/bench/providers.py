@@ -15,10 +15,12 @@ class Prepared:
     """A call ready to be timed: nothing in it but the operation, its arguments bound.
 
     ``outputs`` turns what the call returned into the arrays that ``Case.outputs`` names; it is not timed.
+    ``spins_s`` is how long its threads keep a processor after the last call: the others wait for so many seconds.
     """
 
     call: Callable[[], Any]
     outputs: Callable[[Any], Sequence[Any]] = lambda result: result if isinstance(result, tuple) else (result,)
+    spins_s: float = 0.0
 
 
 class Provider(ABC):

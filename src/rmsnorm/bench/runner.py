@@ -10,7 +10,7 @@ import torch
 from rmsnorm import machine
 from rmsnorm.bench.cases import Case
 from rmsnorm.bench.oracle import Inputs, Oracle, WrongError, make_inputs
-from rmsnorm.bench.providers import Provider
+from rmsnorm.bench.providers import Prepared, Provider
 from rmsnorm.bench.records import Record, Result
 from rmsnorm.bench.timing import Call, Plan, measure
 
@@ -24,6 +24,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     inputs = make_inputs(case)
     oracles: dict[Case, Oracle] = {}
     calls: dict[str, Call] = {}
+    spins_s: dict[str, float] = {}
     errors: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -33,7 +34,9 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
             continue
         tell(f"verifying {provider.name}")
         try:
-            calls[provider.name], errors[provider.name] = _verified(provider, case, inputs, oracles)
+            prepared = provider.build(case, inputs)
+            errors[provider.name] = _verify(provider, prepared, case, inputs, oracles)
+            calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
         except WrongError as error:
             wrong[provider.name] = str(error)
         except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
@@ -44,7 +47,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     gc.disable()
     start, before = perf_counter(), machine.others_seconds()
     try:
-        times = measure(calls, plan, pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"))
+        times = measure(calls, plan, spins_s=spins_s, pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"))
     finally:
         gc.enable()
     after, elapsed = machine.others_seconds(), perf_counter() - start
@@ -63,17 +66,16 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     return Record(case, now, machine.describe(), others, results, skipped, wrong)
 
 
-def _verified(
-    provider: Provider, case: Case, inputs: Inputs, oracles: dict[Case, Oracle]
-) -> tuple[Call, dict[str, float]]:
-    """The provider's call and its errors, the oracle being computed once for each thing computed."""
-    prepared = provider.build(case, inputs)
+def _verify(
+    provider: Provider, prepared: Prepared, case: Case, inputs: Inputs, oracles: dict[Case, Oracle]
+) -> dict[str, float]:
+    """The provider's errors, or WrongError; the oracle is computed once for each thing computed."""
     if provider.limit:
-        return prepared.call, {}
+        return {}
     computed = provider.computes(case)
     if computed not in oracles:
         oracles[computed] = Oracle(computed, inputs)
-    return prepared.call, oracles[computed].check(prepared.outputs(prepared.call()))
+    return oracles[computed].check(prepared.outputs(prepared.call()))
 
 
 def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:

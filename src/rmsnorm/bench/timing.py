@@ -7,7 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import Any, TypeAlias
 
 Call: TypeAlias = Callable[[], Any]
@@ -20,8 +20,8 @@ class Plan:
 
     A sample is as many calls as take ``sample_ns``. Untimed calls precede it until they are as quick as they have
     been, for ``lead_ns`` at most: they bring the call's own data back into the caches, and they outlast the trouble
-    that the previous provider leaves behind. Its worker threads spin for up to 40 ms after their last task, and two
-    threads that were put on one processor wait for each other, 8 ms a call, until the system moves one.
+    that the previous provider leaves behind. OpenMP's threads spin for some milliseconds after their last task, and
+    two threads that were put on one processor wait for each other, 8 ms a call, until the system moves one.
     Rounds go on for ``budget_ns`` within ``rounds``.
     """
 
@@ -49,6 +49,7 @@ def measure(
     calls: Mapping[str, Call],
     plan: Plan,
     *,
+    spins_s: Mapping[str, float] | None = None,
     sample: Sampler = wall_clock,
     pause: Callable[[int, int], None] = lambda done, rounds: None,
     seed: int = 0,
@@ -58,13 +59,18 @@ def measure(
     Args:
         calls: what to time, by name.
         plan: how long.
+        spins_s: how long a call's threads keep a processor afterwards, where that is longer than a lead-in bears.
         sample: how one sample is taken; another device brings its own clock.
         pause: called between rounds, outside every sample, with the rounds done and to do.
         seed: of the order within the rounds.
     """
     if not calls:
         return {}
-    warm = {name: _Warm(call, sample) for name, call in calls.items()}
+    rests = {name: (spins_s or {}).get(name, 0.0) for name in calls}
+    warm = {}
+    for name, call in calls.items():
+        warm[name] = _Warm(call, sample)
+        sleep(rests[name])
     # Shuffled, not rotated: in a rotation everyone keeps its predecessor, and with it that one's caches and threads.
     order, shuffle = list(calls), random.Random(seed).shuffle
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -77,6 +83,7 @@ def measure(
         for name in order:
             warm[name].settle(plan.lead_ns)
             times[name].append(sample(calls[name], max(1, round(plan.sample_ns / warm[name].quickest))))
+            sleep(rests[name])
     return times
 
 

@@ -10,6 +10,8 @@ import importlib
 import os
 from types import ModuleType
 
+from rmsnorm.spec import partial_count
+
 MODULES = {"baseline": "_baseline", "x86-64": "_baseline", "x86-64-v3": "_v3", "x86-64-v4": "_v4"}
 
 # Flags of the kernels' calls, as in module.cpp.
@@ -57,3 +59,4 @@ def _check_threads() -> None:
 _check_threads()
 _level = _choose()
 kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")
+kernels.set_partial_count(partial_count)

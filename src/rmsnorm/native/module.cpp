@@ -46,7 +46,40 @@ void with_type(DType t, F f) {
   }
 }
 
-// What every call has in common: x, the normalised shape, gain and bias, eps, k, flags.
+bool number(nb::handle h, double& value) {
+  value = PyFloat_AsDouble(h.ptr());
+  if (value != -1 || !PyErr_Occurred()) return true;
+  PyErr_Clear();
+  return false;
+}
+
+PyObject* partial_count = nullptr;  // rmsnorm.spec's, handed over once: the exact arithmetic stands there alone
+
+// k = ⌈n·p⌉, or −1 if p is wrong. The last answers are kept: a model has few pairs of n and p.
+int64_t counted(int64_t n, nb::handle p_) {
+  double p;
+  if (!number(p_, p)) return -1;
+  if (p == 1) return n;
+  struct Answer {
+    int64_t n, k;
+    double p;
+  };
+  static Answer answers[8] = {};  // guarded by the interpreter lock
+  static int next = 0;
+  for (const Answer& a : answers)
+    if (a.n == n && a.p == p) return a.k;
+  nb::object k = nb::steal(PyObject_CallFunction(partial_count, "Ld", (long long)n, p));
+  if (!k.is_valid()) {
+    PyErr_Clear();
+    return -1;
+  }
+  answers[next] = {n, PyLong_AsLongLong(k.ptr()), p};
+  const int64_t found = answers[next].k;
+  next = (next + 1) % 8;
+  return found;
+}
+
+// What every call has in common: x, the normalised shape, gain and bias, eps, p, flags.
 struct Call {
   View x, weight, bias;
   bool has_weight = false, has_bias = false;
@@ -54,7 +87,7 @@ struct Call {
   int flags = 0;
   Problem problem{};
 
-  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, int64_t k, int flags_) {
+  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, nb::handle p, int flags_) {
     flags = flags_;
     if (!read(x_, x) || !trailing(shape, x, dims, problem.n) || !x.contiguous(x.ndim - dims)) return false;
     has_weight = !w.is_none(), has_bias = !b.is_none();
@@ -62,11 +95,11 @@ struct Call {
     if (has_bias && (!read(b, bias) || !is_parameter(bias))) return false;
     if (eps.is_none())
       problem.eps = x.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-    else
-      problem.eps = PyFloat_AsDouble(eps.ptr());
-    if (PyErr_Occurred()) PyErr_Clear(), problem.eps = -1;
-    if (!(problem.eps >= 0) || std::isinf(problem.eps) || k > problem.n || k == 0) return false;
-    problem.k = k < 0 ? problem.n : k;
+    else if (!number(eps, problem.eps))
+      return false;
+    if (!(problem.eps >= 0) || std::isinf(problem.eps)) return false;
+    problem.k = counted(problem.n, p);
+    if (problem.k < 0) return false;
     problem.rows = x.size(0, x.ndim - dims);
     problem.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
     return true;
@@ -253,24 +286,24 @@ bool any_backward(const Call& call, nb::handle dy_, nb::handle dx_, nb::handle p
   return true;
 }
 
-bool rms_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int64_t k,
+bool rms_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, nb::handle p,
               int flags) {
   Call call;
   View y;
-  return call.read_all(x, shape, w, b, eps, k, flags) && read(y_, y) && any_forward<RMS>(call, y);
+  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && any_forward<RMS>(call, y);
 }
 
 bool layer_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int flags) {
   Call call;
   View y;
-  return call.read_all(x, shape, w, b, eps, -1, flags) && read(y_, y) && any_forward<Layer>(call, y);
+  return call.read_all(x, shape, w, b, eps, nb::float_(1.0), flags) && read(y_, y) && any_forward<Layer>(call, y);
 }
 
 bool add_rms_norm(nb::handle x, nb::handle residual_, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_,
-                  nb::handle sum_, nb::handle eps, int64_t k, int flags) {
+                  nb::handle sum_, nb::handle eps, nb::handle p, int flags) {
   Call call;
   View y, residual, sum;
-  if (!call.read_all(x, shape, w, b, eps, k, flags) || !read(y_, y) || !read(residual_, residual) || !read(sum_, sum))
+  if (!call.read_all(x, shape, w, b, eps, p, flags) || !read(y_, y) || !read(residual_, residual) || !read(sum_, sum))
     return false;
   for (const View* v : {&residual, &sum})
     if (!call.is_like_x(*v) || v->dtype != call.x.dtype) return false;
@@ -278,15 +311,15 @@ bool add_rms_norm(nb::handle x, nb::handle residual_, nb::handle shape, nb::hand
 }
 
 bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
-                       nb::handle dweight, nb::handle dbias, nb::handle eps, int64_t k, int flags) {
+                       nb::handle dweight, nb::handle dbias, nb::handle eps, nb::handle p, int flags) {
   Call call;
-  return call.read_all(x, shape, w, nb::none(), eps, k, flags) && any_backward<RMS>(call, dy, dx, plus, dweight, dbias);
+  return call.read_all(x, shape, w, nb::none(), eps, p, flags) && any_backward<RMS>(call, dy, dx, plus, dweight, dbias);
 }
 
 bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                          nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
   Call call;
-  return call.read_all(x, shape, w, nb::none(), eps, -1, flags) &&
+  return call.read_all(x, shape, w, nb::none(), eps, nb::float_(1.0), flags) &&
          any_backward<Layer>(call, dy, dx, plus, dweight, dbias);
 }
 
@@ -296,11 +329,10 @@ bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::hand
 NB_MODULE(RMSNORM_MODULE, m) {
   using namespace rmsnorm;
   const auto none = nb::arg().none();
-  m.def("rms_norm", &rms_norm, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("rms_norm", &rms_norm, none, none, none, none, none, none, none, nb::arg());
   m.def("layer_norm", &layer_norm, none, none, none, none, none, none, nb::arg());
-  m.def("add_rms_norm", &add_rms_norm, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
-  m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg(),
-        nb::arg());
+  m.def("add_rms_norm", &add_rms_norm, none, none, none, none, none, none, none, none, none, nb::arg());
+  m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, none, nb::arg());
   m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
@@ -314,6 +346,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   });
   m.def("set_gate", &set_gate);
   m.def("gate", &gate, none, none, none);
+  m.def("set_partial_count", [](nb::handle function) { partial_count = function.inc_ref().ptr(); });
   m.def("num_threads", [] { return Pool::instance().threads(); });
   m.def("set_num_threads", [](int threads) { Pool::instance().set_threads(threads); });
 }

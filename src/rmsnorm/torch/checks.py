@@ -1,7 +1,5 @@
 """What tensors must be; the messages are :mod:`rmsnorm.spec`'s. Called only where the kernels have declined."""
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
@@ -49,20 +47,14 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
             raise ValueError(f"out must not share memory with {name} (but it may be input itself); pass a fresh tensor")
 
 
-def writable(out: Tensor) -> Tensor:
-    """``out``, if it is a tensor that no gradient is wanted of."""
+def check_writable(out: Tensor, gradient: bool) -> None:
+    """``out`` is a tensor, and nobody wants a gradient of what is written to it, where autograd cannot see it."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
-    if out.requires_grad and torch.is_grad_enabled():
-        refuse_out()
-    return out
-
-
-def refuse_out() -> NoReturn:
-    """``out=`` writes where autograd cannot see it."""
-    raise ValueError(
-        "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"
-    )
+    if gradient or (out.requires_grad and torch.is_grad_enabled()):
+        raise ValueError(
+            "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"
+        )
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

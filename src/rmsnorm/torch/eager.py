@@ -1,51 +1,36 @@
 """Eager calls on a CPU: tensors straight to the native kernels, and the autograd nodes around them.
 
+The kernels are tried first, with the arguments as they came; only where they decline is anything checked, copied, or
+left to the composite (Llama's casting with a gain or bias of certain wider dtypes). So an ordinary call pays for the
+output and the kernel.
+
 A forward pass saves its input and gain and nothing else: the backward pass needs every row twice anyway, and takes
 the row's statistic again on the way (one more multiply-add an element, from the first cache level).
-
-What the kernels do not serve (Llama's casting with a gain or bias of certain wider dtypes) the composite does.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rmsnorm import native
-from rmsnorm.spec import NormSpec, check_shape, check_spec
+from rmsnorm.spec import check_bool, check_casting, check_spec
 from rmsnorm.torch import checks, composite, kernels
 
-
-
+Shape = int | Sequence[int]
+Wants = Sequence[bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
-class Plan(NamedTuple):
-    """A checked specification in the form in which the kernels take it."""
-
-    shape: tuple[int, ...]
-    eps: float | None
-    k: int
-    flags: int
-    spec: NormSpec
-
-
-@lru_cache(maxsize=4096)
-def plan(
-    normalized_shape: int | tuple[int, ...],
-    eps: float | None,
-    p: float = 1.0,
-    zero_centered: bool = False,
-    casting: str = "once",
-) -> Plan:
-    """Cached, since it stands in the way of every call: 0.2 µs instead of 4."""
-    spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
+@lru_cache
+def _flags(zero_centered: bool, casting: str) -> int:
     flags = kernels.FLAGS
-    flags |= native.ZERO_CENTERED if spec.zero_centered else 0
-    flags |= native.ROUND_FIRST if spec.casting == "llama" else 0
-    return Plan(spec.normalized_shape, spec.eps, spec.k, flags, spec)
+    flags |= native.ZERO_CENTERED if check_bool(zero_centered) else 0
+    flags |= native.ROUND_FIRST if check_casting(casting) == "llama" else 0
+    return flags
 
 
 def _rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
@@ -69,116 +54,153 @@ def output_dtype(input: Tensor, weight: Tensor | None, bias: Tensor | None, cast
     return dtype
 
 
-Shape = int | Sequence[int]
-
-
 def rms_norm(
-    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None
+    input: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float,
+    zero_centered: bool,
+    casting: str,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """y, without autograd. ``shape`` is what the caller said; ``plan`` may come from an equal one, (8.0,) from (8,)."""
+    """y, without autograd."""
+    flags = _flags(zero_centered, casting)
     if out is not None:
         y = out
-    elif plan.flags & native.ROUND_FIRST:
-        y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
-    else:
+    elif casting == "once":
         y = torch.empty_like(input)
-    flags = plan.flags | native.FRESH if out is None else plan.flags
-    if kernels.rms_norm(input, shape, weight, bias, y, plan.eps, plan.k, flags):
+        flags |= native.FRESH
+    else:
+        y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, casting))
+    if kernels.rms_norm(input, shape, weight, bias, y, eps, p, flags):
         return y
-    dtype = _check(input, shape, weight, bias, plan, out)
-    x = _rows_contiguous(input, len(plan.shape))
+    spec = check_spec(shape, eps, p, zero_centered, casting)
+    dtype = _check(input, spec.normalized_shape, weight, bias, casting, out)
+    x = _rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype)
-    if not kernels.rms_norm(x, plan.shape, weight, bias, y, plan.eps, plan.k, plan.flags):
-        spec = plan.spec
+    if not kernels.rms_norm(x, spec.normalized_shape, weight, bias, y, eps, p, flags):
         y = composite.rms_norm(
-            x, plan.shape, weight, spec.eps, bias=bias, p=spec.p, zero_centered=spec.zero_centered, casting=spec.casting
+            x, spec.normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
     return y if out is None else out.copy_(y)
 
 
 def layer_norm(
-    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None = None
+    input: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """y, without autograd."""
-    y = torch.empty_like(input) if out is None else out
-    flags = plan.flags | native.FRESH if out is None else plan.flags
-    if kernels.layer_norm(input, shape, weight, bias, y, plan.eps, flags):
+    if out is None:
+        y, flags = torch.empty_like(input), kernels.FRESH_FLAGS
+    else:
+        y, flags = out, kernels.FLAGS
+    if kernels.layer_norm(input, shape, weight, bias, y, eps, flags):
         return y
-    dtype = _check(input, shape, weight, bias, plan, out)
-    x = _rows_contiguous(input, len(plan.shape))
+    spec = check_spec(shape, eps)
+    dtype = _check(input, spec.normalized_shape, weight, bias, "once", out)
+    x = _rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype)
-    if not kernels.layer_norm(x, plan.shape, weight, bias, y, plan.eps, plan.flags):
-        y = composite.layer_norm(x, plan.shape, weight, bias, plan.eps)
+    if not kernels.layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
+        y = composite.layer_norm(x, spec.normalized_shape, weight, bias, eps)
     return y if out is None else out.copy_(y)
 
 
 def add_rms_norm(
-    input: Tensor, residual: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan
+    input: Tensor,
+    residual: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float,
+    zero_centered: bool,
+    casting: str,
 ) -> tuple[Tensor, Tensor]:
     """(normed, new_residual), without autograd."""
     if input.dtype == residual.dtype:
-        y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, plan.spec.casting))
+        flags = _flags(zero_centered, casting) | native.FRESH
+        y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, casting))
         new = torch.empty_like(residual)
-        flags = plan.flags | native.FRESH
-        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, plan.eps, plan.k, flags):
+        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, eps, p, flags):
             return y, new
-    _check(input, shape, weight, bias, plan, None)
+    shape = check_spec(shape, eps, p, zero_centered, casting).normalized_shape
+    _check(input, shape, weight, bias, casting, None)
     checks.check_residual(input, residual)
     new = (input + residual).to(residual.dtype)
-    y = rms_norm(new, plan.shape, weight, bias, plan)
+    y = rms_norm(new, shape, weight, bias, eps, p, zero_centered, casting)
     return (y if input.dtype == residual.dtype else y.to(input.dtype)), new
 
 
 def _check(
-    input: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, plan: Plan, out: Tensor | None
+    input: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    casting: str,
+    out: Tensor | None,
 ) -> torch.dtype:
     """Raises if it was for an error that the kernels declined; else returns the result's dtype."""
-    checks.check_tensors(check_shape(shape), input, weight, bias)
-    dtype = output_dtype(input, weight, bias, plan.spec.casting)
+    checks.check_tensors(shape, input, weight, bias)
+    dtype = output_dtype(input, weight, bias, casting)
     if out is not None:
         checks.check_out(out, dtype, input, weight, bias)
     return dtype
 
 
-Wants = Sequence[bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
 def rms_norm_backward(
     dy: Tensor,
     input: Tensor,
+    shape: Shape,
     weight: Tensor | None,
     bias: Tensor | None,
-    plan: Plan,
     wants: Wants,
-    plus: Tensor | None = None,
+    plus: Tensor | None,
+    eps: float | None,
+    p: float,
+    zero_centered: bool,
+    casting: str,
 ) -> Gradients:
     """(dx + plus, dweight, dbias) as far as wanted, without autograd."""
+    last = eps, p, _flags(zero_centered, casting)
     dx, dweight, dbias = _empty(input, weight, bias, wants)
-    last = plan.eps, plan.k, plan.flags
-    if kernels.rms_norm_backward(dy, input, plan.shape, weight, dx, plus, dweight, dbias, *last):
+    if kernels.rms_norm_backward(dy, input, shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
-    dims = len(plan.shape)
+    spec = check_spec(shape, eps, p, zero_centered, casting)
+    dims = len(spec.normalized_shape)
     x, dy, plus = _rows_contiguous(input, dims), _rows_contiguous(dy, dims), _rows_contiguous(plus, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if kernels.rms_norm_backward(dy, x, plan.shape, weight, dx, plus, dweight, dbias, *last):
+    if kernels.rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
-    dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, plan.spec, wants)
+    dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
     return (dx if plus is None or dx is None else dx + plus), dweight, dbias
 
 
 def layer_norm_backward(
-    dy: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, plan: Plan, wants: Wants
+    dy: Tensor,
+    input: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    wants: Wants,
 ) -> Gradients:
     """(dx, dweight, dbias) as far as wanted, without autograd."""
     dx, dweight, dbias = _empty(input, weight, bias, wants)
-    if kernels.layer_norm_backward(dy, input, plan.shape, weight, dx, None, dweight, dbias, plan.eps, plan.flags):
+    if kernels.layer_norm_backward(dy, input, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
         return dx, dweight, dbias
-    x, dy = _rows_contiguous(input, len(plan.shape)), _rows_contiguous(dy, len(plan.shape))
+    spec = check_spec(shape, eps)
+    shape, dims = spec.normalized_shape, len(spec.normalized_shape)
+    x, dy = _rows_contiguous(input, dims), _rows_contiguous(dy, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if kernels.layer_norm_backward(dy, x, plan.shape, weight, dx, None, dweight, dbias, plan.eps, plan.flags):
+    if kernels.layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
         return dx, dweight, dbias
-    return composite.layer_norm_backward(dy, input, weight, bias, plan.spec, wants)
+    return composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
 
 
 def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wants) -> Gradients:
@@ -195,13 +217,13 @@ def _first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """rms_norm for autograd."""
+    """rms_norm for autograd; ``how`` is (eps, p, zero_centered, casting)."""
 
     @staticmethod
-    def forward(ctx, input, shape, weight, bias, plan):
+    def forward(ctx, input, shape, weight, bias, *how):
         ctx.save_for_backward(input, weight, bias)
-        ctx.plan = plan
-        return rms_norm(input, shape, weight, bias, plan)
+        ctx.shape, ctx.how = shape, how
+        return rms_norm(input, shape, weight, bias, *how)
 
     @staticmethod
     def backward(ctx, dy):
@@ -209,20 +231,21 @@ class RMSNormFunction(torch.autograd.Function):
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
         if _first_order(dy, input, weight):
-            dx, dweight, dbias = rms_norm_backward(dy, input, weight, bias, ctx.plan, wants)
+            dx, dweight, dbias = rms_norm_backward(dy, input, ctx.shape, weight, bias, wants, None, *ctx.how)
         else:
-            dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants)
-        return dx, None, dweight, dbias, None
+            spec = check_spec(ctx.shape, *ctx.how)
+            dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
+        return dx, None, dweight, dbias, None, None, None, None
 
 
 class LayerNormFunction(torch.autograd.Function):
     """layer_norm for autograd."""
 
     @staticmethod
-    def forward(ctx, input, shape, weight, bias, plan):
+    def forward(ctx, input, shape, weight, bias, eps):
         ctx.save_for_backward(input, weight, bias)
-        ctx.plan = plan
-        return layer_norm(input, shape, weight, bias, plan)
+        ctx.shape, ctx.eps = shape, eps
+        return layer_norm(input, shape, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, dy):
@@ -230,9 +253,10 @@ class LayerNormFunction(torch.autograd.Function):
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
         if _first_order(dy, input, weight):
-            dx, dweight, dbias = layer_norm_backward(dy, input, weight, bias, ctx.plan, wants)
+            dx, dweight, dbias = layer_norm_backward(dy, input, ctx.shape, weight, bias, ctx.eps, wants)
         else:
-            dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, ctx.plan.spec, wants)
+            spec = check_spec(ctx.shape, ctx.eps)
+            dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
         return dx, None, dweight, dbias, None
 
 
@@ -240,11 +264,11 @@ class AddRMSNormFunction(torch.autograd.Function):
     """add_rms_norm for autograd; saves the sum, which is its second output."""
 
     @staticmethod
-    def forward(ctx, input, residual, shape, weight, bias, plan):
-        normed, new_residual = add_rms_norm(input, residual, shape, weight, bias, plan)
+    def forward(ctx, input, residual, shape, weight, bias, *how):
+        normed, new_residual = add_rms_norm(input, residual, shape, weight, bias, *how)
         ctx.save_for_backward(new_residual, weight, bias)
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.input_dtype = plan, input.dtype
+        ctx.shape, ctx.how, ctx.input_dtype = shape, how, input.dtype
         return normed, new_residual
 
     @staticmethod
@@ -255,11 +279,12 @@ class AddRMSNormFunction(torch.autograd.Function):
         if dnormed is None:  # only the sum was used
             dsum, dweight, dbias = dnew, None, None
         elif _first_order(dnormed, x, weight) and (dnew is None or _first_order(dnew, x, None)):
-            same = dnormed.dtype == x.dtype or ctx.input_dtype == x.dtype
-            dy = dnormed if same else dnormed.to(x.dtype)
-            dsum, dweight, dbias = rms_norm_backward(dy, x, weight, bias, ctx.plan, wants, dnew if wants[0] else None)
+            dy = dnormed if ctx.input_dtype == x.dtype else dnormed.to(x.dtype)
+            plus = dnew if wants[0] else None
+            dsum, dweight, dbias = rms_norm_backward(dy, x, ctx.shape, weight, bias, wants, plus, *ctx.how)
         else:
-            dsum, dweight, dbias = composite.rms_norm_backward(dnormed, x, weight, bias, ctx.plan.spec, wants)
+            spec = check_spec(ctx.shape, *ctx.how)
+            dsum, dweight, dbias = composite.rms_norm_backward(dnormed, x, weight, bias, spec, wants)
             dsum = dsum + dnew if wants[0] and dnew is not None else dsum
         dinput = dsum.to(ctx.input_dtype) if needs[0] and dsum is not None else None
-        return dinput, dsum if needs[1] else None, None, dweight, dbias, None
+        return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None

@@ -6,16 +6,15 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 from torch.compiler import is_compiling
 
-from rmsnorm.native import AUTOGRAD, COMPOSITE
-from rmsnorm.spec import check_shape
-from rmsnorm.torch import checks, composite, eager, ops
-from rmsnorm.torch.kernels import gate
+from rmsnorm.native import AUTOGRAD, COMPOSITE, KERNEL
+from rmsnorm.spec import check_spec
+from rmsnorm.torch import checks, composite, eager, kernels, ops
+from rmsnorm.torch.kernels import FRESH_FLAGS, gate
 
 
 def rms_norm(
@@ -67,20 +66,22 @@ def rms_norm(
             input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
         return _finish(y, out, input, weight, bias)
-    plan = _plan(normalized_shape, eps, p, zero_centered, casting)
     way = gate(input, weight, bias)
-    if way and out is None:
-        if way == AUTOGRAD:
-            return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, plan)
-        return eager.rms_norm(input, normalized_shape, weight, bias, plan)
+    if way == KERNEL and out is None:
+        if casting == "once" and zero_centered is False:  # inference's usual call, spelled out: it saves 0.7 of 2.4 µs
+            y = empty_like(input)
+            if kernels.rms_norm(input, normalized_shape, weight, bias, y, eps, p, FRESH_FLAGS):
+                return y
+        return eager.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+    how = (eps, p, zero_centered, casting)
+    if way and out is not None:
+        checks.check_writable(out, way == AUTOGRAD)
+        return _touched(eager.rms_norm(input, normalized_shape, weight, bias, *how, out))
     if way:
-        if way == AUTOGRAD:
-            checks.refuse_out()
-        return _touched(eager.rms_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
-    checks.check_tensors(plan.shape, input, weight, bias)
-    y = composite.rms_norm(
-        input, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-    )
+        return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, *how)
+    shape = check_spec(normalized_shape, *how).normalized_shape
+    checks.check_tensors(shape, input, weight, bias)
+    y = composite.rms_norm(input, shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting)
     return _finish(y, out, input, weight, bias)
 
 
@@ -109,18 +110,17 @@ def layer_norm(
     if is_compiling():
         way = ops if input.is_cpu else composite
         return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
-    plan = _plan(normalized_shape, eps)
     way = gate(input, weight, bias)
-    if way and out is None:
-        if way == AUTOGRAD:
-            return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, plan)
-        return eager.layer_norm(input, normalized_shape, weight, bias, plan)
+    if way == KERNEL and out is None:
+        return eager.layer_norm(input, normalized_shape, weight, bias, eps)
+    if way and out is not None:
+        checks.check_writable(out, way == AUTOGRAD)
+        return _touched(eager.layer_norm(input, normalized_shape, weight, bias, eps, out))
     if way:
-        if way == AUTOGRAD:
-            checks.refuse_out()
-        return _touched(eager.layer_norm(input, normalized_shape, weight, bias, plan, checks.writable(out)))
-    checks.check_tensors(plan.shape, input, weight, bias)
-    return _finish(composite.layer_norm(input, plan.shape, weight, bias, plan.eps), out, input, weight, bias)
+        return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, eps)
+    shape = check_spec(normalized_shape, eps).normalized_shape
+    checks.check_tensors(shape, input, weight, bias)
+    return _finish(composite.layer_norm(input, shape, weight, bias, eps), out, input, weight, bias)
 
 
 def add_rms_norm(
@@ -157,32 +157,25 @@ def add_rms_norm(
         return way.add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
-    plan = _plan(normalized_shape, eps, p, zero_centered, casting)
+    how = (eps, p, zero_centered, casting)
     ways = gate(input, weight, bias), gate(residual, None, None)
     if COMPOSITE not in ways:
         if AUTOGRAD in ways:
-            return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, plan)
-        return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, plan)
-    checks.check_tensors(plan.shape, input, weight, bias)
+            return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, *how)
+        return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
+    shape = check_spec(normalized_shape, *how).normalized_shape
+    checks.check_tensors(shape, input, weight, bias)
     checks.check_residual(input, residual)
     return composite.add_rms_norm(
-        input, residual, plan.shape, weight, plan.eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        input, residual, shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
     )
-
-
-def _plan(normalized_shape: int | Sequence[int], *how: Any) -> eager.Plan:
-    try:
-        return eager.plan(normalized_shape, *how)
-    except TypeError:  # a list cannot be a key of the cache
-        return eager.plan(check_shape(normalized_shape), *how)
 
 
 def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if out is None:
         return y
-    if torch.is_grad_enabled() and y.requires_grad:
-        checks.refuse_out()
-    checks.check_out(checks.writable(out), y.dtype, input, weight, bias)
+    checks.check_writable(out, torch.is_grad_enabled() and y.requires_grad)
+    checks.check_out(out, y.dtype, input, weight, bias)
     return out.copy_(y)
 
 

@@ -58,6 +58,7 @@ if _address is not None:
     native.kernels.set_torch_parallel_for(_address)
 shares_torch_threads = _address is not None
 FLAGS = 0 if shares_torch_threads else native.OWN_THREADS
+FRESH_FLAGS = FLAGS | native.FRESH
 
 exchanges: bool = hasattr(Tensor, "__dlpack_c_exchange_api__") and native.kernels.set_exchange(
     Tensor.__dlpack_c_exchange_api__

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager
 
 _library = torch.library.Library("rmsnorm", "DEF")
@@ -63,25 +64,24 @@ def _contiguous(outputs):
     return tuple(like.new_empty(0) if t is None else t.contiguous() for t in outputs)
 
 
-def _rms_norm_cpu(input, shape, weight, bias, eps, *how):
-    return eager.rms_norm(input, shape, weight, bias, eager.plan(tuple(shape), eps, *how)).contiguous()
+def _rms_norm_cpu(input, shape, weight, bias, *how):
+    return eager.rms_norm(input, shape, weight, bias, *how).contiguous()
 
 
-def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, eps, *how):
-    plan = eager.plan(tuple(shape), eps, *how)
-    return _contiguous(eager.rms_norm_backward(dy, input, weight, bias, plan, wants, plus))
+def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, *how):
+    return _contiguous(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how))
 
 
-def _add_rms_norm_cpu(input, residual, shape, weight, bias, eps, *how):
-    return _contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, eager.plan(tuple(shape), eps, *how)))
+def _add_rms_norm_cpu(input, residual, shape, weight, bias, *how):
+    return _contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, *how))
 
 
 def _layer_norm_cpu(input, shape, weight, bias, eps):
-    return eager.layer_norm(input, shape, weight, bias, eager.plan(tuple(shape), eps)).contiguous()
+    return eager.layer_norm(input, shape, weight, bias, eps).contiguous()
 
 
 def _layer_norm_backward_cpu(dy, input, shape, weight, bias, wants, eps):
-    return _contiguous(eager.layer_norm_backward(dy, input, weight, bias, eager.plan(tuple(shape), eps), wants))
+    return _contiguous(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants))
 
 
 def _keywords(bias, p, zero_centered, casting):
@@ -93,7 +93,7 @@ def _rms_norm_any(input, shape, weight, bias, eps, *how):
 
 
 def _rms_norm_backward_any(dy, input, shape, weight, bias, plus, wants, eps, *how):
-    spec = eager.plan(tuple(shape), eps, *how).spec
+    spec = check_spec(shape, eps, *how)
     dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
     return _contiguous((dx if plus is None or dx is None else dx + plus, dweight, dbias))
 
@@ -107,7 +107,7 @@ def _layer_norm_any(input, shape, weight, bias, eps):
 
 
 def _layer_norm_backward_any(dy, input, shape, weight, bias, wants, eps):
-    spec = eager.plan(tuple(shape), eps).spec
+    spec = check_spec(shape, eps)
     return _contiguous(composite.layer_norm_backward(dy, input, weight, bias, spec, wants))
 
 
@@ -139,7 +139,7 @@ def _layer_norm_fake(input, shape, weight, bias, eps):
 
 def _checked(eps, *how):
     """The casting, all else being checked; the shape is left out, since its extents may be symbols here."""
-    return eager.plan(1, eps, *how).spec.casting
+    return check_spec(1, eps, *how).casting
 
 
 def _gradients_fake(input, weight, bias, wants):
