@@ -82,7 +82,7 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
     names = [provider.name for provider in providers if provider.refuses(case) is None]
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
-    a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 8e9
+    a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
     oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)
     return building + oracle + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
 

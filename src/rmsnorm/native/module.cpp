@@ -102,6 +102,7 @@ struct Call {
     if (problem.k < 0) return false;
     problem.rows = x.size(0, x.ndim - dims);
     problem.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
+    problem.fresh = flags & FRESH;
     return true;
   }
   bool is_parameter(const View& p) const {
@@ -164,8 +165,8 @@ class Parameters {
 };
 
 // Memory that nobody may have touched yet: glibc maps arrays of 32 MiB and more anew each time, and gives back what is
-// free above 8 to 64 MiB at the end of its heap. Page
-// faults then cost five times the work; huge pages take 512 times fewer of them (x.clone() of 32 MiB: 8.2 → 2.7 ms).
+// free beyond some MiB at the end of its heap. Page faults then cost five times the work; huge pages take 512 times
+// fewer of them (x.clone() of 32 MiB: 8.2 → 2.7 ms).
 void prepare_fresh(const View& v) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t LARGE = 8u << 20, HUGE = 2u << 20;
@@ -189,7 +190,7 @@ void write_sums(const View& v, const double* sums, int64_t n) {
 
 template <class Norm, class T, class Y>
 void run_forward(const Call& call, const View& y, const View* residual, const View* sum) {
-  if (call.flags & FRESH) {
+  if (call.problem.fresh) {
     prepare_fresh(y);
     if (sum) prepare_fresh(*sum);
   }
