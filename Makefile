@@ -5,26 +5,27 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h)
 
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test lint bench smoke format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about four minutes)"
 	@echo "make test   set up, then run the tests"
 	@echo "make bench  set up with all peers, then time the kernels beside them"
+	@echo "make smoke  the same for a minute: every peer installed is verified"
 	@echo "make lint   ruff and mypy"
 
-$(VENV)/bin/python:
+# With the build's own tools in the environment a second set of extras does not compile the kernels anew.
+$(VENV)/.tools:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsnorm needs Python >= 3.10: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q 'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
+	@touch $@
 
 # One stamp for each set of extras; the package is installed editable and rebuilt when its C++ sources change.
-$(VENV)/.dev: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
-	@touch $@
-$(VENV)/.demo: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install -q -c constraints.txt -e '.[experiments]'
-	@touch $@
-$(VENV)/.bench: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install -q -c constraints.txt -e '.[bench]'
+$(VENV)/.dev: EXTRAS = dev
+$(VENV)/.demo: EXTRAS = experiments
+$(VENV)/.bench: EXTRAS = bench
+$(VENV)/.dev $(VENV)/.demo $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
+	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -45,5 +46,8 @@ format: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/rmsnorm bench
 
+smoke: $(VENV)/.bench
+	$(BIN)/rmsnorm bench --quick
+
 clean:
-	rm -rf build dist $(VENV)/.dev $(VENV)/.demo $(VENV)/.bench
+	rm -rf build dist $(VENV)

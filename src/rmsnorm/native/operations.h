@@ -135,13 +135,24 @@ void backward_range(const Problem& problem, const Backward<T, D>& call, int64_t 
   auto dy = call.dy.from(begin);
   auto dx = call.dx.from(begin);
   auto plus = call.plus.from(begin);
-  for (int64_t row = begin; row < end; ++row, ++x, ++dy, ++dx, ++plus) {
-    const auto s = Norm::statistics(*x, problem.n, problem.k, problem.eps);
+  const int64_t n = problem.n, k = problem.k;
+  const auto& affine = call.affine;
+  for (int64_t row = begin; row < end; ++row, ++dx, ++plus) {
+    const T* x_row = *x;
+    const D* dy_row = *dy;
+    ++x, ++dy;  // now the next row, or beyond the last one, where prefetching does no harm
     const Gradients<T, C> out{*dx, *plus, dweight, dbias};
-    if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
-      backward_pass<Norm, V>(Row<T>{*x, 1}, *dy, problem.n, problem.k, s, call.affine, out);
-    else
-      generic_backward_pass<Norm>(Row<T>{*x, s.scale}, *dy, problem.n, problem.k, s, call.affine, out);
+    Statistics<C> s;
+    Projection<C> projection;
+    const bool joint = !Norm::centred && !(V & GENERIC) && k == n &&
+                       statistic_and_projection<bool(V & GAIN)>(x_row, dy_row, affine.g, n, problem.eps, s, projection);
+    if (!joint) s = Norm::statistics(x_row, n, k, problem.eps);
+    if ((V & GENERIC) || __builtin_expect(s.scale != 1, 0)) {
+      generic_backward_pass<Norm>(Row<T>{x_row, s.scale}, dy_row, n, k, s, affine, out, *x, *dy);
+      continue;
+    }
+    if (!joint) projection = project<Norm, V>(Row<T>{x_row, 1}, dy_row, n, k, s, affine.g);
+    backward_pass<Norm, V>(Row<T>{x_row, 1}, dy_row, n, k, s, projection, affine, out, *x, *dy);
   }
 }
 
