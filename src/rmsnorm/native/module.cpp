@@ -169,11 +169,12 @@ class Parameters {
 // fewer of them (x.clone() of 32 MiB: 8.2 → 2.7 ms).
 void prepare_fresh(const View& v) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t LARGE = 8u << 20, HUGE = 2u << 20;
+  constexpr uintptr_t LARGE = 8u << 20, PAGE = 4096;
   if (uintptr_t(v.bytes()) < LARGE) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(v.data) + HUGE - 1) / HUGE * HUGE;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(v.data) + uintptr_t(v.bytes())) / HUGE * HUGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
+  // The whole mapping, malloc's header included: since Linux 6.7 it begins where a huge page does.
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(v.data) / PAGE * PAGE;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(v.data) + uintptr_t(v.bytes())) / PAGE * PAGE;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: may fail
 #endif
 }
 
