@@ -391,7 +391,14 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     shapes = [f"{rows}x64" for rows in range(1, 60)]
     command = [sys.executable, "-m", "rmsnorm.cli", "bench", "--op", "rms_norm", "--provider", "copy", "clone"]
     command += ["--dtype", "float32", "--p", "1", "--shape", *shapes, "--json", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started in the background by a shell, the tests ignore SIGINT, and what they start would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (path.exists() and path.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()

@@ -257,6 +257,8 @@ def started(arguments, out):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background by a shell, the tests ignore SIGINT, and what they start would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and len(contents(out)) < 2 and time.monotonic() < deadline:
