@@ -53,12 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rmsnorm {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"rmsnorm {args.command}: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of a pipe went away: `rmsnorm info | head`
         sys.stderr.close()
         return 141
+    except OSError as error:  # a file that cannot be read or written
+        print(f"rmsnorm {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rmsnorm {args.command}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

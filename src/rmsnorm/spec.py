@@ -90,8 +90,8 @@ def check_eps(eps: float | None) -> float | None:
     if eps is None:
         return None
     try:
-        value = float(eps)
-    except (TypeError, ValueError):
+        value = _number(eps)
+    except TypeError:
         raise TypeError(
             f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}"
         ) from None
@@ -102,8 +102,34 @@ def check_eps(eps: float | None) -> float | None:
 
 def check_p(p: float) -> float:
     """``p`` as a float with 0 < p ≤ 1."""
-    partial_count(1, p)
-    return float(p)
+    try:
+        value = _number(p)
+    except TypeError:
+        raise TypeError(f"p must be a number, 0 < p <= 1, got {p!r}") from None
+    partial_count(1, value)
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, (str, bytes)):  # float() would read them
+        raise TypeError
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise TypeError from None
+    except OverflowError:
+        return math.inf
+
+
+def check_no_self_overlap(name: str, shape: Sequence[int], strides: Sequence[int], item: int) -> None:
+    """No two elements of what is written may be one place in memory; strides count as ``item`` does."""
+    reach = item
+    for stride, extent in sorted((abs(s), e) for s, e in zip(strides, shape, strict=True) if e > 1):
+        if stride < reach:
+            raise ValueError(
+                f"{name} must not be an expanded or overlapping array: several of its elements are one place in memory"
+            )
+        reach += stride * (extent - 1)
 
 
 def check_bool(zero_centered: bool) -> bool:

@@ -49,7 +49,7 @@ def _choose() -> str:
 
 def _check_threads() -> None:
     wanted = os.environ.get("RMSNORM_NUM_THREADS")
-    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 1024):
+    if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 1024):
         raise ImportError(
             f"RMSNORM_NUM_THREADS must be a number of threads from 1 to 1024, got {wanted!r}; "
             "unset it to use every processor this process may run on"

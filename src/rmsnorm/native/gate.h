@@ -13,7 +13,7 @@ inline struct {
   PyObject *tensor = nullptr, *parameter = nullptr;  // the two types that are served as they are
   PyObject* forward_ad = nullptr;                    // the module's dictionary, with _current_level
   PyObject *functorch_level = nullptr, *dispatch_modes = nullptr, *tracing_state = nullptr, *grad_enabled = nullptr;
-  PyObject *level_name = nullptr, *is_cpu = nullptr, *requires_grad = nullptr;
+  PyObject *level_name = nullptr, *is_cpu = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
 } watch;
 
 enum Way : int { COMPOSITE = 0, KERNEL = 1, AUTOGRAD = 2 };
@@ -24,7 +24,8 @@ inline void set_gate(nb::handle tensor, nb::handle parameter, nb::handle forward
   watch = {keep(tensor),         keep(parameter),     keep(forward_ad),
            keep(functorch_level), keep(dispatch_modes), keep(tracing_state),
            keep(grad_enabled),   PyUnicode_InternFromString("_current_level"),
-           PyUnicode_InternFromString("is_cpu"), PyUnicode_InternFromString("requires_grad")};
+           PyUnicode_InternFromString("is_cpu"), PyUnicode_InternFromString("is_neg"),
+           PyUnicode_InternFromString("requires_grad")};
 }
 
 inline bool attribute(PyObject* o, PyObject* name) {
@@ -37,12 +38,15 @@ inline nb::object ask(PyObject* function) {
   return answer;
 }
 
+// An ordinary tensor, whose sign is in its memory (views of conjugates' imaginary parts have it in a flag).
 inline bool plain(nb::handle h) {
+  if (h.is_none()) return true;
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(h.ptr()));
-  return h.is_none() || type == watch.tensor || type == watch.parameter;
+  if (type != watch.tensor && type != watch.parameter) return false;
+  return nb::steal(PyObject_CallMethodNoArgs(h.ptr(), watch.is_neg)).is(nb::handle(Py_False));
 }
 
-// COMPOSITE where tensors are of another type, or forward mode, a dispatch mode or a tracer wants to see operations;
+// COMPOSITE where tensors are not ordinary, or forward mode, a dispatch mode or a tracer wants to see operations;
 // AUTOGRAD where a gradient may be asked for; else KERNEL. What lives elsewhere than on a CPU and what a transform
 // of torch.func has wrapped has no memory that DLPack would show: the kernels decline it, so that only AUTOGRAD,
 // whose node transforms do not know, has to ask.

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from rmsnorm.spec import FLOATING, check_input, check_parameter, check_same
+from rmsnorm.numpy import share_memory
+from rmsnorm.spec import FLOATING, check_input, check_no_self_overlap, check_parameter, check_same
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -39,8 +40,9 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
     check_same("out", tuple(out.shape), "the result", tuple(input.shape), "shape")
     check_same("out", out.dtype, "the result", dtype, "dtype")
     check_same("out", out.device, "the result", input.device, "device")
-    if any(extent > 1 and stride == 0 for extent, stride in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError("out must not be an expanded tensor: several of its elements are one place in memory")
+    if out.is_neg():
+        raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
+    check_no_self_overlap("out", out.shape, out.stride(), 1)
     for name, t in zip(("input", "weight", "bias"), (input, *others), strict=True):
         same = t is not None and t.data_ptr() == out.data_ptr() and t.stride() == out.stride() and name == "input"
         if t is not None and not same and _overlap(out, t):
@@ -65,4 +67,8 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     if a.is_meta or not (a.numel() and b.numel()) or a.device != b.device:
         return False
     (a0, a1), (b0, b1) = extent(a), extent(b)
-    return a0 < b1 and b0 < a1
+    if not (a0 < b1 and b0 < a1):
+        return False
+    if not a.is_cpu or a.stride(-1) != 1 or b.stride(-1) != 1:
+        return True
+    return share_memory(*(t.detach().resolve_neg().view(torch.uint8).numpy() for t in (a, b)))

@@ -49,7 +49,7 @@ def _rescaling(x: Tensor, eps: float) -> Tensor:
     largest = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps**0.5)
     usable = torch.isfinite(largest) & (largest > 0)  # NaN, infinity and zero take their course
     most = 126.0 if x.dtype == torch.float32 else 1022.0
-    return torch.exp2(-torch.log2(torch.where(usable, largest, 1.0)).floor().clamp(-most, most))
+    return torch.exp2(-torch.log2(torch.where(usable, largest, torch.ones_like(largest))).floor().clamp(-most, most))
 
 
 def _rms(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:

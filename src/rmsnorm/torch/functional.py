@@ -90,7 +90,7 @@ def layer_norm(
     normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    eps: float = 1e-5,
+    eps: float | None = 1e-5,
     *,
     out: Tensor | None = None,
 ) -> Tensor:

@@ -109,7 +109,7 @@ class LayerNorm(nn.Module):
 
     __constants__ = ("normalized_shape", "eps", "elementwise_affine")
     normalized_shape: tuple[int, ...]
-    eps: float
+    eps: float | None
     elementwise_affine: bool
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -117,7 +117,7 @@ class LayerNorm(nn.Module):
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
-        eps: float = 1e-5,
+        eps: float | None = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
         device: torch.device | str | None = None,
@@ -125,7 +125,7 @@ class LayerNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.normalized_shape = check_shape(normalized_shape)
-        self.eps = check_spec(normalized_shape, eps).eps or 0.0
+        self.eps = check_spec(normalized_shape, eps).eps
         self.elementwise_affine = elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
             made = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype)) if wanted else None
