@@ -1,4 +1,4 @@
-"""Awkward memory: sign bits, outputs that interleave with inputs or with themselves, reversed rows."""
+"""Awkward memory (sign bits, outputs that interleave with inputs or with themselves, reversed rows), awkward torch."""
 
 import numpy as np
 import pytest
@@ -104,3 +104,34 @@ def test_what_is_no_number_is_named(arguments, message):
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             call()
+
+
+def test_torch_before_2_10(run_python):
+    """Without DLPack's exchange API and torch_parallel_for, both taken away here, tensors are described from Python."""
+    run_python(
+        """
+import glob, torch
+if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    del torch.Tensor.__dlpack_c_exchange_api__
+find, glob.glob = glob.glob, lambda pattern: []
+from rmsnorm.torch import composite, kernels, layer_norm, rms_norm
+glob.glob = find
+assert not kernels.exchanges and not kernels.shares_torch_threads
+for shape in ((700, 256), (5, 3, 33)):
+    n = shape[-1:]
+    x, w, dy = torch.randn(shape, requires_grad=True), torch.randn(n, requires_grad=True), torch.randn(shape)
+    for mine, other in ((rms_norm, composite.rms_norm), (layer_norm, composite.layer_norm)):
+        y, z = mine(x, n, w), other(x, n, w)
+        torch.testing.assert_close(y, z, rtol=2e-6, atol=2e-6)
+        for a, b in zip(torch.autograd.grad(y, (x, w), dy), torch.autograd.grad(z, (x, w), dy)):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+x = torch.randn(3, 2, 8)
+torch.testing.assert_close(torch.vmap(lambda t: rms_norm(t, (8,)))(x), rms_norm(x, (8,)))
+try:
+    rms_norm(torch.ones(2, 8), (8,), torch.ones(8, dtype=torch.int64))
+except TypeError as error:
+    assert "weight must be of a floating dtype" in str(error)
+else:
+    raise AssertionError("an integer weight passed")
+"""
+    )

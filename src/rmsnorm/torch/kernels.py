@@ -32,7 +32,10 @@ def _describe(t: object) -> object:
         return t
     if t.dtype not in _DTYPES or not t.is_cpu or t.layout is not torch.strided:
         return _NOT_SERVED
-    return t.data_ptr(), _DTYPES[t.dtype], tuple(t.shape), tuple(t.stride())
+    try:
+        return t.data_ptr(), _DTYPES[t.dtype], tuple(t.shape), tuple(t.stride())
+    except RuntimeError:  # a transform's wrapper has no memory
+        return _NOT_SERVED
 
 
 def _bind(kernel: Callable[..., bool]) -> Callable[..., bool]:
