@@ -205,7 +205,7 @@ BAD_OUT = {
     "partly the input": (MINE, {}, MEMORY[8:56].view(2, 3, 8), ValueError, OVERLAP + "input"),
     "over the weight": (X, {"weight": MEMORY[:8]}, MINE, ValueError, OVERLAP + "weight"),
     "over the bias": (X, {"bias": MEMORY[40:48]}, MINE, ValueError, OVERLAP + "bias"),
-    "itself": (X, {}, torch.empty(8).expand(2, 3, 8), ValueError, "out must not be an expanded tensor"),
+    "itself": (X, {}, torch.empty(8).expand(2, 3, 8), ValueError, "out must not be an expanded or overlapping array"),
     "trained": (X, {}, X.clone().requires_grad_(), ValueError, "out= is not differentiable"),
     "a trained weight": (
         X,
