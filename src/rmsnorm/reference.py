@@ -11,6 +11,8 @@ Notation of Zhang & Sennrich, "Root Mean Square Layer Normalization" (NeurIPS 20
 Conventions shared by all functions:
 
 - eps stands inside the root: r = √(mean(a²) + eps). A zero-centred gain multiplies by 1 + g.
+- Gain and bias may also have shape (heads, n), where a has (..., heads, n): one for each head. Their gradients then
+  have that shape, both of them, by the gain's (which may be all ones).
 - Arguments of any floating dtype are converted to float64 and float64 is returned. If one of them is ``longdouble``,
   everything is done in that type: the reference for float64 kernels where the platform has a wider type.
 - Rows, and the gradients and tangents that go with them, are first scaled by a power of two, which is exact: no
@@ -69,8 +71,8 @@ def _gain(g: Array | None, like: Array, zero_centered: bool = False) -> Array:
     n = like.shape[-1]
     if g is None:
         return np.ones(n, like.dtype)
-    if g.shape != (n,):
-        raise ValueError(f"the gain must have shape {(n,)}, the length of the rows, but has {g.shape}")
+    if g.shape != (n,) and (g.ndim != 2 or g.shape != like.shape[-2:]):
+        raise ValueError(f"the gain must have shape {(n,)}, the length of the rows, or (heads, {n}), but has {g.shape}")
     return 1 + g if zero_centered else g
 
 
@@ -99,8 +101,9 @@ def _layer_parts(a: Array, eps: float) -> tuple[Array, Array, Array]:
     return c / rho, rho, e
 
 
-def _over_rows(x: Array) -> Array:
-    return np.sum(x.reshape(-1, x.shape[-1]), axis=0)
+def _over_rows(x: Array, g: Array | None) -> Array:
+    """The sum over the rows; over those of each head, where the gain has heads."""
+    return np.sum(x, axis=tuple(range(x.ndim - (1 if g is None else g.ndim))))
 
 
 def rms_norm(
@@ -165,7 +168,7 @@ def rms_norm_vjp(
         projected = np.sum(x_hat * v, axis=-1, keepdims=True) / k
         da = v.copy()
         da[..., :k] -= x_hat[..., :k] * projected
-        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat), _over_rows(u)
+        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat, g), _over_rows(u, g)
 
 
 def rms_norm_jvp(
@@ -241,7 +244,7 @@ def layer_norm_vjp(u: Array, a: Array, g: Array | None = None, *, eps: float) ->
         unit, f = _scaled(u)
         v = unit * _gain(g, a)
         da = v - np.mean(v, axis=-1, keepdims=True) - x_hat * np.mean(x_hat * v, axis=-1, keepdims=True)
-        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat), _over_rows(u)
+        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat, g), _over_rows(u, g)
 
 
 def layer_norm_jvp(

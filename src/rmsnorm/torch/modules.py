@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rmsnorm.spec import check_shape, check_spec
+from rmsnorm.spec import check_heads, check_shape, check_spec
 from rmsnorm.torch import functional
 
 
@@ -24,6 +24,8 @@ class RMSNorm(nn.Module):
         elementwise_affine: whether there is a gain, 1 at the start (0 if ``zero_centered``: the gain is 1 + weight).
         device, dtype: of the parameters, which need not be the input's.
         bias: whether there is a bias too, 0 at the start, under the key ``bias``.
+        heads: None, or the extent of the input's dimension before the normalised ones: gain and bias then have the
+            shape (heads, *normalized_shape), one for each head.
         p, zero_centered, casting: see :func:`rmsnorm.torch.rms_norm`, also for the dtype policy.
 
     Raises:
@@ -32,7 +34,7 @@ class RMSNorm(nn.Module):
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3.
     """
 
-    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting")
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting", "heads")
     normalized_shape: tuple[int, ...]
     eps: float | None
     elementwise_affine: bool
@@ -51,6 +53,7 @@ class RMSNorm(nn.Module):
         p: float = 1.0,
         zero_centered: bool = False,
         casting: str = "once",
+        heads: int | None = None,
     ) -> None:
         super().__init__()
         spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
@@ -60,10 +63,12 @@ class RMSNorm(nn.Module):
         self.p = spec.p
         self.zero_centered = spec.zero_centered
         self.casting = spec.casting
+        self.heads = check_heads(heads)
+        shape = spec.normalized_shape if heads is None else (heads, *spec.normalized_shape)
         if bias and not elementwise_affine:
             raise ValueError("bias=True needs elementwise_affine=True, got False; leave out the bias or allow the gain")
         for name, wanted in (("weight", elementwise_affine), ("bias", bias)):
-            made = nn.Parameter(torch.empty(spec.normalized_shape, device=device, dtype=dtype)) if wanted else None
+            made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, made)
         self.reset_parameters()
 
@@ -97,6 +102,7 @@ class RMSNorm(nn.Module):
             ("p", self.p, 1.0),
             ("zero_centered", self.zero_centered, False),
             ("casting", self.casting, "once"),
+            ("heads", self.heads, None),
         ]
 
 
