@@ -144,6 +144,25 @@ def check_heads(heads: int | None) -> int | None:
     return heads.__index__()
 
 
+def check_groups(groups: int, n: int) -> int:
+    """``groups`` as an int that divides the n normalised elements."""
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups must be an int, got {groups!r}")
+    if groups < 1 or n % groups:
+        raise ValueError(f"groups must divide the {n} normalised elements, got {groups}")
+    return groups.__index__()
+
+
+def check_norm_first(norm_before_gate: bool) -> bool:
+    """``norm_before_gate`` as a bool."""
+    if norm_before_gate not in (True, False):
+        raise TypeError(
+            f"norm_before_gate must be True (rms_norm(x)·silu(gate)) or False (rms_norm(x·silu(gate))), "
+            f"got {norm_before_gate!r}"
+        )
+    return bool(norm_before_gate)
+
+
 def check_parameter(
     name: str, shape: Sequence[int], dtype: str, normalized_shape: tuple[int, ...], heads: int | None = None
 ) -> None:

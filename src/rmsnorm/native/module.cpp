@@ -1,6 +1,7 @@
 // The Python module of one instruction-set level. Its functions return True when they have done the work, and False
 // when the arguments are not ones they serve; they never raise for a wrong argument. rmsnorm.spec does that, once.
 
+#include "bindings.h"
 #include "call.h"
 #include "gate.h"
 #include "operations.h"
@@ -168,6 +169,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.def("add_rms_norm", &add_rms_norm, none, none, none, none, none, none, none, none, none, nb::arg());
   m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, none, nb::arg());
   m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
+  bind_gated(m);
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
   });

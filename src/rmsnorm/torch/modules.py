@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rmsnorm.spec import check_heads, check_shape, check_spec
 from rmsnorm.torch import functional
+from rmsnorm.torch.gated import GatedSpec, rms_norm_gated
 
 
 class RMSNorm(nn.Module):
@@ -104,6 +105,70 @@ class RMSNorm(nn.Module):
             ("casting", self.casting, "once"),
             ("heads", self.heads, None),
         ]
+
+
+class RMSNormGated(nn.Module):
+    r"""RMSNorm with a SiLU gate, as Mamba-2 has it: :func:`rmsnorm.torch.rms_norm_gated` with a gain.
+
+    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
+              y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z)
+
+    Args:
+        normalized_shape: the last dimensions of the input.
+        eps: inside the root; None: machine epsilon of the computation dtype.
+        device, dtype: of the gain ``weight``, 1 at the start, which need not be the input's.
+        norm_before_gate, groups, p: see :func:`rmsnorm.torch.rms_norm_gated`, also for the dtype policy.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Dao & Gu, "Transformers are SSMs" (2024).
+    """
+
+    __constants__ = ("normalized_shape", "eps", "norm_before_gate", "groups", "p")
+    normalized_shape: tuple[int, ...]
+    eps: float | None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm_before_gate: bool = False,
+        groups: int = 1,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__()
+        spec = GatedSpec.of(normalized_shape, eps, norm_before_gate, groups, p)
+        self.normalized_shape = spec.shape
+        self.eps, self.p = spec.group.eps, spec.group.p
+        self.norm_before_gate, self.groups = spec.norm_first, spec.groups
+        self.weight = nn.Parameter(torch.empty(spec.shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, input: Tensor, gate: Tensor) -> Tensor:
+        return rms_norm_gated(
+            input,
+            gate,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            norm_before_gate=self.norm_before_gate,
+            groups=self.groups,
+            p=self.p,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, norm_before_gate={self.norm_before_gate}, "
+            f"groups={self.groups}, p={self.p}"
+        )
 
 
 class LayerNorm(nn.Module):
