@@ -41,6 +41,7 @@ __all__ = [
     "rms_norm_gated",
     "rms_norm_gated_vjp",
     "rms_norm_jvp",
+    "rms_norm_quantized",
     "rms_norm_vjp",
 ]
 
@@ -456,3 +457,23 @@ def rms_norm_gated_vjp(
             y = rms_norm(_grouped(a, groups), gain, k=k, eps=eps).reshape(a.shape)
             return dh, u * y * slope, dg.reshape(-1)
         return dh * s, dh * a * slope, dg.reshape(-1)
+
+
+def rms_norm_quantized(
+    a: Array, g: Array | None = None, *, k: int | None = None, eps: float, most: float
+) -> tuple[Array, Array]:
+    """y = rms_norm(a) in steps of scale = max|y| / most, one for each row.
+
+    Args:
+        a, g, k, eps: as for :func:`rms_norm`.
+        most: the largest code.
+
+    Returns:
+        (y / scale, scale), not rounded: shape of a, and (..., 1). A row of zeros has scale 0 and quotients 0.
+
+    Source: symmetric quantisation with a scale for each row.
+    """
+    with np.errstate(**_QUIET):
+        y = rms_norm(a, g, k=k, eps=eps)
+        scale = np.max(np.abs(y), axis=-1, keepdims=True, initial=0.0) / most
+        return np.where(scale > 0, y / scale, 0.0), scale

@@ -170,6 +170,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, none, nb::arg());
   m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
   bind_gated(m);
+  bind_quantized(m);
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
   });

@@ -12,6 +12,7 @@ from rmsnorm.torch import gated_ops as _gated_ops  # noqa: F401  registers opera
 from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
 from rmsnorm.torch.gated import rms_norm_gated
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
+from rmsnorm.torch.quantized import rms_norm_quantized
 
 __all__ = [
     "LayerNorm",
@@ -21,4 +22,5 @@ __all__ = [
     "layer_norm",
     "rms_norm",
     "rms_norm_gated",
+    "rms_norm_quantized",
 ]
