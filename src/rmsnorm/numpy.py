@@ -270,7 +270,7 @@ def _backward(
     return call.back(dx), dweight, dbias
 
 
-# What a call asks of dtypes, specifications and axes is asked anew each time: 20 of its 45 µs without these caches.
+# What a call asks of dtypes, specifications and axes is asked anew each time: 28 of 45 µs at 1 × 1024 without these caches.
 _spec = lru_cache(maxsize=4096)(check_spec)
 
 

@@ -80,8 +80,8 @@ RMSNORM_INLINE Projection<C> project(Row<T> x, const D* dy, int64_t n, int64_t k
   return {C(dot / double(k)), C(sum / double(n))};
 }
 
-// RMSNorm's statistic and projection in one sweep, which a training step at 256 × 1024 spends a third of its kernel
-// time on. false, and nothing said, if a sum leaves the normal range.
+// RMSNorm's statistic and projection in one sweep: x is read once less. false, and nothing said, if a sum leaves the
+// normal range.
 template <bool WITH_G, class T, class D, class C>
 RMSNORM_NOINLINE bool statistic_and_projection(const T* x, const D* dy, const C* g, int64_t n, double eps,
                                                Statistics<C>& s, Projection<C>& projection) {

@@ -68,7 +68,7 @@ def rms_norm(
         return _finish(y, out, input, weight, bias)
     way = gate(input, weight, bias)
     if way == KERNEL and out is None:
-        if casting == "once" and zero_centered is False:  # inference's usual call, spelled out: it saves 0.7 of 2.4 µs
+        if casting == "once" and zero_centered is False:  # inference's usual call, spelled out: it saves 0.4 of 2.4 µs
             y = empty_like(input)
             if kernels.rms_norm(input, normalized_shape, weight, bias, y, eps, p, FRESH_FLAGS):
                 return y
