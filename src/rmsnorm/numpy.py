@@ -270,7 +270,7 @@ def _backward(
     return call.back(dx), dweight, dbias
 
 
-# What a call asks of dtypes, specifications and axes is asked anew each time: 28 of 45 µs at 1 × 1024 without these caches.
+# Dtypes, specifications and axes are checked once each: 28 of 45 µs at 1 × 1024 went there without these caches.
 _spec = lru_cache(maxsize=4096)(check_spec)
 
 
