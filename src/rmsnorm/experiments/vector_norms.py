@@ -32,15 +32,16 @@ def standardise(x: Tensor, norm: str, p: float = P) -> Tensor:
     return (wide * torch.rsqrt(squares + EPS)).type_as(x)
 
 
-def vector_norm(norm: str, kernels: str) -> VectorNorm:
+def vector_norm(norm: str, kernels: str, p: float = P) -> VectorNorm:
     """The function for ``norm`` ("l2", "layer", "rms" or "prms") in ``kernels`` ("rmsnorm", "unfused" or "best").
 
-    "best" is torch's own LayerNorm beside this project's RMSNorm. L2 has no kernel anywhere: operators throughout.
+    ``p`` is that of pRMSNorm. "best" is torch's own LayerNorm beside this project's RMSNorm. L2 has no kernel anywhere:
+    operators throughout.
     """
     if kernels == "unfused" or norm == "l2":
-        return lambda x, gain: standardise(x, norm) * gain
+        return lambda x, gain: standardise(x, norm, p) * gain
     if norm == "layer":
         function = F.layer_norm if kernels == "best" else layer_norm
         return lambda x, gain: function(x, (x.shape[-1],), gain, None, EPS)
-    p = P if norm == "prms" else 1.0
-    return lambda x, gain: rms_norm(x, (x.shape[-1],), gain, EPS, p=p)
+    share = p if norm == "prms" else 1.0
+    return lambda x, gain: rms_norm(x, (x.shape[-1],), gain, EPS, p=share)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, active
+from rmsnorm.experiments.recipes import P
 from rmsnorm.experiments.vector_norms import vector_norm
 
 GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
@@ -38,7 +39,7 @@ class _Recurrent(nn.Module):
     norms: tuple[str, ...] = ()
     suffix = ""
 
-    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str) -> None:
+    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
         super().__init__()
         if norm not in self.norms:
             raise ValueError(f"norm of a {type(self).__name__} must be one of {self.norms}, got {norm!r}")
@@ -56,7 +57,7 @@ class _Recurrent(nn.Module):
         if norm == "weight":
             for name in ("weight_ih", "weight_hh"):
                 parametrizations.weight_norm(self, name + self.suffix)
-        self.normalise = vector_norm(norm, kernels) if norm in ("l2", "layer", "rms", "prms") else None
+        self.normalise = vector_norm(norm, kernels, p) if norm in ("l2", "layer", "rms", "prms") else None
 
     def gain_sizes(self) -> dict[str, int]:
         width = self.gates * self.hidden_size
@@ -79,6 +80,10 @@ class _GRU(_Recurrent):
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
         return self._normalise(a, "gain_ih")
 
+    def hidden_side(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """N(W_hh h) of (..., H), its bias not yet added: the gates' part (..., 2H), the proposal's (..., H)."""
+        return self._normalise(nn.functional.linear(h, self.parameter("weight_hh")), "gain_hh")
+
     def _normalise(self, a: Tensor, gain: str) -> tuple[Tensor, Tensor]:
         cut = 2 * self.hidden_size
         gates, proposal = a[..., :cut], a[..., cut:]
@@ -87,8 +92,8 @@ class _GRU(_Recurrent):
         g = self.parameter(gain)
         return self.normalise(gates, g[:cut]), self.normalise(proposal, g[cut:])
 
-    def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor, weight_hh: Tensor) -> Tensor:
-        c = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh")
+    def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
+        c = self.hidden_side(h_BH)
         bias_hh, cut = self.parameter("bias_hh"), 2 * self.hidden_size
         r, z = torch.sigmoid(a[0] + c[0] + bias_hh[:cut]).chunk(2, dim=-1)
         n = torch.tanh(a[1] + r * (c[1] + bias_hh[cut:]))
@@ -99,7 +104,7 @@ class LoopGRUCell(_GRU):
     """One step: (x_BI, h_BH) -> h_BH. Its ``input_side`` may be taken for all steps beforehand, then ``step``."""
 
     def forward(self, x_BI: Tensor, h_BH: Tensor) -> Tensor:
-        return self.step(self.input_side(x_BI), h_BH, self.parameter("weight_hh"))
+        return self.step(self.input_side(x_BI), h_BH)
 
 
 class LoopGRU(_GRU):
@@ -108,10 +113,11 @@ class LoopGRU(_GRU):
     suffix = "_l0"
 
     def forward(self, x_TBI: Tensor, h_1BH: Tensor) -> tuple[Tensor, Tensor]:
-        weight_hh, h_BH, outputs = self.parameter("weight_hh"), h_1BH[0], []
-        for a in zip(*self.input_side(x_TBI), strict=True):
-            h_BH = self.step(a, h_BH, weight_hh)
-            outputs.append(h_BH)
+        h_BH, outputs = h_1BH[0], []
+        with parametrize.cached():  # WeightNorm's weight is the same at every step
+            for a in zip(*self.input_side(x_TBI), strict=True):
+                h_BH = self.step(a, h_BH)
+                outputs.append(h_BH)
         return torch.stack(outputs), h_BH[None]
 
 
@@ -119,8 +125,8 @@ class _LSTM(_Recurrent):
     gates = 4
     norms: tuple[str, ...] = LSTM_NORMS
 
-    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str) -> None:
-        super().__init__(input_size, hidden_size, norm, kernels)
+    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
+        super().__init__(input_size, hidden_size, norm, kernels, p)
         if norm == "batch":
             self.batch_norms = nn.ModuleDict({name: StepBatchNorm(size) for name, size in self.gain_sizes().items()})
             for name in self.gain_sizes():  # Cooijmans et al. 2017, §4: at 1 the tanh's gradients vanish
