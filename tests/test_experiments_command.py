@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,35 +16,33 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.errors import UserError  # noqa: E402
-from rmsnorm.experiments import recipes, runs  # noqa: E402
+from rmsnorm.experiments import runs  # noqa: E402
 from rmsnorm.experiments.compare import mixed_machines, row  # noqa: E402
-from rmsnorm.experiments.report import bits_cell  # noqa: E402
+from rmsnorm.experiments.recipes.common import LABELS  # noqa: E402
+from rmsnorm.experiments.report import quality_cell  # noqa: E402
 from rmsnorm.experiments.runs import RunStore, file_name  # noqa: E402
+from rmsnorm.experiments.tasks.language import Language  # noqa: E402
 
 ALL = 9  # four normalisers × two seeds, and the timing
 
 
-def small(recipe=recipes.language):
-    """The same recipe for a model that takes a millisecond a step."""
-
-    def smaller(**arguments):
-        settings = recipe(**arguments)
-        return replace(
-            settings,
-            model=replace(settings.model, width=32, layers=1, heads=2, feed_forward=48, context=32),
-            train=replace(settings.train, held_out_windows=32),
-            timing=recipes.TimingConfig(warmup_rounds=1, rounds=8),
-        )
-
-    return smaller
+# A model that takes a millisecond a step.
+TINY = [
+    "model.width=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.feed_forward=48",
+    "model.context=32",
+    "data.evaluation_windows=32",
+    "timing.warmup_rounds=1",
+    "timing.rounds=8",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_and_on_one_thread():
-    threads, recipe = torch.get_num_threads(), recipes.language
-    recipes.language = small()
+def _on_one_thread():
+    threads = torch.get_num_threads()
     yield
-    recipes.language = recipe
     torch.set_num_threads(threads)
 
 
@@ -61,7 +57,7 @@ def language(out, *more, steps=2, seeds=2):
     data = out.parent / "words.txt"
     return [
         *("compare", "language", "--data", str(data), "--out", str(out), "--threads", "1"),
-        *("--steps", str(steps), "--seeds", str(seeds), *more),
+        *("--steps", str(steps), "--seeds", str(seeds), "--set", *TINY, *more),
     ]
 
 
@@ -89,12 +85,12 @@ def test_a_comparison_leaves_records_of_one_json_line_and_a_png(out, tmp_path):
     assert len(records) == len(contents(out)) == ALL
     trained = [record for record in records if record["kind"] == "run"]
     assert {(r["identity"]["norm"], r["identity"]["seed"]) for r in trained} == {
-        (norm, seed) for norm in recipes.NORMS for seed in (0, 1)
+        (norm, seed) for norm in Language.default_norms for seed in (0, 1)
     }
     for record in trained:
         assert record["schema"] == runs.SCHEMA
         assert record["identity"]["train"]["steps"] == 2
-        assert record["identity"]["text"]["name"] == "words.txt"
+        assert record["identity"]["source"]["name"] == "words.txt"
         assert record["result"]["curve"]["step"] == [0, 1, 2]
         assert record["machine"]["cpu"]
         assert record["machine"]["torch_threads"] == 1
@@ -112,8 +108,8 @@ def test_what_is_recorded_is_not_run_again_and_the_table_is_the_same(out, capsys
     first = capsys.readouterr()
     assert f"{ALL} of {ALL} were recorded" in first.err
     assert contents(out) == before
-    for label in recipes.LABELS.values():
-        assert f"\n{label} " in first.out
+    for norm in Language.default_norms:
+        assert f"\n{LABELS[norm]} " in first.out
     assert "stand-in" not in first.out
     assert main(language(out)) == 0
     assert capsys.readouterr().out == first.out
@@ -135,11 +131,11 @@ def test_one_more_seed_runs_that_seed_only(out, capsys):
 
 def test_other_settings_are_other_runs(out, capsys):
     before = contents(out)
-    assert main(language(out, "--norm", "prms", "--kernels", "torch", seeds=1)) == 0
+    assert main(language(out, "--norm", "prms", "--kernels", "unfused", seeds=1)) == 0
     captured = capsys.readouterr()
-    assert "\npRMSNorm * " in captured.out
-    assert "* torch has no kernel for pRMSNorm" in captured.out
-    assert main(language(out, "--norm", "rms", "--qk-norm", seeds=1)) == 0
+    assert "\npRMSNorm " in captured.out
+    assert "framework operators" in captured.out
+    assert main(language(out, "--norm", "rms", "--set", "model.qk_norm=true", seeds=1)) == 0
     assert main(language(out, "--norm", "rms", steps=3, seeds=1)) == 0
     assert len(contents(out)) == len(before) + 5  # three runs, and a timing each for other kernels and QK-norm
 
@@ -153,7 +149,7 @@ def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
     assert after.keys() == before.keys()
     for name in before:
         old, new = (json.loads(content[name])["result"] for content in (before, after))
-        assert new.get("held_out_bits") == old.get("held_out_bits")
+        assert new.get("quality") == old.get("quality")
         if "milliseconds" in old:
             assert new != old  # measured anew
 
@@ -161,10 +157,10 @@ def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
 def test_json_output(out, capsys):
     assert main(language(out, "--json")) == 0
     table = json.loads(capsys.readouterr().out)
-    assert [each["norm"] for each in table["rows"]] == list(recipes.NORMS)
+    assert [each["norm"] for each in table["rows"]] == list(Language.default_norms)
     assert table["rows"][0]["norm_share"] is None
     assert table["rows"][1]["to_layer"] is None
-    assert all(each["bits_sd"] is not None for each in table["rows"])
+    assert all(each["quality"]["bits"]["sd"] is not None for each in table["rows"])
 
 
 def damage(content, how):
@@ -179,10 +175,10 @@ def damage(content, how):
         return b"\xff\xfe" + content
     if how == "another schema":
         record["schema"] = 99
-    if how == "bits gone":
-        record["result"]["held_out_bits"] = None
+    if how == "quality gone":
+        record["result"]["quality"] = None
     if how == "nan":
-        return content.replace(b'"held_out_bits":', b'"held_out_bits":NaN,"x":')
+        return content.replace(b'"quality":', b'"quality":NaN,"x":')
     if how == "settings edited":
         record["identity"]["train"]["steps"] = 1000
     if how == "not an object":
@@ -201,8 +197,8 @@ def damage(content, how):
         ("no newline", 1, "its end is missing"),
         ("two lines", 2, "something follows"),
         ("binary", 1, "cannot be read"),
-        ("another schema", 1, "schema 99 and this version reads 1"),
-        ("bits gone", 1, "status is 'finished' and its bits per character are None"),
+        ("another schema", 1, "schema 99 and this version reads 2"),
+        ("quality gone", 1, "status is 'finished' and its quality is None"),
         ("nan", 1, "NaN is not JSON"),
         ("settings edited", 1, "not those that its file name stands for"),
         ("not an object", 1, "not an object"),
@@ -248,12 +244,8 @@ def test_an_unfinished_write_leaves_the_record_as_it_was(tmp_path, monkeypatch):
 
 def started(arguments, out):
     """The command in a process of its own, once its first training run is recorded."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {Path(__file__).stem} as this; "
-        "this.recipes.language = this.small(); sys.exit(this.main())"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-m", "rmsnorm.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -295,9 +287,13 @@ def test_an_interrupted_comparison_goes_on_and_comes_out_the_same(out, capsys, h
 
 
 def run_record(bits, seed=0, torch_version="2.13.0"):
-    status = "diverged" if bits is None else "finished"
+    status, quality = ("diverged", None) if bits is None else ("finished", {"bits": bits})
     machine = {"versions": {"torch": torch_version}, "cpu": "x", "python": "3", "commit": None}
-    return {"result": {"status": status, "held_out_bits": bits}, "identity": {"seed": seed}, "machine": machine}
+    return {
+        "result": {"status": status, "quality": quality},
+        "identity": {"seed": seed},
+        "machine": machine,
+    }
 
 
 TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms": [8.5, 17.0]}
@@ -314,7 +310,7 @@ TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms":
     ],
 )
 def test_divergence_is_said_as_such(bits, cell):
-    assert bits_cell(row("rms", [run_record(each) for each in bits], TIMES)) == cell
+    assert quality_cell(row("rms", [run_record(each) for each in bits], TIMES), Language.metrics[0]) == cell
 
 
 def test_a_row_pairs_the_times():
@@ -331,16 +327,9 @@ def test_records_of_different_versions_are_pointed_out():
     assert mixed_machines([run_record(2.0), run_record(2.0, torch_version="2.12.0")]) == ["torch 2.12.0, 2.13.0"]
 
 
-def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys, monkeypatch):
+def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
     """An absurd learning rate, through the whole command."""
-    recipe = recipes.language
-
-    def absurd(**arguments):
-        settings = recipe(**arguments)
-        return replace(settings, train=replace(settings.train, learning_rate=1e30))
-
-    monkeypatch.setattr(recipes, "language", absurd)
-    assert main(language(out, "--norm", "none", steps=6)) == 0
+    assert main(language(out, "--norm", "none", "--set", "train.learning_rate=1e30", steps=6)) == 0
     captured = capsys.readouterr()
     assert "diverged (2 of 2)" in captured.out
     assert "diverged at step" in captured.err
@@ -349,8 +338,16 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--norm", "rms", "batch"], "--norm must name some of none, layer, rms, prms; got 'batch'"),
-        (["--norm", ","], "--norm must name some of none, layer, rms, prms; got none"),
+        (["--norm", "rms", "weight"], "prms, dyt for language; got 'weight'"),
+        (["--norm", ","], "prms, dyt for language; got none"),
+        (["--set", "model.widht=3"], "with a name of model.width, model.layers"),
+        (["--set", "train.batch"], "--set must be NAME=VALUE"),
+        (["--set", "train.batch=many"], "train.batch must be a int, as 16 is; got 'many'"),
+        (["--set", "train.batch=2.5"], "train.batch must be a int"),
+        (["--set", "model.qk_norm=1"], "model.qk_norm must be a bool, as False is; got '1'"),
+        (["--set", "train.betas=[0.9]"], "train.betas must be a tuple"),
+        (["--set", "train.late_beta1=soon"], "train.late_beta1 must be a number, as None is"),
+        (["--set", "train.clip=hard"], "train.clip must be one of none, global, per_tensor; got 'hard'"),
         (["--seeds", "0"], "--seeds must be at least 1; got 0"),
         (["--steps", "-3"], "--steps must be at least 1; got -3"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),

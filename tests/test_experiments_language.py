@@ -1,12 +1,22 @@
 """The text: how it is read, split, hashed and refused."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments.recipes.language import small  # noqa: E402
 from rmsnorm.experiments.tasks import language  # noqa: E402
+
+
+def load(path, context, batch):
+    recipe = small()
+    model, train = replace(recipe.model, context=context), replace(recipe.train, batch=batch)
+    return language.load(path, replace(recipe, model=model, train=train))
 
 
 def folder(tmp_path, files):
@@ -25,54 +35,52 @@ def decoded(ids, text_of_training):
 
 def test_a_folder_is_split_by_file_and_nothing_is_lost(tmp_path):
     files = {f"part{i}/{i}.txt": f"<{i:02d}>" * 50 for i in range(20)}
-    text = language.load(folder(tmp_path, files), context=4, batch=2)
-    train = decoded(text.train, "<>0123456789")
-    held_out = decoded(text.held_out, "<>0123456789")
+    task = load(folder(tmp_path, files), context=4, batch=2)
+    train = decoded(task.text.train, "<>0123456789")
+    held_out = decoded(task.text.held_out, "<>0123456789")
     in_train = {i for i in range(20) if f"<{i:02d}>" in train}
     in_held_out = {i for i in range(20) if f"<{i:02d}>" in held_out}
     assert in_train | in_held_out == set(range(20))
     assert not in_train & in_held_out
     assert len(in_held_out) == 2  # a tenth of the characters
-    assert text.source.split == "by file"
-    assert text.source.characters == len(train) + len(held_out) == 20 * 50 * 4
-    assert (text.source.files, text.source.stand_in) == (20, False)
+    assert task.source.details["held out"] == "by file"
+    assert task.source.details["characters"] == len(train) + len(held_out) == 20 * 50 * 4
+    assert (task.source.details["files"], task.source.stand_in) == (20, False)
 
 
 def test_the_split_and_the_hash_depend_on_names_and_contents_only(tmp_path):
     files = {f"{i}.txt": f"text {i} " * 40 for i in range(12)}
-    one = language.load(folder(tmp_path / "one", files), 4, 2)
-    two = language.load(folder(tmp_path / "two", dict(reversed(files.items()))), 4, 2)
+    one = load(folder(tmp_path / "one", files), 4, 2)
+    two = load(folder(tmp_path / "two", dict(reversed(files.items()))), 4, 2)
     assert one.source.sha256 == two.source.sha256
-    assert torch.equal(one.held_out, two.held_out)
-    changed = language.load(folder(tmp_path / "three", {**files, "7.txt": "text 8 " * 40}), 4, 2)
-    renamed = language.load(
-        folder(tmp_path / "four", {name.replace("7", "77"): text for name, text in files.items()}), 4, 2
-    )
+    assert torch.equal(one.text.held_out, two.text.held_out)
+    changed = load(folder(tmp_path / "three", {**files, "7.txt": "text 8 " * 40}), 4, 2)
+    renamed = load(folder(tmp_path / "four", {name.replace("7", "77"): text for name, text in files.items()}), 4, 2)
     assert len({one.source.sha256, changed.source.sha256, renamed.source.sha256}) == 3
 
 
 def test_a_single_file_gives_its_last_tenth(tmp_path):
     path = folder(tmp_path, {"a.txt": "a" * 900 + "b" * 100}) / "a.txt"
-    text = language.load(path, 4, 2)
-    assert decoded(text.train, "a") == "a" * 900
-    assert decoded(text.held_out, "a") == "?" * 100  # never seen in training
-    assert text.vocabulary == 2
-    assert (text.source.name, text.source.split) == ("a.txt", "the last tenth of the file")
+    task = load(path, 4, 2)
+    assert decoded(task.text.train, "a") == "a" * 900
+    assert decoded(task.text.held_out, "a") == "?" * 100  # never seen in training
+    assert task.text.vocabulary == 2
+    assert (task.source.name, task.source.details["held out"]) == ("a.txt", "the last tenth of the file")
 
 
 def test_hidden_files_are_not_text(tmp_path):
     files = {"a.txt": "abc" * 300, "b.txt": "abc" * 30, ".git/objects": b"\xff\xfe", ".hidden": b"\xff"}
-    assert language.load(folder(tmp_path, files), 4, 2).source.files == 2
+    assert load(folder(tmp_path, files), 4, 2).source.details["files"] == 2
 
 
 def test_the_default_is_the_standard_library_and_called_a_stand_in():
-    text = language.load(None, 64, 16)
-    assert text.source.stand_in
-    assert text.source.name.startswith("Python ")
-    assert text.source.files > 300
-    assert text.source.characters > 5_000_000
-    assert 0.08 < len(text.held_out) / text.source.characters < 0.15
-    assert 4 < text.unigram_bits < 5  # program text
+    task = load(None, 64, 16)
+    assert task.source.stand_in
+    assert task.source.name.startswith("Python ")
+    assert task.source.details["files"] > 300
+    assert task.source.details["characters"] > 5_000_000
+    assert 0.08 < len(task.text.held_out) / task.source.details["characters"] < 0.15
+    assert 4 < task.text.unigram_bits < 5  # program text
     names = language._standard_library()
     assert "argparse.py" in names
     assert "json/decoder.py" in names
@@ -83,8 +91,8 @@ def test_the_default_is_the_standard_library_and_called_a_stand_in():
 
 def test_unigram_bits_of_a_known_distribution(tmp_path):
     """Four characters, equally frequent in both parts: 2 bits, but for the one added to each count."""
-    text = language.load(folder(tmp_path, {"a.txt": "abcd" * 10_000}) / "a.txt", 4, 2)
-    assert text.unigram_bits == pytest.approx(2.0, abs=1e-3)
+    task = load(folder(tmp_path, {"a.txt": "abcd" * 10_000}) / "a.txt", 4, 2)
+    assert task.text.unigram_bits == pytest.approx(2.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -93,26 +101,46 @@ def test_unigram_bits_of_a_known_distribution(tmp_path):
         ({}, "missing.txt", "must name a file or a folder; .*missing.txt.* is neither"),
         ({"empty/.keep": ""}, "empty", "the folder .*empty.* holds no files"),
         ({"d/good.txt": "x" * 900, "d/bad.txt": b"abc\xe9def"}, "d", r"must be UTF-8; .*bad.txt.* at byte 3"),
-        ({"s.txt": "x" * 300}, "s.txt", r"at least 1,040 training .* 's.txt' gives 270 and 30.* at least 1,156 char"),
+        ({"s.txt": "x" * 300}, "s.txt", r"at least 1,040 training .* 's.txt' gives 270 and 30.* at least 1,301 char"),
     ],
 )
 def test_wrong_text_is_refused_with_the_reason(tmp_path, files, asked, message):
     with pytest.raises(UserError, match=message):
-        language.load(folder(tmp_path, files) / asked, context=64, batch=16)
+        load(folder(tmp_path, files) / asked, context=64, batch=16)
 
 
 def test_the_size_asked_for_is_enough(tmp_path):
-    language.load(folder(tmp_path, {"s.txt": "x" * 1156}) / "s.txt", context=64, batch=16)
+    load(folder(tmp_path, {"s.txt": "x" * 1301}) / "s.txt", context=64, batch=16)
 
 
-def test_batches_depend_on_the_generator_only_and_targets_follow_inputs():
-    ids = torch.arange(1000, dtype=torch.int32)
-    one, two = (language.batch_of(ids, 8, 16, torch.Generator().manual_seed(5)) for _ in range(2))
-    assert torch.equal(one[0], two[0])
-    assert torch.equal(one[1], one[0] + 1)
-    assert one[0].shape == (8, 16)
-    other = language.batch_of(ids, 8, 16, torch.Generator().manual_seed(6))
-    assert not torch.equal(one[0], other[0])
+def test_batches_depend_on_step_and_seed_only_and_targets_follow_inputs(tmp_path):
+    path = folder(tmp_path, {"a.txt": "".join(map(chr, range(300, 2300)))}) / "a.txt"
+    task = load(path, context=16, batch=8)
+    inputs, targets = task.batch(5, 1)
+    task.batch(6, 1)
+    assert torch.equal(task.batch(5, 1)[0], inputs)
+    assert torch.equal(targets, inputs + 1)
+    assert inputs.shape == (8, 16)
+    others = [task.batch(step, seed)[0] for step, seed in ((6, 1), (5, 2), (1, 5))]
+    assert not any(torch.equal(other, inputs) for other in others)
+
+
+def test_the_loss_is_a_sum_and_its_weight_and_the_splits_share_no_window(tmp_path):
+    task = load(folder(tmp_path, {"a.txt": "abcd" * 1000}) / "a.txt", context=16, batch=8)
+    torch.manual_seed(0)
+    model = task.model("rms", "rmsnorm")
+    batch = task.batch(0, 0)
+    total, weight = task.loss(model, batch)
+    halves = [task.loss(model, tuple(part[half] for part in batch)) for half in (slice(3), slice(3, None))]
+    assert weight == 8 * 16 == sum(part[1] for part in halves)
+    torch.testing.assert_close(sum(part[0] for part in halves), total)
+    windows = language.fixed_windows(task.text.held_out, 2 * task.recipe.data.evaluation_windows, 16)
+    for split, start in (("valid", 0), ("test", 1)):
+        assert torch.equal(task.windows[split][0], windows[0][start::2])
+        found = task.evaluate(model.eval(), split)
+        total, weight = task.loss(model, tuple(part[start::2] for part in windows))
+        assert found["loss"] == pytest.approx(total.item() / weight)
+        assert found["bits"] == pytest.approx(found["loss"] / math.log(2))
 
 
 @pytest.mark.parametrize(("length", "count", "expected"), [(1000, 10, 10), (50, 10, 3), (17, 10, 1)])

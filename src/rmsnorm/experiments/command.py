@@ -2,18 +2,22 @@
 
 import argparse
 import sys
+from dataclasses import replace
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.recipes import KERNELS, NORMS, PRECISIONS, TrainConfig
+from rmsnorm.experiments import tasks
+from rmsnorm.experiments.recipes import settings
+from rmsnorm.experiments.recipes.common import KERNELS, NORMS, PRECISIONS, Recipe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm compare``."""
     parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
     add = parser.add_argument
-    add("task", choices=("language",), help="language: characters of real text, a small decoder-only transformer")
-    add("--data", metavar="FILE_OR_FOLDER", help="UTF-8 text (default: the sources of Python's standard library)")
-    add("--norm", nargs="+", action="extend", metavar="NORM", help=f"only these of {', '.join(NORMS)} (default: all)")
+    add("task", choices=tasks.TASKS, help="; ".join(f"{name}: {what}" for name, what in tasks.TASKS.items()))
+    add("--data", metavar="PATH", help="the official files (default: a stand-in from what is installed)")
+    add("--size", choices=tasks.SIZES, default="small", help="of model and recipe (default: %(default)s)")
+    add("--norm", nargs="+", action="extend", metavar="NORM", help=f"some of {', '.join(NORMS)} (default: the task's)")
     add(
         "--seeds",
         type=int,
@@ -21,16 +25,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="training runs for each normaliser, with seeds 0 to N-1 (default: %(default)s)",
     )
-    add("--steps", type=int, default=TrainConfig.steps, metavar="N", help="training steps a run (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="training steps a run (default: the recipe's)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the recipe: train.learning_rate=0.001 model.width=256 p=0.125 (docs/experiments.md)",
+    )
     add(
         "--kernels",
         choices=KERNELS,
         default="rmsnorm",
-        help="LayerNorm and RMSNorm both from here (default: %(default)s)",
+        help="unfused: every norm in framework operators; rmsnorm: this project's for all; "
+        "best: torch's LayerNorm against this project's RMSNorm (default: %(default)s)",
     )
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
     add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's (default: %(default)s)")
-    add("--qk-norm", action="store_true", help="normalise queries and keys too, over each head")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
     add("--out", default="runs", metavar="FOLDER", help="where the records and the plot go (default: %(default)s)")
     add("--overwrite", action="store_true", help="do again what is recorded already")
@@ -39,13 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the arguments, then compare."""
-    norms = _norms(args.norm)
     for flag in ("seeds", "steps", "threads"):
         number = getattr(args, flag)
         if number is not None and number < 1:
             raise UserError(f"--{flag} must be at least 1; got {number}. Pass --{flag} 1 or more.")
+    recipe = _recipe(args)
     try:
-        from rmsnorm.experiments.report import compare_language
+        from rmsnorm.experiments.report import compare
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "rmsnorm":
             raise
@@ -53,14 +65,9 @@ def run(args: argparse.Namespace) -> int:
             f"this command needs the experiments' packages; {error.name!r} is not installed. "
             f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
         ) from None
-    return compare_language(args, norms)
+    return compare(args, recipe)
 
 
-def _norms(names: list[str] | None) -> list[str]:
-    """The chosen normalisers in the order of the table; 'rms layer' and 'rms,layer' are the same."""
-    chosen = {name for part in names or NORMS for name in part.split(",") if name}
-    if unknown := sorted(chosen - set(NORMS)):
-        raise UserError(f"--norm must name some of {', '.join(NORMS)}; got {unknown[0]!r}. Pass one of these.")
-    if not chosen:
-        raise UserError(f"--norm must name some of {', '.join(NORMS)}; got none. Pass one of these.")
-    return [name for name in NORMS if name in chosen]
+def _recipe(args: argparse.Namespace) -> Recipe:
+    recipe = settings.changed(tasks.recipe(args.task, args.size), args.set)
+    return recipe if args.steps is None else replace(recipe, train=replace(recipe.train, steps=args.steps))

@@ -1,34 +1,33 @@
 """The comparison: what has to be run, what of it is there already, and what it comes to."""
 
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import torch
 
 from rmsnorm.experiments import timing
-from rmsnorm.experiments.recipes import LABELS, Settings
+from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record, RunStore, file_name
-from rmsnorm.experiments.tasks.language import Text
+from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.timing import Spread
-from rmsnorm.experiments.train import train
+from rmsnorm.experiments.train import Setup, train
 from rmsnorm.machine import describe
-
-TASK = "language"
 
 
 @dataclass(frozen=True)
 class Job:
     """One thing to run and record: the timing, or the training of one normaliser with one seed."""
 
+    task: str
     kind: str
     identity: dict[str, Any]
 
     @property
     def file_name(self) -> str:
-        return file_name(TASK, self.kind, self.identity)
+        return file_name(self.task, self.kind, self.identity)
 
     @property
     def title(self) -> str:
@@ -48,51 +47,75 @@ def machine() -> dict[str, Any]:
     }
 
 
-def jobs(settings: Settings, norms: list[str], seeds: int, text: Text) -> list[Job]:
+def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int) -> list[Job]:
     """The timing first; then seed by seed, so that what an interruption leaves is a comparison too.
 
     Quality does not depend on the machine (but for rounding) and times do: only the timing is done anew when the
     machine or a version is another one.
     """
-    whole = asdict(settings)
-    train_config, timing_config = whole.pop("train"), whole.pop("timing")
-    common = {**whole, "text": asdict(text.source)}
-    timed = {"timing": timing_config, "train": {"batch": settings.train.batch}}
-    planned = [Job("timing", {**common, **timed, "machine": machine()})]
+    recipe = task.recipe
+    common = {
+        **asdict(setup),
+        "source": asdict(task.source),
+        "size": recipe.size,
+        "model": asdict(recipe.model),
+        "data": None if recipe.data is None else asdict(recipe.data),
+    }
+    timed = {"timing": asdict(recipe.timing), "batch": recipe.train.batch, "norms": timed_norms(task, norms)}
+    planned = [Job(task.name, "timing", {**common, **timed, "p": recipe.p, "machine": machine()})]
     for seed in range(seeds):
-        planned += [Job("run", {**common, "train": train_config, "norm": norm, "seed": seed}) for norm in norms]
+        for norm in norms:
+            settings = replace(recipe.train, learning_rate=recipe.learning_rate(norm))
+            of_norm = {"norm": norm, "seed": seed, "train": asdict(settings)}
+            if norm == "prms":
+                of_norm["p"] = recipe.p
+            planned.append(Job(task.name, "run", {**common, **of_norm}))
     return planned
+
+
+def timed_norms(task: Task, norms: Sequence[str]) -> list[str]:
+    """The default ones, so that a comparison of fewer finds their times recorded, and whatever else is compared."""
+    return [norm for norm in task.norms if norm in {*task.default_norms, *norms, "none", "layer"}]
 
 
 class Watcher(Protocol):
     """Is told how the work goes."""
 
     def begin(self, job: Job) -> None: ...
-    def advance(self, job: Job, share: float, bits: float | None) -> None: ...
+    def advance(self, job: Job, share: float, loss: float | None) -> None: ...
     def end(self, job: Job, record: Record, kept: bool) -> None: ...
 
 
 def run_jobs(
-    planned: list[Job], settings: Settings, text: Text, store: RunStore, overwrite: bool, watcher: Watcher
+    planned: list[Job], task: Task, setup: Setup, store: RunStore, overwrite: bool, watcher: Watcher
 ) -> Iterator[Record]:
     """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn."""
     for job in planned:
-        record = None if overwrite else store.get(TASK, job.kind, job.identity)
+        record = None if overwrite else store.get(task.name, job.kind, job.identity)
         kept = record is not None
         if record is None:
             watcher.begin(job)
-            result = _do(job, settings, text, watcher)
-            record = store.put(TASK, job.kind, job.identity, machine=machine(), result=result)
+            result = _do(job, task, setup, watcher)
+            record = store.put(task.name, job.kind, job.identity, machine=machine(), result=result)
         watcher.end(job, record, kept)
         yield record
 
 
-def _do(job: Job, settings: Settings, text: Text, watcher: Watcher) -> dict[str, Any]:
+def _do(job: Job, task: Task, setup: Setup, watcher: Watcher) -> dict[str, Any]:
     if job.kind == "timing":
         on_round = lambda done, total: watcher.advance(job, done / total, None)  # noqa: E731
-        return {"milliseconds": timing.measure(settings, text, on_round)}
-    on_step = lambda done, bits: watcher.advance(job, done / settings.train.steps, bits)  # noqa: E731
-    return train(settings, job.identity["norm"], job.identity["seed"], text, on_step).as_record()
+        return {"milliseconds": timing.measure(task, setup, job.identity["norms"], on_round)}
+    on_step = lambda done, loss: watcher.advance(job, done / task.recipe.train.steps, loss)  # noqa: E731
+    return train(task, setup, job.identity["norm"], job.identity["seed"], on_step).as_record()
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric over seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation; None for a single run."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +125,8 @@ class Row:
     norm: str
     runs: int
     diverged: int
-    bits_mean: float | None
-    """Over the runs that did not diverge; None where all did."""
-    bits_sd: float | None
-    """Sample standard deviation over seeds; None for fewer than two runs that did not diverge."""
+    quality: dict[str, Quality]
+    """Of each metric, over the runs that did not diverge; empty where all did."""
     milliseconds: float
     """LayerNorm's median step times the paired ratio: two medians of unpaired times could contradict the ratio."""
     to_layer: Spread | None
@@ -116,15 +137,18 @@ class Row:
 
 def row(norm: str, records: list[Record], milliseconds: dict[str, list[float]]) -> Row:
     """Sum up the runs of one normaliser and its times."""
-    bits = [record["result"]["held_out_bits"] for record in records if record["result"]["status"] == "finished"]
+    finished = [record["result"]["quality"] for record in records if record["result"]["status"] == "finished"]
+    columns = {key: [quality[key] for quality in finished] for key in (finished[0] if finished else ())}
     times = milliseconds[norm]
     to_layer = timing.ratio_to(milliseconds["layer"], times)
     return Row(
         norm=norm,
         runs=len(records),
-        diverged=len(records) - len(bits),
-        bits_mean=statistics.fmean(bits) if bits else None,
-        bits_sd=statistics.stdev(bits) if len(bits) > 1 else None,
+        diverged=len(records) - len(finished),
+        quality={
+            key: Quality(statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else None)
+            for key, column in columns.items()
+        },
         milliseconds=timing.spread(milliseconds["layer"]).median * to_layer.median,
         to_layer=None if norm == "layer" else to_layer,
         norm_share=None if norm == "none" else timing.share_beyond(milliseconds["none"], times),

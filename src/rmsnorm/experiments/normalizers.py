@@ -1,24 +1,44 @@
-"""The normalisers under comparison, by name, in this project's kernels or in torch's own."""
+"""The normalisers under comparison, by name and by whose kernels: modules over the last dimension."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from rmsnorm.experiments.recipes import EPS, P
-from rmsnorm.torch import LayerNorm, RMSNorm
+from rmsnorm.experiments.recipes.common import EPS, P
+from rmsnorm.spec import partial_count
+from rmsnorm.torch import LayerNorm, RMSNorm, rms_norm
+
+GROUPS = 8
+"""Of channels in GroupNorm (as many as divide the width)."""
 
 
-class CompositePRMSNorm(nn.Module):
-    """pRMSNorm in framework operations, because torch has no kernel for it.
-
-    y = x / √(1/k Σ_{i<k} x_i² + eps) ⊙ weight over the first k = ⌈n·p⌉ elements. The statistic is taken in float32.
-    """
+class UnfusedLayerNorm(nn.Module):
+    """y = (x − mean) / √(var + eps) ⊙ weight + bias, an operator a step. The statistics are taken in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        numerator, denominator = P.as_integer_ratio()  # 1/16 is exact in binary, so the ceiling is exact too
-        self.k = -(-width * numerator // denominator)
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x.float() - x.float().mean(-1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
+        return (centred * scale * self.weight + self.bias).type_as(x)
+
+
+class UnfusedRMSNorm(nn.Module):
+    """y = x / √(1/k Σ_{i<k} x_i² + eps) ⊙ weight over the first k = ⌈n·p⌉ elements, an operator a step.
+
+    The statistic is taken in float32.
+    """
+
+    def __init__(self, width: int, p: float = 1.0) -> None:
+        super().__init__()
+        self.k = partial_count(width, p)
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,26 +47,134 @@ class CompositePRMSNorm(nn.Module):
         return (wide * scale * self.weight).type_as(x)
 
 
+class UnfusedL2Norm(nn.Module):
+    """y = x / √(Σ x² + n·eps) ⊙ weight: RMSNorm without the √n (a baseline of the paper's Table 2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().sum(-1, keepdim=True) + x.shape[-1] * EPS)
+        return (wide * scale * self.weight).type_as(x)
+
+
+class L2Norm(UnfusedL2Norm):
+    """The same by this project's kernel: RMSNorm with the gain weight / √n."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        return rms_norm(x, (n,), self.weight / math.sqrt(n), EPS)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Statistics of each channel over everything but the last dimension; running ones in evaluation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=EPS)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.reshape(-1, input.shape[-1])).view(input.shape)
+
+
+class UnfusedBatchNorm(BatchNorm):
+    """The same, an operator a step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None
+        assert var is not None
+        assert self.momentum is not None
+        x = input.float().reshape(-1, input.shape[-1])
+        if self.training:
+            batch_mean = x.mean(0)
+            batch_var = (x - batch_mean).square().mean(0)
+            with torch.no_grad():
+                mean.lerp_(batch_mean, self.momentum)
+                var.lerp_(batch_var * len(x) / max(len(x) - 1, 1), self.momentum)  # unbiased, as torch keeps it
+            mean, var = batch_mean, batch_var
+        y = (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        return y.view(input.shape).type_as(input)
+
+
+class GroupNorm(nn.Module):
+    """LayerNorm within each of GROUPS equal groups of the last dimension's channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.groups = math.gcd(GROUPS, width)
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return F.group_norm(rows, self.groups, self.weight, self.bias, EPS).view(x.shape)
+
+
+class UnfusedGroupNorm(GroupNorm):
+    """The same, an operator a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.float().unflatten(-1, (self.groups, -1))
+        centred = parts - parts.mean(-1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
+        return ((centred * scale).flatten(-2) * self.weight + self.bias).type_as(x)
+
+
+class DyT(nn.Module):
+    """y = tanh(alpha·x) ⊙ weight + bias, without any statistic (Zhu et al. 2025, "Transformers without
+    Normalization"); alpha starts at 0.5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), 0.5))
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.tanh(self.alpha * x) * self.weight + self.bias).type_as(x)
+
+
 def _identity(width: int) -> nn.Module:
     return nn.Identity()
 
 
-_BUILDERS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
-    "rmsnorm": {
-        "none": _identity,
-        "layer": lambda width: LayerNorm(width, eps=EPS),
-        "rms": lambda width: RMSNorm(width, eps=EPS),
-        "prms": lambda width: RMSNorm(width, eps=EPS, p=P),
-    },
-    "torch": {
-        "none": _identity,
-        "layer": lambda width: nn.LayerNorm(width, eps=EPS),
-        "rms": lambda width: nn.RMSNorm(width, eps=EPS),
-        "prms": CompositePRMSNorm,
-    },
-}
+def norm_maker(norm: str, kernels: str, p: float = P) -> Callable[[int], nn.Module]:
+    """The function from a width to the module that normalises the last dimension.
+
+    Args:
+        norm: one of recipes.common.NORMS. "weight" is the identity here: :func:`normalize_weights`.
+        kernels: one of recipes.common.KERNELS. Only "layer", "rms", "prms" and "l2" have kernels of this project;
+            torch's own serve the others, but for "unfused".
+        p: of pRMSNorm.
+    """
+    makers: dict[str, Callable[[int], nn.Module]] = {"none": _identity, "weight": _identity, "dyt": DyT}
+    if kernels == "unfused":
+        makers |= {
+            "l2": UnfusedL2Norm,
+            "batch": UnfusedBatchNorm,
+            "group": UnfusedGroupNorm,
+            "layer": UnfusedLayerNorm,
+            "rms": UnfusedRMSNorm,
+            "prms": partial(UnfusedRMSNorm, p=p),
+        }
+    else:
+        makers |= {
+            "l2": L2Norm,
+            "batch": BatchNorm,
+            "group": GroupNorm,
+            "layer": partial(nn.LayerNorm if kernels == "best" else LayerNorm, eps=EPS),
+            "rms": partial(RMSNorm, eps=EPS),
+            "prms": partial(RMSNorm, eps=EPS, p=p),
+        }
+    return makers[norm]
 
 
-def norm_maker(norm: str, kernels: str) -> Callable[[int], nn.Module]:
-    """The function from a width to the module ``norm`` (one of recipes.NORMS) in ``kernels`` (recipes.KERNELS)."""
-    return _BUILDERS[kernels][norm]
+def normalize_weights(model: nn.Module, but_for: tuple[str, ...] = ()) -> None:
+    """WeightNorm: w = g · v / ‖v‖ for the weight of every linear and convolutional layer, in place.
+
+    Called after initialisation: the weights stay what they were drawn to be, g being their norm for each output.
+    ``but_for`` names submodules that are left alone (the logits).
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) and name not in but_for:
+            parametrizations.weight_norm(module)

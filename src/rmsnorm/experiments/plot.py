@@ -9,20 +9,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rmsnorm.experiments.compare import Row
-from rmsnorm.experiments.recipes import LABELS
+from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record, write_whole
+from rmsnorm.experiments.task import Task
 
 # Of the Okabe-Ito palette, which the colour-blind can tell apart; the line styles part what lies on top of each other.
 _STYLES: dict[str, tuple[str, Any]] = {
     "none": ("#555555", (0, (1, 1))),
+    "l2": ("#CC79A7", (0, (1, 1))),
+    "weight": ("#56B4E9", (0, (5, 1, 1, 1))),
+    "batch": ("#D55E00", "-"),
+    "group": ("#B8A800", "--"),
     "layer": ("#E69F00", "-"),
     "rms": ("#0072B2", "--"),
     "prms": ("#009E73", "-."),
+    "dyt": ("#000000", (0, (3, 1, 1, 1, 1, 1))),
 }
 
 
-def draw(path: Path, title: str, rows: list[Row], runs: dict[str, list[Record]], unigram_bits: float) -> None:
-    """Held-out bits per character: mean over seeds, band ± one standard deviation.
+def draw(path: Path, title: str, task: Task, rows: list[Row], runs: dict[str, list[Record]]) -> None:
+    """The headline metric on the validation split: mean over seeds, band ± one standard deviation.
 
     The wall time of a point is its step times the step time of the interleaved timing, not what the clock said
     in that run: another program that ran meanwhile would be drawn as the normaliser's.
@@ -30,10 +36,11 @@ def draw(path: Path, title: str, rows: list[Row], runs: dict[str, list[Record]],
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     by_steps, by_time = figure.subplots(1, 2, sharey=True)
+    metric = task.metrics[0]
     ends: list[float] = []
     for row in rows:
         colour, style = _STYLES[row.norm]
-        steps, mean, sd = _mean_curve([record["result"]["curve"] for record in runs[row.norm]])
+        steps, mean, sd = _mean_curve([record["result"]["curve"] for record in runs[row.norm]], metric.key)
         label = LABELS[row.norm] + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
         for axes, scale in ((by_steps, 1.0), (by_time, row.milliseconds / 1000)):
             x = [step * scale for step in steps]
@@ -48,13 +55,15 @@ def draw(path: Path, title: str, rows: list[Row], runs: dict[str, list[Record]],
             )
         ends += mean[-1:]
     for axes in (by_steps, by_time):
-        axes.axhline(unigram_bits, color="#999999", linewidth=0.8, linestyle=":", label="character frequencies alone")
+        for place, (name, value) in enumerate(task.references.items()):
+            axes.axhline(value, color="#999999", linewidth=0.8, linestyle=(0, (1, 1 + place)), label=name)
         axes.grid(alpha=0.25)
-    if ends and max(ends) < unigram_bits:
-        # The fall from guessing to the frequencies says nothing of normalisers and would take half the height.
-        by_steps.set_ylim(min(ends) - 0.05 * unigram_bits, 1.08 * unigram_bits)
+    beaten = [value for value in task.references.values() if ends and not metric.higher_is_better and value > max(ends)]
+    if beaten:
+        # The fall from guessing says nothing of normalisers and would take half the height.
+        by_steps.set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
     by_steps.set_xlabel("training steps")
-    by_steps.set_ylabel("held-out bits per character")
+    by_steps.set_ylabel(metric.label.replace("\n", " "))
     by_time.set_xlabel("wall time in seconds (steps × interleaved step time)")
     by_time.legend(fontsize=9)
     figure.suptitle(title, fontsize=11)
@@ -64,16 +73,16 @@ def draw(path: Path, title: str, rows: list[Row], runs: dict[str, list[Record]],
     write_whole(path, image.getvalue())
 
 
-def _mean_curve(curves: list[dict[str, list[Any]]]) -> tuple[list[int], list[float], list[float]]:
+def _mean_curve(curves: list[dict[str, Any]], key: str) -> tuple[list[int], list[float], list[float]]:
     """Steps, mean and standard deviation, as far as every seed has a finite loss."""
     steps: list[int] = []
     mean: list[float] = []
     sd: list[float] = []
-    for place in zip(*(zip(curve["step"], curve["held_out_bits"], strict=True) for curve in curves), strict=False):
-        bits = [value for _, value in place]
-        if None in bits:
+    for place in zip(*(zip(curve["step"], curve["valid"][key], strict=True) for curve in curves), strict=False):
+        values = [value for _, value in place]
+        if None in values:
             break
         steps.append(place[0][0])
-        mean.append(statistics.fmean(bits))
-        sd.append(statistics.stdev(bits) if len(bits) > 1 else 0.0)
+        mean.append(statistics.fmean(values))
+        sd.append(statistics.stdev(values) if len(values) > 1 else 0.0)
     return steps, mean, sd

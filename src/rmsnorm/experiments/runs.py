@@ -16,7 +16,7 @@ from typing import Any
 
 from rmsnorm.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 
 Record = dict[str, Any]
 
@@ -143,13 +143,14 @@ def _result_problem(kind: str, result: dict[str, Any]) -> str | None:
         if len(lengths) != 1 or 0 in lengths or not all(_positive(ms) for rounds in times for ms in rounds):
             return "its times are not equally many positive numbers"
     elif kind == "run":
-        curve, bits = result["curve"], result["held_out_bits"]
-        if len({len(column) for column in curve.values()}) != 1:
+        curve, quality = result["curve"], result["quality"]
+        columns = [curve["step"], curve["seconds"], curve["train_loss"], *curve["valid"].values()]
+        if len({len(column) for column in columns}) != 1:
             return "the columns of its curve differ in length"
         if result["status"] not in ("finished", "diverged"):
             return f"its status is {result['status']!r}"
-        if (result["status"] == "finished") != _positive(bits):
-            return f"its status is {result['status']!r} and its bits per character are {bits!r}"
+        if (result["status"] == "finished") != (quality is not None and all(map(_number, quality.values()))):
+            return f"its status is {result['status']!r} and its quality is {quality!r}"
     else:
         return f"its kind is {kind!r}"
     return None
@@ -159,5 +160,9 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")  # Python's reader would take NaN and Infinity
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    return _number(value) and bool(value > 0)

@@ -14,29 +14,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from rmsnorm.experiments.recipes import NORMS, Settings
-from rmsnorm.experiments.tasks.language import Text, batch_of
-from rmsnorm.experiments.train import Learner
+from rmsnorm.experiments.task import Task
+from rmsnorm.experiments.train import Learner, Setup
 
 
-def measure(settings: Settings, text: Text, on_round: Callable[[int, int], None]) -> dict[str, list[float]]:
+def measure(
+    task: Task, setup: Setup, norms: Sequence[str], on_round: Callable[[int, int], None]
+) -> dict[str, list[float]]:
     """Milliseconds of each round's step for every normaliser; ``on_round(done, total)`` is told of every round."""
-    config = settings.timing
-    learners = {norm: Learner(settings, norm, text.vocabulary, config.seed) for norm in NORMS}
-    generator = torch.Generator().manual_seed(config.seed)
-    order = list(NORMS)
+    config = task.recipe.timing
+    learners = {norm: Learner(task, setup, norm, config.seed) for norm in norms}
+    beta1 = task.recipe.train.betas[0]
+    order = list(norms)
     shuffle = random.Random(config.seed).shuffle
 
-    milliseconds: dict[str, list[float]] = {norm: [] for norm in NORMS}
+    milliseconds: dict[str, list[float]] = {norm: [] for norm in norms}
     total = config.warmup_rounds + config.rounds
     for done in range(total):
-        inputs, targets = batch_of(text.train, settings.train.batch, settings.model.context, generator)
+        batch = task.batch(done, config.seed)
         shuffle(order)
         for norm in order:
             before = time.perf_counter()
-            learners[norm].step(inputs, targets, learning_rate=0.0)
+            learners[norm].step(batch, 0.0, beta1)
             elapsed = time.perf_counter() - before
             if done >= config.warmup_rounds:
                 milliseconds[norm].append(round(1e3 * elapsed, 4))

@@ -7,31 +7,36 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import nn
 
-from rmsnorm.experiments.models.transformer import Transformer
-from rmsnorm.experiments.normalizers import norm_maker
-from rmsnorm.experiments.recipes import Settings, TrainConfig
-from rmsnorm.experiments.tasks.language import Text, batch_of, fixed_windows
-
-NATS_TO_BITS = 1 / math.log(2)
+from rmsnorm.experiments.recipes.common import TrainConfig
+from rmsnorm.experiments.task import Batch, Task
 
 DIVERGED_ABOVE = 1.25
-"""A run whose held-out loss ends above this multiple of ln(vocabulary), the loss of pure guessing, has diverged."""
+"""A run whose validation loss ends above this multiple of the untrained network's has diverged."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a task's networks are run; with the task's recipe, the normaliser and the seed it decides a run."""
+
+    kernels: str = "rmsnorm"
+    device: str = "cpu"
+    precision: str = "32-true"
 
 
 @dataclass
 class Curve:
-    """Bits per character along a run. ``None`` stands for a loss that is not finite."""
+    """Validation along a run. ``None`` stands for a number that is not finite."""
 
     step: list[int]
-    held_out_bits: list[float | None]
-    train_bits: list[float | None]
-    """Mean of the training losses since the point before."""
     seconds: list[float]
     """Time spent in training steps so far, without evaluations."""
+    train_loss: list[float | None]
+    """Mean of the training losses since the point before."""
+    valid: dict[str, list[float | None]]
+    """Each metric, and "loss"."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ class Outcome:
     status: str
     """``finished`` or ``diverged``."""
     diverged_at: int | None
-    """The step whose loss was not finite, or the last one if the loss ended far above that of guessing."""
-    held_out_bits: float | None
-    """At the end; ``None`` if diverged."""
+    """The step whose loss was not finite, or the last one if the validation loss ended far above the first."""
+    quality: dict[str, float] | None
+    """Every metric on the test split at the end; ``None`` if diverged."""
     seconds: float
     curve: Curve
 
@@ -52,105 +57,128 @@ class Outcome:
 class Learner:
     """A model with its optimizer and the one step that both training and timing take."""
 
-    def __init__(self, settings: Settings, norm: str, vocabulary: int, seed: int) -> None:
-        device = torch.device(settings.device)
+    def __init__(self, task: Task, setup: Setup, norm: str, seed: int) -> None:
+        device = torch.device(setup.device)
         self.fabric = Fabric(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
-            precision=settings.precision,  # type: ignore[arg-type]  # one of recipes.PRECISIONS
+            precision=setup.precision,  # type: ignore[arg-type]  # one of recipes.common.PRECISIONS
         )
+        self.task, self.config = task, task.recipe.train
+        self.learning_rate = task.recipe.learning_rate(norm)
         torch.manual_seed(seed)
-        model = Transformer(vocabulary, settings.model, norm_maker(norm, settings.kernels))
-        config = settings.train
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}],
-            lr=0.0,
-            betas=config.betas,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        self.clip_norm = config.clip_norm
-        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        model = task.model(norm, setup.kernels)
+        task.initialise(model, task.batch(0, seed))
+        self.model, self.optimizer = self.fabric.setup(model, optimizer_for(model, self.config, device.type))
 
-    def step(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> float:
-        """One step of training; the loss in nats. Reading it waits for the device, so the call can be timed."""
+    def step(self, batch: Batch, learning_rate: float, beta1: float) -> float:
+        """One step of training; the loss. Reading it waits for the device, so the call can be timed."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = self.loss(inputs, targets)
+            group["lr"], group["betas"] = learning_rate, (beta1, group["betas"][1])
+        total, weight = self.task.loss(self.model, self.fabric.to_device(batch))
+        loss = total / weight
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        # Not an error here: a run that diverges is a result, which the loss of the next step shows.
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
+        self._clip()
         self.optimizer.step()
-        return loss.item()
+        return float(loss.item())
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of a batch, in nats a character."""
-        inputs, targets = self.fabric.to_device((inputs, targets))
-        return F.cross_entropy(self.model(inputs).float().flatten(0, 1), targets.flatten())
+    def _clip(self) -> None:
+        # Not finite is not an error here: a run that diverges is a result, which the loss of the next step shows.
+        if self.config.clip == "global":
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
+            )
+        elif self.config.clip == "per_tensor":
+            for parameter in self.model.parameters():
+                torch.nn.utils.clip_grad_norm_(parameter, self.config.clip_norm)
 
     @torch.no_grad()
-    def evaluate(self, windows: tuple[Tensor, Tensor], batch: int) -> float:
-        """Mean loss in nats a character over all windows."""
-        pairs = list(zip(*(part.split(batch) for part in windows), strict=True))
-        total = sum(self.loss(inputs, targets).item() * len(inputs) for inputs, targets in pairs)
-        return total / len(windows[0])
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The task's figures on ``split``, on the plain model."""
+        model = self.model.module
+        model.eval()
+        with self.fabric.autocast():
+            found = self.task.evaluate(model, split)
+        model.train()
+        return found
 
 
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Linear from 0 over the warm-up, then half a cosine down to the final learning rate at the last step."""
+def optimizer_for(model: nn.Module, config: TrainConfig, device: str) -> torch.optim.Optimizer:
+    """Adam or AdamW as the recipe has it; weight decay for matrices, not for gains and biases."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=0.0,
+        betas=config.betas,
+        eps=config.optimizer_eps,
+        fused=device in ("cpu", "cuda"),
+    )
+
+
+def schedule_at(step: int, config: TrainConfig, peak: float) -> tuple[float, float]:
+    """(learning rate, Adam's β₁) of a step, counted from 0; ``peak`` is the learning rate where the warm-up ends."""
+    late = step >= config.steps / 2
+    beta1 = config.betas[0] if config.late_beta1 is None or not late else config.late_beta1
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step + 1 - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine
+        return peak * (step + 1) / config.warmup_steps, beta1
+    final, rest = config.final_learning_rate, config.steps - config.warmup_steps
+    if config.schedule == "cosine":
+        progress = (step + 1 - config.warmup_steps) / max(rest, 1)
+        return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2, beta1
+    if config.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(config.warmup_steps, 1) / (step + 1)), beta1
+    if config.schedule == "linear_second_half" and late:
+        return peak + (final - peak) * (2 * (step + 1) / config.steps - 1), beta1
+    return peak, beta1
 
 
 def evaluation_steps(config: TrainConfig) -> list[int]:
-    """The numbers of steps after which the held-out windows are evaluated: 0, then evenly up to the last."""
+    """The numbers of steps after which the validation split is evaluated: 0, then evenly up to the last."""
     return sorted({round(config.steps * i / config.evaluations) for i in range(config.evaluations + 1)})
 
 
-def train(settings: Settings, norm: str, seed: int, text: Text, on_step: Callable[[int, float], None]) -> Outcome:
-    """Train one model; ``on_step(steps done, loss in bits)`` is told of every step.
+def train(task: Task, setup: Setup, norm: str, seed: int, on_step: Callable[[int, float], None]) -> Outcome:
+    """Train one model; ``on_step(steps done, loss)`` is told of every step.
 
     The seed decides the initial weights and the order of the batches, and nothing else does.
     """
-    config, context = settings.train, settings.model.context
-    learner = Learner(settings, norm, text.vocabulary, seed)
-    generator = torch.Generator().manual_seed(seed)
-    windows = fixed_windows(text.held_out, config.held_out_windows, context)
+    config = task.recipe.train
+    learner = Learner(task, setup, norm, seed)
     stops = evaluation_steps(config)
 
-    curve = Curve([], [], [], [])
+    curve = Curve([], [], [], {key: [] for key in [*(metric.key for metric in task.metrics), "loss"]})
     started, training_seconds = time.perf_counter(), 0.0
     since: list[float] = []
-    loss = math.nan
     for done in range(config.steps + 1):
         if done in stops:
-            held_out = learner.evaluate(windows, batch=64)
+            found = learner.evaluate("valid")
             curve.step.append(done)
-            curve.held_out_bits.append(_bits(held_out))
-            curve.train_bits.append(_bits(sum(since) / len(since)) if since else None)
             curve.seconds.append(round(training_seconds, 4))
+            curve.train_loss.append(_finite(sum(since) / len(since)) if since else None)
+            for key, column in curve.valid.items():
+                column.append(_finite(found[key]))
             since = []
         if done == config.steps:
             break
-        inputs, targets = batch_of(text.train, config.batch, context, generator)
+        batch = task.batch(done, seed)
         before = time.perf_counter()
-        loss = learner.step(inputs, targets, learning_rate_at(done, config))
+        loss = learner.step(batch, *schedule_at(done, config, learner.learning_rate))
         training_seconds += time.perf_counter() - before
         since.append(loss)
         if not math.isfinite(loss):
             return Outcome("diverged", done + 1, None, round(time.perf_counter() - started, 3), curve)
-        on_step(done + 1, loss * NATS_TO_BITS)
+        on_step(done + 1, loss)
 
+    first, last = curve.valid["loss"][0], curve.valid["loss"][-1]
+    quality = learner.evaluate("test")
     seconds = round(time.perf_counter() - started, 3)
-    if not held_out <= DIVERGED_ABOVE * math.log(text.vocabulary):  # written so that NaN counts as diverged
+    if first is None or last is None or last > DIVERGED_ABOVE * first or not all(map(math.isfinite, quality.values())):
         return Outcome("diverged", config.steps, None, seconds, curve)
-    return Outcome("finished", None, curve.held_out_bits[-1], seconds, curve)
+    return Outcome("finished", None, {key: round(value, 6) for key, value in quality.items()}, seconds, curve)
 
 
-def _bits(nats: float) -> float | None:
-    return round(nats * NATS_TO_BITS, 6) if math.isfinite(nats) else None
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm.experiments.recipes import ModelConfig
+from rmsnorm.experiments.recipes.language import ModelConfig
 
 MakeNorm = Callable[[int], nn.Module]
 """Width of the last dimension -> the module that normalises it."""

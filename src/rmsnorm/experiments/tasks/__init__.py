@@ -1,0 +1,30 @@
+"""The experiments by name. Each module offers ``load(data: Path | None, recipe) -> Task`` (None: the stand-in)."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmsnorm.experiments.recipes.common import Recipe
+
+if TYPE_CHECKING:
+    from rmsnorm.experiments.task import Task
+
+TASKS = {
+    "language": "characters of real text, a small decoder-only transformer",
+}
+"""Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
+SIZES = ("small", "paper")
+
+
+def recipe(name: str, size: str = "small") -> Recipe:
+    """The task's recipe; nothing heavy is imported."""
+    module = importlib.import_module(f"rmsnorm.experiments.recipes.{name}")
+    made: Recipe = getattr(module, size)()
+    return made
+
+
+def load(name: str, data: Path | None, recipe: Recipe) -> "Task":
+    """The task on ``data``, or on its stand-in."""
+    module = importlib.import_module(f"rmsnorm.experiments.tasks.{name}")
+    task: Task = module.load(data, recipe)
+    return task

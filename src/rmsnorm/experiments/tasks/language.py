@@ -5,6 +5,7 @@ the SHA-256 of their names until a tenth of the characters is held out. A single
 """
 
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -15,32 +16,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments.models.transformer import Transformer
+from rmsnorm.experiments.normalizers import norm_maker
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.task import Batch, Metric, Source, generator
 
 HELD_OUT_SHARE = 10
 """One character in ten is held out."""
 _TESTS = {"test", "tests", "idle_test"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the text came from, as recorded: never a path of this machine."""
-
-    name: str
-    stand_in: bool
-    files: int
-    characters: int
-    split: str
-    sha256: str
+NATS_TO_BITS = 1 / math.log(2)
+_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Text:
     """Character ids; the last id of the vocabulary stands for every character that the training part lacks."""
 
-    source: Source
     train: Tensor
     held_out: Tensor
     vocabulary: int
@@ -48,28 +45,64 @@ class Text:
     """Bits per held-out character of a model that knows the training part's character frequencies and no more."""
 
 
-def load(path: Path | None, context: int, batch: int) -> Text:
-    """Read, split and encode; ``context`` and ``batch`` say how much text is needed."""
-    files = _standard_library() if path is None else _read(path)
-    name = f"Python {platform.python_version()} standard library" if path is None else path.resolve().name
+class Language:
+    """Next characters of a text; see :class:`rmsnorm.experiments.task.Task`."""
+
+    name = "language"
+    norms = ("none", "l2", "batch", "group", "layer", "rms", "prms", "dyt")
+    default_norms = ("none", "layer", "rms", "prms")
+    metrics = (Metric("bits", "held-out bits\nper character", higher_is_better=False, form=".3f"),)
+
+    def __init__(self, recipe: Recipe, source: Source, text: Text) -> None:
+        self.recipe, self.source, self.text = recipe, source, text
+        self.references = {"guessing": math.log2(text.vocabulary), "character frequencies alone": text.unigram_bits}
+        windows = fixed_windows(text.held_out, 2 * recipe.data.evaluation_windows, recipe.model.context)
+        self.windows = {  # of one file the neighbours: what is chosen by "valid" says something of "test"
+            split: tuple(part[start::2] for part in windows) for split, start in (("valid", 0), ("test", 1))
+        }
+
+    def model(self, norm: str, kernels: str) -> nn.Module:
+        return Transformer(self.text.vocabulary, self.recipe.model, norm_maker(norm, kernels, self.recipe.p))
+
+    def batch(self, step: int, seed: int) -> Batch:
+        train, model = self.recipe.train, self.recipe.model
+        return random_windows(self.text.train, train.batch, model.context, generator(step, seed))
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Summed cross-entropy in nats, and the number of characters."""
+        inputs, targets = batch
+        logits = model(inputs).float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), targets.numel()
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        device = next(model.parameters()).device
+        inputs, targets = self.windows[split]
+        batches = zip(inputs.split(_EVALUATION_BATCH), targets.split(_EVALUATION_BATCH), strict=True)
+        total = sum(self.loss(model, (x.to(device), y.to(device)))[0].item() for x, y in batches)
+        nats = total / targets.numel()
+        return {"bits": nats * NATS_TO_BITS, "loss": nats}
+
+    def initialise(self, model: nn.Module, batch: Batch) -> None:
+        pass
+
+
+def load(data: Path | None, recipe: Recipe) -> Language:
+    """Read, split and encode a UTF-8 file or folder, or the standard library of the running Python."""
+    files = _standard_library() if data is None else _read(data)
+    name = f"Python {platform.python_version()} standard library" if data is None else data.resolve().name
     train, held_out, split = _split(files)
 
-    needed_train, needed_held_out = batch * (context + 1), context + 1
+    window = recipe.model.context + 1
+    needed_train, needed_held_out = recipe.train.batch * window, 2 * window
     if len(train) < needed_train or len(held_out) < needed_held_out:
         needed = max(needed_train * HELD_OUT_SHARE // (HELD_OUT_SHARE - 1), needed_held_out * HELD_OUT_SHARE) + 1
         raise UserError(
             f"the text must give at least {needed_train:,} training and {needed_held_out:,} held-out characters; "
             f"{name!r} gives {len(train):,} and {len(held_out):,}. Pass --data with at least {needed:,} characters."
         )
-    source = Source(
-        name=name,
-        stand_in=path is None,
-        files=len(files),
-        characters=len(train) + len(held_out),
-        split=split,
-        sha256=_digest(files),
-    )
-    return _encode(source, train, held_out)
+    details = {"files": len(files), "characters": len(train) + len(held_out), "held out": split}
+    source = Source(name=name, stand_in=data is None, sha256=_digest(files), details=details)
+    return Language(recipe, source, _encode(train, held_out))
 
 
 def _standard_library() -> dict[str, str]:
@@ -140,7 +173,7 @@ def _digest(files: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _encode(source: Source, train: str, held_out: str) -> Text:
+def _encode(train: str, held_out: str) -> Text:
     train_points, held_out_points = _code_points(train), _code_points(held_out)
     known = np.flatnonzero(np.bincount(train_points))
     ids = np.full(sys.maxunicode + 1, len(known), dtype=np.int32)
@@ -152,7 +185,6 @@ def _encode(source: Source, train: str, held_out: str) -> Text:
     )  # one more each: an unseen character costs, finitely
     bits = -np.log2(counts / counts.sum())
     return Text(
-        source=source,
         train=torch.from_numpy(train_ids),
         held_out=torch.from_numpy(held_out_ids),
         vocabulary=len(known) + 1,
@@ -164,7 +196,7 @@ def _code_points(text: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
-def batch_of(ids: Tensor, batch: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_windows(ids: Tensor, batch: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``batch`` windows at random places: inputs and targets, both (batch, context), the targets one further on."""
     starts = torch.randint(len(ids) - context, (batch, 1), generator=generator)
     windows = ids[starts + torch.arange(context + 1)].long()

@@ -1,0 +1,68 @@
+"""``--set train.learning_rate=0.001``: a recipe with single values changed, each checked against what it replaces."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from rmsnorm.errors import UserError
+from rmsnorm.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
+
+_CHOICES = {"train.optimizer": OPTIMIZERS, "train.schedule": SCHEDULES, "train.clip": CLIPS}
+_NOT_SINGLE = {"size", "learning_rates", "data"}
+
+
+def changed(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """``recipe`` with each "name=value" applied; a learning rate that is set holds for every normaliser."""
+    known = names(recipe)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in known:
+            raise UserError(
+                f"--set must be NAME=VALUE with a name of {', '.join(known)}; got {assignment!r}. Pass one of these."
+            )
+        recipe = _set(recipe, name.split("."), name, text)
+        if name == "train.learning_rate":
+            recipe = replace(recipe, learning_rates=())
+    return recipe
+
+
+def names(part: Any, prefix: str = "") -> list[str]:
+    """Everything in a recipe that can be set."""
+    found: list[str] = []
+    for each in fields(part):
+        value, name = getattr(part, each.name), prefix + each.name
+        if is_dataclass(value):
+            found += names(value, f"{name}.")
+        elif name not in _NOT_SINGLE:
+            found.append(name)
+    return found
+
+
+def _set(part: Any, path: list[str], name: str, text: str) -> Any:
+    head, *rest = path
+    present = getattr(part, head)
+    return replace(part, **{head: _set(present, rest, name, text) if rest else _value(name, text, present)})
+
+
+def _value(name: str, text: str, present: Any) -> Any:
+    """``text`` as the type of ``present`` (None: a number or null)."""
+    if name in _CHOICES and text not in _CHOICES[name]:
+        raise UserError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {text!r}. Pass one of these.")
+    if isinstance(present, str):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if isinstance(present, tuple) and isinstance(value, list) and len(value) == len(present):
+        if all(isinstance(new, type(old)) for new, old in zip(value, present, strict=True)):
+            return tuple(value)
+    elif isinstance(present, float | None) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif present is None and value is None:
+        return None
+    elif type(value) is type(present):
+        return value
+    kind = "number" if present is None else type(present).__name__
+    raise UserError(f"{name} must be a {kind}, as {present!r} is; got {text!r}. Pass --set {name}=VALUE in that form.")
