@@ -115,7 +115,7 @@ def oracle(norm, x, k, weight, bias, alpha):
         "layer": lambda: centred / root(centred.square().mean(-1, keepdim=True)) * weight + bias,
         "rms": lambda: x / root(x.square().mean(-1, keepdim=True)) * weight,
         "prms": lambda: x / root(x[..., :k].square().mean(-1, keepdim=True)) * weight,
-        "l2": lambda: x / root(x.square().mean(-1, keepdim=True)) / math.sqrt(x.shape[-1]) * weight,
+        "l2": lambda: x / root(x.square().sum(-1, keepdim=True)) * weight,
         "group": lambda: (groups / root(groups.square().mean(-1, keepdim=True))).flatten(-2) * weight + bias,
         "batch": lambda: columns / root(columns.square().mean((0, 1))) * weight + bias,
         "dyt": lambda: torch.tanh(alpha * x) * weight + bias,

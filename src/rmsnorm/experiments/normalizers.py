@@ -10,62 +10,37 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from rmsnorm.experiments.recipes.common import EPS, P
-from rmsnorm.spec import partial_count
+from rmsnorm.experiments.vector_norms import standardise
 from rmsnorm.torch import LayerNorm, RMSNorm, rms_norm
 
 GROUPS = 8
 """Of channels in GroupNorm (as many as divide the width)."""
 
 
-class UnfusedLayerNorm(nn.Module):
-    """y = (x − mean) / √(var + eps) ⊙ weight + bias, an operator a step. The statistics are taken in float32."""
+class UnfusedNorm(nn.Module):
+    """y = x̂ ⊙ weight (+ bias for "layer") in framework operators, x̂ being :func:`vector_norms.standardise`'s."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: str, p: float = P) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x.float() - x.float().mean(-1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS)
-        return (centred * scale * self.weight + self.bias).type_as(x)
-
-
-class UnfusedRMSNorm(nn.Module):
-    """y = x / √(1/k Σ_{i<k} x_i² + eps) ⊙ weight over the first k = ⌈n·p⌉ elements, an operator a step.
-
-    The statistic is taken in float32.
-    """
-
-    def __init__(self, width: int, p: float = 1.0) -> None:
-        super().__init__()
-        self.k = partial_count(width, p)
+        self.norm, self.p = norm, p
         self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if norm == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide[..., : self.k].square().mean(-1, keepdim=True) + EPS)
-        return (wide * scale * self.weight).type_as(x)
+        y = standardise(x, self.norm, self.p) * self.weight
+        return (y if self.bias is None else y + self.bias).type_as(x)
 
 
-class UnfusedL2Norm(nn.Module):
-    """y = x / √(Σ x² + n·eps) ⊙ weight: RMSNorm without the √n (a baseline of the paper's Table 2)."""
+class L2Norm(nn.Module):
+    """y = x / √(Σ x² + eps) ⊙ weight by this project's kernel: RMSNorm with the gain weight / √n and eps / n."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().sum(-1, keepdim=True) + x.shape[-1] * EPS)
-        return (wide * scale * self.weight).type_as(x)
-
-
-class L2Norm(UnfusedL2Norm):
-    """The same by this project's kernel: RMSNorm with the gain weight / √n."""
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[-1]
-        return rms_norm(x, (n,), self.weight / math.sqrt(n), EPS)
+        return rms_norm(x, (n,), self.weight / math.sqrt(n), EPS / n)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -150,12 +125,9 @@ def norm_maker(norm: str, kernels: str, p: float = P) -> Callable[[int], nn.Modu
     makers: dict[str, Callable[[int], nn.Module]] = {"none": _identity, "weight": _identity, "dyt": DyT}
     if kernels == "unfused":
         makers |= {
-            "l2": UnfusedL2Norm,
             "batch": UnfusedBatchNorm,
             "group": UnfusedGroupNorm,
-            "layer": UnfusedLayerNorm,
-            "rms": UnfusedRMSNorm,
-            "prms": partial(UnfusedRMSNorm, p=p),
+            **{norm: partial(UnfusedNorm, norm=norm, p=p) for norm in ("l2", "layer", "rms", "prms")},
         }
     else:
         makers |= {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmsnorm.experiments.recipes import EPS, P
+from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.spec import partial_count
 from rmsnorm.torch import layer_norm, rms_norm
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rmsnorm.experiments.recipes import EPS
+from rmsnorm.experiments.recipes.common import EPS
 
 
 def active(lengths_B: Tensor, steps: int) -> Tensor:
