@@ -104,7 +104,7 @@ def test_wrong_files_are_refused(unpacked, name, content, message, monkeypatch, 
 
 
 def test_no_such_place(tmp_path):
-    with pytest.raises(UserError, match="must name .* or the folder cifar-10-batches-py"):
+    with pytest.raises(UserError, match=r"must name .* or the folder cifar-10-batches-py"):
         cifar10.load(tmp_path / "nowhere")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, active
-from rmsnorm.experiments.recipes import P
+from rmsnorm.experiments.recipes.common import P
 from rmsnorm.experiments.vector_norms import vector_norm
 
 GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
