@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmsnorm.analysis.layers import LABELS, Draw, Sizes, gradient
+from rmsnorm.analysis.layers import NORMS, Draw, Sizes, gradient
 
 DELTAS = tuple(10 ** (exponent / 4) for exponent in range(-12, 13))
 """1/1000 to 1000, four a decade."""
@@ -49,7 +49,7 @@ def measure(sizes: Sizes, seed: int) -> dict[str, Gradients]:
     """Every normaliser on one random layer."""
     draw = Draw.random(sizes, torch.Generator().manual_seed(seed))
     found = {}
-    for norm in LABELS:
+    for norm in NORMS:
         start = gradient(norm, draw, draw.x_NI, draw.w_OI)
         found[norm] = Gradients(
             inputs=_sweep(start, [gradient(norm, draw, draw.x_NI * delta, draw.w_OI) for delta in DELTAS]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmsnorm.analysis.layers import LABELS, Draw, Sizes, output
+from rmsnorm.analysis.layers import NORMS, Draw, Sizes, output
 
 KEPT_BELOW = 1e-9
 """Rounding in float64 leaves less than 1e-12 of a kept invariance; a broken one moves the output by over 1e-3."""
@@ -81,7 +81,7 @@ class Cell:
 def measure(sizes: Sizes, trials: int, seed: int) -> dict[str, dict[str, Cell]]:
     """The table: normaliser -> transformation -> :class:`Cell`, every normaliser on the same draws."""
     generator = torch.Generator().manual_seed(seed)
-    deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in LABELS}
+    deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in NORMS}
     for _ in range(trials):
         draw = Draw.random(sizes, generator)
         changed = {name: change(draw.x_NI, draw.w_OI, generator) for name, change in TRANSFORMATIONS.items()}

@@ -11,20 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmsnorm.experiments.recipes.common import P
 from rmsnorm.torch import layer_norm, rms_norm
 
-LABELS = {
-    "batch": "BatchNorm",
-    "weight": "WeightNorm",
-    "layer": "LayerNorm",
-    "rms": "RMSNorm",
-    "prms": "pRMSNorm",
-    "none": "no norm",
-    "l2": "L2-Norm",
-    "group": "GroupNorm",
-    "dyt": "DyT",
-}
-P = 0.0625
+NORMS = ("batch", "weight", "layer", "rms", "prms", "none", "l2", "group", "dyt")
+"""In the order of the paper's Table 1, then those it does not have."""
 GROUPS = 2
 DYT_ALPHA = 0.5  # where its authors start it
 

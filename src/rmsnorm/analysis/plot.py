@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmsnorm.analysis.gradients import DELTAS, Gradients, Sweep
-from rmsnorm.analysis.layers import LABELS
+from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import write_whole
 from rmsnorm.experiments.styles import COLOURS
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from rmsnorm.analysis import gradients, invariance
 from rmsnorm.analysis.gradients import Gradients, Sweep
 from rmsnorm.analysis.invariance import PAPER, Cell
-from rmsnorm.analysis.layers import DYT_ALPHA, GROUPS, LABELS, P
+from rmsnorm.analysis.layers import DYT_ALPHA, GROUPS
 from rmsnorm.analysis.plot import power
+from rmsnorm.experiments.recipes.common import LABELS, P
 
 NOTHING_BELOW = 1e-9
 """A cosine that only rounding keeps from 0."""
