@@ -185,6 +185,8 @@ def damage(content, how):
         record = [1]
     if how == "no result":
         del record["result"]
+    if how == "metrics gone":
+        record["result"]["metrics"] = []
     if how == "curve cut":
         record["result"]["curve"]["step"].pop()
     return json.dumps(record).encode() + b"\n"
@@ -204,6 +206,7 @@ def damage(content, how):
         ("not an object", 1, "not an object"),
         ("no result", 1, "'result' is missing"),
         ("curve cut", 1, "differ in length"),
+        ("metrics gone", 1, "not those of its curve"),
     ],
 )
 def test_a_damaged_record_is_named_and_never_used(out, how, line, what):

@@ -106,7 +106,8 @@ def _do(job: Job, task: Task, setup: Setup, watcher: Watcher) -> dict[str, Any]:
         on_round = lambda done, total: watcher.advance(job, done / total, None)  # noqa: E731
         return {"milliseconds": timing.measure(task, setup, job.identity["norms"], on_round)}
     on_step = lambda done, loss: watcher.advance(job, done / task.recipe.train.steps, loss)  # noqa: E731
-    return train(task, setup, job.identity["norm"], job.identity["seed"], on_step).as_record()
+    outcome = train(task, setup, job.identity["norm"], job.identity["seed"], on_step)
+    return {**outcome.as_record(), "metrics": list(map(asdict, task.metrics)), "references": dict(task.references)}
 
 
 @dataclass(frozen=True)

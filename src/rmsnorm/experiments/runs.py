@@ -151,6 +151,8 @@ def _result_problem(kind: str, result: dict[str, Any]) -> str | None:
             return f"its status is {result['status']!r}"
         if (result["status"] == "finished") != (quality is not None and all(map(_number, quality.values()))):
             return f"its status is {result['status']!r} and its quality is {quality!r}"
+        if not {metric["key"] for metric in result["metrics"]} <= curve["valid"].keys() or not result["metrics"]:
+            return "its metrics are not those of its curve"
     else:
         return f"its kind is {kind!r}"
     return None
