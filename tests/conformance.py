@@ -72,6 +72,7 @@ class Case:
     split: bool = False  # normalise the last two dimensions, n = a·b
     scale: float = 1.0
     residual: torch.dtype | None = None  # the dtype of the residual stream, for add_rms_norm
+    heads: int | None = None  # the rows are (rows / heads, heads), and gain and bias have one of each head
 
     def __str__(self) -> str:
         plain = Case(self.operation)
@@ -95,6 +96,10 @@ class Case:
     def normalized_shape(self) -> tuple[int, ...]:
         a = largest_divisor(self.n)
         return (a, self.n // a) if self.split else (self.n,)
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return self.normalized_shape if self.heads is None else (self.heads, *self.normalized_shape)
 
     @property
     def out_dtype(self) -> torch.dtype:
@@ -152,7 +157,20 @@ ADD_CASES = [
     for c in covering(3, **COMMON, **PARTIAL, **CASTING, residual=(None, torch.float32, torch.bfloat16))
     if (case := Case("add_rms_norm", **c)).dtype != torch.float64 or case.residual is None
 ]
-CASES = RMS_CASES + LAYER_CASES + ADD_CASES
+HEADS = COMMON | {
+    "n": (1, 3, 16, 33, 64, 128, 129, 1000),
+    "rows": (0, 12, 36, 1200),
+    "heads": (1, 3, 12),
+    "weight": PARAMETER[1:],
+    "layout": ("contiguous", "sliced", "transposed", "misaligned", "padded", "expanded"),
+    "grad_layout": ("contiguous", "transposed", "expanded"),
+}
+HEAD_CASES = [Case("rms_norm", **c) for c in covering(4, **HEADS, **PARTIAL, **CASTING)]
+HEAD_CASES += [
+    Case("layer_norm", torch.bfloat16, 64, 1200, heads=12, weight=torch.bfloat16, bias=torch.float32),
+    Case("add_rms_norm", torch.float32, 33, 36, heads=3, p=0.5, residual=torch.float32, bias=torch.float32),
+]
+CASES = RMS_CASES + LAYER_CASES + ADD_CASES + HEAD_CASES
 
 
 def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
@@ -180,12 +198,14 @@ def make_inputs(case: Case) -> SimpleNamespace:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     def outer(values: torch.Tensor, layout: str, dtype: torch.dtype) -> torch.Tensor:
-        return laid_out(values.to(dtype), layout).unflatten(-1, case.normalized_shape)
+        rows = laid_out(values.to(dtype), layout).unflatten(-1, case.normalized_shape)
+        return rows if case.heads is None else rows.unflatten(0, (case.rows // case.heads, case.heads))
 
     x = outer(draw(case.rows, case.n) * case.scale, case.layout, case.dtype)
     dy = outer(draw(case.rows, case.n), case.grad_layout, case.out_dtype).reshape(x.shape)
-    weight = None if case.weight is None else (draw(case.n) + 0.5).to(case.weight).view(case.normalized_shape)
-    bias = None if case.bias is None else draw(case.n).to(case.bias).view(case.normalized_shape)
+    size = math.prod(case.parameter_shape)
+    weight = None if case.weight is None else (draw(size) + 0.5).to(case.weight).view(case.parameter_shape)
+    bias = None if case.bias is None else draw(size).to(case.bias).view(case.parameter_shape)
     residual = grad_residual = None
     if case.residual is not None:
         residual = outer(draw(case.rows, case.n) * case.scale, case.grad_layout, case.residual).reshape(x.shape)

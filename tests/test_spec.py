@@ -62,6 +62,8 @@ P_RANGE = "p is the fraction of elements whose RMS is taken: 0 < p <= 1, got {}"
 EPS_RANGE = "eps stands inside the root and must be finite and not negative, got {}"
 FLOATING = "must be of a floating dtype (float16, bfloat16, float32, float64), got {}"
 
+SHAPE = "must have the shape normalized_shape = (8,), or (3, 8) with one for each head, got {}"
+
 WRONG_EVERYWHERE = [  # keyword arguments of rms_norm(X, (8,), …), and the message
     *(({"p": p}, ValueError, P_RANGE.format(repr(p))) for p in (0, 0.0, -0.5, 1.0000001, 2, math.nan, math.inf)),
     ({"p": "half"}, TypeError, "p must be a number, 0 < p <= 1, got 'half'"),
@@ -79,10 +81,16 @@ WRONG_EVERYWHERE = [  # keyword arguments of rms_norm(X, (8,), …), and the mes
     ({"zero_centered": "yes"}, TypeError, "zero_centered must be True (gain is 1 + weight) or False, got 'yes'"),
 ]
 WRONG_TENSORS = [
-    ({"weight": torch.ones(7)}, ValueError, "weight must have the shape normalized_shape = (8,), got (7,)"),
-    ({"weight": torch.ones(1)}, ValueError, "weight must have the shape normalized_shape = (8,), got (1,)"),
-    ({"weight": torch.ones(3, 8)}, ValueError, "weight must have the shape normalized_shape = (8,), got (3, 8)"),
-    ({"bias": torch.ones(1, 8)}, ValueError, "bias must have the shape normalized_shape = (8,), got (1, 8)"),
+    ({"weight": torch.ones(7)}, ValueError, "weight " + SHAPE.format((7,))),
+    ({"weight": torch.ones(1)}, ValueError, "weight " + SHAPE.format((1,))),
+    ({"weight": torch.ones(2, 8)}, ValueError, "weight " + SHAPE.format((2, 8))),
+    ({"weight": torch.ones(2, 3, 8)}, ValueError, "weight " + SHAPE.format((2, 3, 8))),
+    ({"bias": torch.ones(1, 8)}, ValueError, "bias " + SHAPE.format((1, 8))),
+    (
+        {"weight": torch.ones(8), "bias": torch.ones(3, 8)},
+        ValueError,
+        "bias must have the shape of weight, (8,), got (3, 8)",
+    ),
     ({"weight": torch.ones(8, dtype=torch.int64)}, TypeError, "weight " + FLOATING.format("int64")),
     ({"bias": torch.ones(8, dtype=torch.complex64)}, TypeError, "bias " + FLOATING.format("complex64")),
 ]

@@ -426,6 +426,7 @@ rmsnorm.torch.rms_norm(torch.randn(300, 64), (64,))
 
 
 def test_public_names():
-    for name in ("RMSNorm", "LayerNorm", "rms_norm", "layer_norm", "add_rms_norm"):
-        assert name in rmsnorm.torch.__all__
+    functions = {"rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated", "rms_norm_quantized"}
+    assert set(rmsnorm.torch.__all__) == functions | {"RMSNorm", "LayerNorm", "RMSNormGated"}
+    for name in rmsnorm.torch.__all__:
         assert getattr(rmsnorm.torch, name).__doc__

@@ -5,7 +5,7 @@ import torch
 
 import rmsnorm.torch
 
-N, HOW = 24, (1e-5, 0.5, True, "once")
+N, HOW, GATED = 24, (1e-5, 0.5, True, "once"), (1e-5, True, 3, 0.5)
 
 
 def tensors(dtype=torch.float32, grad=True):
@@ -25,11 +25,20 @@ def arguments(name, dtype=torch.float32, grad=True):
             (dy, x, [N], weight, bias, None, every, *HOW),
             (dy, x, [N], weight, None, residual, [True, False, False], *HOW),
         ],
+        "rms_norm_gated": [
+            (x, residual, [N], weight, *GATED),
+            (x, residual.detach(), [N], None, None, False, 1, 1.0),
+        ],
+        "rms_norm_gated_backward": [
+            (dy, x, residual, [N], weight, every, *GATED),
+            (dy, x, residual, [N], weight, [False, True, False], None, False, 1, 1.0),
+        ],
         "layer_norm_backward": [(dy, x, [N], weight, bias, every, 1e-5)],
     }[name]
 
 
-NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
+NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated")
+NAMES += ("rms_norm_backward", "layer_norm_backward", "rms_norm_gated_backward")
 
 
 def test_every_operator_is_checked_here():
@@ -91,8 +100,12 @@ def test_derivatives_of_operators():
     def layer(x, weight, bias):
         return torch.ops.rmsnorm.layer_norm(x, [4], weight, bias, 1e-3)
 
+    def gated(x, gate, weight):
+        return torch.ops.rmsnorm.rms_norm_gated(x, gate, [4], weight, 1e-3, False, 2, 0.5)
+
     for function, given in (
         (norm, (x, weight, bias)),
+        (gated, (x, residual, weight)),
         (added, (x, residual, weight, bias)),
         (layer, (x, weight, bias)),
     ):

@@ -85,18 +85,21 @@ def around(exact: np.ndarray, slack: np.ndarray, dtype: torch.dtype) -> Interval
 def expected(
     case: Case, inputs: SimpleNamespace, stream: torch.Tensor | None = None, composite: bool = False
 ) -> dict[str, Interval]:
-    """For each result of a case the least and the greatest right value; shapes (rows, n) and (n,).
+    """For each result of a case the least and the greatest right value; shapes (rows, n) and (n,), or with
+    heads between.
 
     For add_rms_norm, stream is the rounded sum that the backend returned (tests demand it bit for bit elsewhere).
     """
     compute = computed_in(case.dtype)
     normed = inputs.x if stream is None else stream
+    own = (case.n,) if case.heads is None else (case.heads, case.n)
+    rows = (case.rows // case.heads, *own) if case.heads else (case.rows, case.n)
 
     def flat(tensor: torch.Tensor | None) -> np.ndarray | None:
-        return None if tensor is None else wide(tensor, compute).reshape(-1, case.n)
+        return None if tensor is None else wide(tensor, compute).reshape(rows)
 
     a, u = flat(normed), flat(inputs.dy)
-    g, b = (None if t is None else wide(t, compute).reshape(-1) for t in (inputs.weight, inputs.bias))
+    g, b = (None if t is None else wide(t, compute).reshape(own) for t in (inputs.weight, inputs.bias))
     with np.errstate(all="ignore"):
         if case.operation == "layer_norm":
             return _layer(case, a, u, g, b)
@@ -187,8 +190,8 @@ def _llama(case: Case, g: np.ndarray | None, b: np.ndarray | None, x_hat: np.nda
 
 
 def _root(a: np.ndarray, case: Case) -> np.ndarray:
-    e = np.frexp(np.max(np.abs(a[:, : case.k]), -1, keepdims=True, initial=0.0))[1]
-    c = np.ldexp(a[:, : case.k], -e)
+    e = np.frexp(np.max(np.abs(a[..., : case.k]), -1, keepdims=True, initial=0.0))[1]
+    c = np.ldexp(a[..., : case.k], -e)
     return np.ldexp(np.sqrt(np.mean(c * c, -1, keepdims=True) + np.ldexp(case.eps_value, -2 * e)), e)
 
 

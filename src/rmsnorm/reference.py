@@ -11,6 +11,8 @@ Notation of Zhang & Sennrich, "Root Mean Square Layer Normalization" (NeurIPS 20
 Conventions shared by all functions:
 
 - eps stands inside the root: r = √(mean(a²) + eps). A zero-centred gain multiplies by 1 + g.
+- Gain and bias may also have shape (heads, n), where a has (..., heads, n): one for each head. Their gradients then
+  have that shape, both of them, by the gain's (which may be all ones).
 - Arguments of any floating dtype are converted to float64 and float64 is returned. If one of them is ``longdouble``,
   everything is done in that type: the reference for float64 kernels where the platform has a wider type.
 - Rows, and the gradients and tangents that go with them, are first scaled by a power of two, which is exact: no
@@ -36,7 +38,10 @@ __all__ = [
     "layer_norm_jvp",
     "layer_norm_vjp",
     "rms_norm",
+    "rms_norm_gated",
+    "rms_norm_gated_vjp",
     "rms_norm_jvp",
+    "rms_norm_quantized",
     "rms_norm_vjp",
 ]
 
@@ -69,8 +74,8 @@ def _gain(g: Array | None, like: Array, zero_centered: bool = False) -> Array:
     n = like.shape[-1]
     if g is None:
         return np.ones(n, like.dtype)
-    if g.shape != (n,):
-        raise ValueError(f"the gain must have shape {(n,)}, the length of the rows, but has {g.shape}")
+    if g.shape != (n,) and (g.ndim != 2 or g.shape != like.shape[-2:]):
+        raise ValueError(f"the gain must have shape {(n,)}, the length of the rows, or (heads, {n}), but has {g.shape}")
     return 1 + g if zero_centered else g
 
 
@@ -99,8 +104,9 @@ def _layer_parts(a: Array, eps: float) -> tuple[Array, Array, Array]:
     return c / rho, rho, e
 
 
-def _over_rows(x: Array) -> Array:
-    return np.sum(x.reshape(-1, x.shape[-1]), axis=0)
+def _over_rows(x: Array, g: Array | None) -> Array:
+    """The sum over the rows; over those of each head, where the gain has heads."""
+    return np.sum(x, axis=tuple(range(x.ndim - (1 if g is None else g.ndim))))
 
 
 def rms_norm(
@@ -165,7 +171,7 @@ def rms_norm_vjp(
         projected = np.sum(x_hat * v, axis=-1, keepdims=True) / k
         da = v.copy()
         da[..., :k] -= x_hat[..., :k] * projected
-        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat), _over_rows(u)
+        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat, g), _over_rows(u, g)
 
 
 def rms_norm_jvp(
@@ -241,7 +247,7 @@ def layer_norm_vjp(u: Array, a: Array, g: Array | None = None, *, eps: float) ->
         unit, f = _scaled(u)
         v = unit * _gain(g, a)
         da = v - np.mean(v, axis=-1, keepdims=True) - x_hat * np.mean(x_hat * v, axis=-1, keepdims=True)
-        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat), _over_rows(u)
+        return np.ldexp(da / rho, f - e), _over_rows(u * x_hat, g), _over_rows(u, g)
 
 
 def layer_norm_jvp(
@@ -368,3 +374,106 @@ def add_rms_norm_jvp(
     da, dresidual = _wide(da, dresidual)
     ds = da + dresidual
     return rms_norm_jvp(ds, s, g, dg, db, k=k, eps=eps, zero_centered=zero_centered), ds
+
+
+def _silu(z: Array) -> tuple[Array, Array]:
+    """z σ(z) and its derivative σ(z) (1 + z σ(−z)), σ(z) = 1/(1 + e^-z)."""
+    t = np.exp(-np.abs(z))
+    small, large = t / (1 + t), 1 / (1 + t)
+    at, rest = np.where(z < 0, small, large), np.where(z < 0, large, small)
+    return z * at, at * (1 + z * rest)
+
+
+def _grouped(x: Array, groups: int) -> Array:
+    """(..., n) as (..., groups, n / groups): rows of their own, whose gain is that of a head."""
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+
+
+def rms_norm_gated(
+    a: Array,
+    z: Array,
+    g: Array | None = None,
+    *,
+    k: int | None = None,
+    eps: float,
+    norm_before_gate: bool = False,
+    groups: int = 1,
+) -> Array:
+    """y = rms_norm(a ⊙ silu(z)) or, with norm_before_gate, rms_norm(a) ⊙ silu(z), silu(z) = z / (1 + e^-z).
+
+    Args:
+        a: summed inputs, (..., n).
+        z: the gate, shape of a.
+        g: gain, (n,); none means ones.
+        k: how many leading elements of each group the statistic is taken over; none means all.
+        eps: added inside the root, at least 0.
+        norm_before_gate: whether the gate multiplies what is normalised already.
+        groups: a row is split into so many, each with a statistic of its own.
+
+    Returns:
+        y, shape of a, in float64 (longdouble if an argument is).
+
+    Source: Dao & Gu, "Transformers are SSMs" (2024); the norm itself is the paper's equation (4).
+    """
+    with np.errstate(**_QUIET):
+        a, z, g = _wide(a, z, g)
+        s = _silu(z)[0]
+        h, gain = a if norm_before_gate else a * s, None if g is None else _grouped(g, groups)
+        y = rms_norm(_grouped(h, groups), gain, k=k, eps=eps)
+        return y.reshape(a.shape) * s if norm_before_gate else y.reshape(a.shape)
+
+
+def rms_norm_gated_vjp(
+    u: Array,
+    a: Array,
+    z: Array,
+    g: Array | None = None,
+    *,
+    k: int | None = None,
+    eps: float,
+    norm_before_gate: bool = False,
+    groups: int = 1,
+) -> tuple[Array, Array, Array]:
+    """Gradients of rms_norm_gated: with h = a ⊙ silu(z) and dh = rms_norm_vjp(u, h), da = dh ⊙ silu(z) and
+    dz = dh ⊙ a ⊙ silu'(z); with norm_before_gate da = rms_norm_vjp(u ⊙ silu(z), a) and dz = u ⊙ rms_norm(a) ⊙ silu'(z).
+
+    Args:
+        u: gradient at the output, shape of a.
+        a, z, g, k, eps, norm_before_gate, groups: as given to :func:`rms_norm_gated`.
+
+    Returns:
+        (da, dz, dg): shape of a twice, and (n,), in float64 (longdouble if an argument is).
+
+    Source: paper §4.2 and the chain rule.
+    """
+    with np.errstate(**_QUIET):
+        u, a, z, g = _wide(u, a, z, g)
+        s, slope = _silu(z)
+        h, v = (a, u * s) if norm_before_gate else (a * s, u)
+        gain = _grouped(np.ones(a.shape[-1], a.dtype) if g is None else g, groups)
+        dh, dg, _ = rms_norm_vjp(_grouped(v, groups), _grouped(h, groups), gain, k=k, eps=eps)
+        dh = dh.reshape(a.shape)
+        if norm_before_gate:
+            y = rms_norm(_grouped(a, groups), gain, k=k, eps=eps).reshape(a.shape)
+            return dh, u * y * slope, dg.reshape(-1)
+        return dh * s, dh * a * slope, dg.reshape(-1)
+
+
+def rms_norm_quantized(
+    a: Array, g: Array | None = None, *, k: int | None = None, eps: float, most: float
+) -> tuple[Array, Array]:
+    """y = rms_norm(a) in steps of scale = max|y| / most, one for each row.
+
+    Args:
+        a, g, k, eps: as for :func:`rms_norm`.
+        most: the largest code.
+
+    Returns:
+        (y / scale, scale), not rounded: shape of a, and (..., 1). A row of zeros has scale 0 and quotients 0.
+
+    Source: symmetric quantisation with a scale for each row.
+    """
+    with np.errstate(**_QUIET):
+        y = rms_norm(a, g, k=k, eps=eps)
+        scale = np.max(np.abs(y), axis=-1, keepdims=True, initial=0.0) / most
+        return np.where(scale > 0, y / scale, 0.0), scale

@@ -159,12 +159,47 @@ def check_input(name: str, shape: Sequence[int], dtype: str, normalized_shape: t
         )
 
 
-def check_parameter(name: str, shape: Sequence[int], dtype: str, normalized_shape: tuple[int, ...]) -> None:
-    """Gain and bias have exactly the normalised shape and any floating dtype."""
+def check_heads(heads: int | None) -> int | None:
+    """``heads`` as a positive int, or None."""
+    if heads is None:
+        return None
+    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
+        raise TypeError(f"heads must be an int or None (one gain for all), got {heads!r}")
+    if heads.__index__() < 1:
+        raise ValueError(f"heads must be at least 1, or None for one gain for all, got {heads}")
+    return heads.__index__()
+
+
+def check_groups(groups: int, n: int) -> int:
+    """``groups`` as an int that divides the n normalised elements."""
+    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+        raise TypeError(f"groups must be an int, got {groups!r}")
+    if groups < 1 or n % groups:
+        raise ValueError(f"groups must divide the {n} normalised elements, got {groups}")
+    return groups.__index__()
+
+
+def check_norm_first(norm_before_gate: bool) -> bool:
+    """``norm_before_gate`` as a bool."""
+    if norm_before_gate not in (True, False):
+        raise TypeError(
+            f"norm_before_gate must be True (rms_norm(x)·silu(gate)) or False (rms_norm(x·silu(gate))), "
+            f"got {norm_before_gate!r}"
+        )
+    return bool(norm_before_gate)
+
+
+def check_parameter(
+    name: str, shape: Sequence[int], dtype: str, normalized_shape: tuple[int, ...], heads: int | None = None
+) -> None:
+    """Gain and bias have a floating dtype and exactly the normalised shape, or, where the input has a dimension of
+    ``heads`` before it, ``(heads, *normalized_shape)``."""
     if dtype not in FLOATING:
         raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {dtype}")
-    if tuple(shape) != normalized_shape:
-        raise ValueError(f"{name} must have the shape normalized_shape = {normalized_shape}, got {tuple(shape)}")
+    if tuple(shape) == normalized_shape or (heads is not None and tuple(shape) == (heads, *normalized_shape)):
+        return
+    each = "" if heads is None else f", or {(heads, *normalized_shape)} with one for each head"
+    raise ValueError(f"{name} must have the shape normalized_shape = {normalized_shape}{each}, got {tuple(shape)}")
 
 
 def check_same(name: str, value: object, of: str, expected: object, what: str) -> None:

@@ -1,52 +1,17 @@
-// Whole tensors: rows dealt out to threads, statistics, passes, and the sum of dweight over rows.
+// Whole tensors: rows in batches, statistics, passes, forward and backward.
 #pragma once
 
-#include <memory>
-#include <new>
-
-#include "layout.h"
-#include "parallel.h"
+#include "batch.h"
 #include "passes.h"
 
 namespace rmsnorm {
 
-// Below this many elements a second thread costs more than it saves.
-constexpr int64_t GRAIN = 32768;
 // From this size of a warm output on, stores go past the caches: ordinary ones first read the lines they overwrite
 // (32 MiB: 2.1 ms instead of 3.1). Smaller outputs are better left in the caches, and fresh ones are there already,
 // since the system has just cleared them (7.0 ms streamed, 5.1 not).
 constexpr int64_t STREAM_BYTES = 32 << 20;
 // Short rows are read, then written, so many at a time: streaming stores between loads cost 250 ns a row (n = 64).
 constexpr int64_t BATCH_BYTES = 8192, MAX_BATCH = 32;
-// dweight: float32 partial sums over this many rows, which are then added up in float64; tasks of a fixed number of
-// rows, so that neither the number of threads nor the number of rows shows in the result.
-constexpr int64_t LEAF_ROWS = 32;
-constexpr int64_t MAX_TASKS = 64;
-
-struct Problem {
-  int64_t rows, n, k;
-  double eps;
-  Threads threads;
-  bool fresh;  // the output has not been written before
-  int64_t grain() const { return std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, n)); }
-};
-
-struct Free {
-  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-template <class C>
-using Buffer = std::unique_ptr<C[], Free>;
-template <class C>
-Buffer<C> allocate(int64_t count) {  // throws std::bad_alloc, which becomes a MemoryError
-  return Buffer<C>(static_cast<C*>(::operator new[](size_t(std::max<int64_t>(1, count)) * sizeof(C), std::align_val_t(64))));
-}
-
-template <class T>
-struct Tensor {  // data may be null: absent
-  T* data = nullptr;
-  Rows rows;
-  Cursor<T> from(int64_t row) const { return {data, rows, row}; }
-};
 
 template <class T, class Y>
 struct Forward {
@@ -75,6 +40,7 @@ void forward_rows(const Problem& problem, const Forward<T, Y>& call) {
     auto y = call.y.from(begin);
     auto residual = call.residual.from(begin);
     auto sum = call.sum.from(begin);
+    Head head(problem, begin);
     const T* input[MAX_BATCH];
     Statistics<C> statistics[MAX_BATCH];
     for (int64_t row = begin; row < end; row += batch) {
@@ -87,12 +53,13 @@ void forward_rows(const Problem& problem, const Forward<T, Y>& call) {
         }
         statistics[i] = Norm::statistics(input[i], n, problem.k, problem.eps);
       }
-      for (int64_t i = 0; i < rows; ++i, ++y) {
+      for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
         const auto& s = statistics[i];
+        const auto affine = call.affine.from(*head * n);
         if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
-          forward_pass<Norm, V, STREAM>(Row<T>{input[i], 1}, *y, n, s, call.affine);
+          forward_pass<Norm, V, STREAM>(Row<T>{input[i], 1}, *y, n, s, affine);
         else
-          generic_forward_pass<Norm>(Row<T>{input[i], s.scale}, *y, n, s, call.affine);
+          generic_forward_pass<Norm>(Row<T>{input[i], s.scale}, *y, n, s, affine);
       }
     }
     if (STREAM) stream_fence();
@@ -124,7 +91,7 @@ struct Backward {
   Tensor<T> dx;
   Tensor<const T> plus;
   Affine<compute_t<T>> affine;
-  double *dweight, *dbias;  // n sums each, or null
+  double *dweight, *dbias;  // heads·n sums each, or null
 };
 
 template <class Norm, unsigned V, class T, class D>
@@ -136,12 +103,14 @@ void backward_range(const Problem& problem, const Backward<T, D>& call, int64_t 
   auto dx = call.dx.from(begin);
   auto plus = call.plus.from(begin);
   const int64_t n = problem.n, k = problem.k;
-  const auto& affine = call.affine;
-  for (int64_t row = begin; row < end; ++row, ++dx, ++plus) {
+  Head head(problem, begin);
+  for (int64_t row = begin; row < end; ++row, ++dx, ++plus, ++head) {
     const T* x_row = *x;
     const D* dy_row = *dy;
     ++x, ++dy;  // now the next row, or beyond the last one, where prefetching does no harm
-    const Gradients<T, C> out{*dx, *plus, dweight, dbias};
+    const int64_t own = *head * n;
+    const auto affine = call.affine.from(own);
+    const Gradients<T, C> out{*dx, *plus, dweight ? dweight + own : nullptr, dbias ? dbias + own : nullptr};
     Statistics<C> s;
     Projection<C> projection;
     const bool joint = !Norm::centred && !(V & GENERIC) && k == n &&
@@ -159,7 +128,6 @@ void backward_range(const Problem& problem, const Backward<T, D>& call, int64_t 
 template <class Norm, unsigned V, class T, class D>
 void backward_rows(const Problem& problem, const Backward<T, D>& call) {
   using C = compute_t<T>;
-  const int64_t n = problem.n;
   const int sums = (call.dweight != nullptr) + (call.dbias != nullptr);
   if (!sums) {  // nothing is summed over rows: they are dealt out as in the forward pass
     parallel_for(problem.threads, 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
@@ -167,43 +135,12 @@ void backward_rows(const Problem& problem, const Backward<T, D>& call) {
     });
     return;
   }
-  int64_t task_rows = std::max<int64_t>(2 * LEAF_ROWS, (problem.rows + MAX_TASKS - 1) / MAX_TASKS);
-  task_rows = (task_rows + LEAF_ROWS - 1) / LEAF_ROWS * LEAF_ROWS;
-  const int64_t tasks = std::max<int64_t>(1, (problem.rows + task_rows - 1) / task_rows);
-  const auto leaves = allocate<C>(tasks * sums * n);
-  const auto partial = tasks > 1 ? allocate<double>(tasks * sums * n) : nullptr;
-  const auto total = [&](int sum) { return sum == 0 && call.dweight ? call.dweight : call.dbias; };
-  parallel_for(problem.threads, 0, tasks, std::max<int64_t>(1, problem.grain() / task_rows),
-               [&](int64_t first, int64_t last) {
-                 for (int64_t task = first; task < last; ++task) {
-                   C* leaf = leaves.get() + task * sums * n;
-                   const int64_t end = std::min(problem.rows, (task + 1) * task_rows);
-                   for (int s = 0; s < sums; ++s) {
-                     double* to = partial ? partial.get() + (task * sums + s) * n : total(s);
-                     std::fill_n(to, n, 0.0);
-                   }
-                   for (int64_t row = task * task_rows; row < end; row += LEAF_ROWS) {
-                     std::fill_n(leaf, sums * n, C(0));
-                     backward_range<Norm, V>(problem, call, row, std::min(end, row + LEAF_ROWS),
-                                             call.dweight ? leaf : nullptr, call.dbias ? leaf + (sums - 1) * n : nullptr);
-                     for (int s = 0; s < sums; ++s) {
-                       double* to = partial ? partial.get() + (task * sums + s) * n : total(s);
-                       for (int64_t i = 0; i < n; ++i) to[i] += double(leaf[s * n + i]);
-                     }
-                   }
-                 }
-               });
-  if (!partial) return;
-  // Each thread sums whole columns in the order of the tasks.
-  for (int s = 0; s < sums; ++s)
-    parallel_for(problem.threads, 0, n, std::max<int64_t>(64, GRAIN / tasks), [&](int64_t begin, int64_t end) {
-      double* to = total(s);
-      std::fill(to + begin, to + end, 0.0);
-      for (int64_t task = 0; task < tasks; ++task) {
-        const double* from = partial.get() + (task * sums + s) * n;
-        for (int64_t i = begin; i < end; ++i) to[i] += from[i];
-      }
-    });
+  double* const totals[] = {call.dweight ? call.dweight : call.dbias, call.dbias};
+  const int64_t behind = (sums - 1) * problem.heads * problem.n;
+  sum_over_rows<C>(problem, sums, totals, [&](int64_t begin, int64_t end, C* leaf) {
+    backward_range<Norm, V>(problem, call, begin, end, call.dweight ? leaf : nullptr,
+                            call.dbias ? leaf + behind : nullptr);
+  });
 }
 
 template <class Norm, class T, class D>

@@ -16,6 +16,10 @@ struct Affine {
   const C* g = nullptr;
   const C* b = nullptr;
   bool round_first = false;  // casting="llama": x̂ is rounded to the input's dtype, then each product and sum to y's
+
+  Affine from(int64_t element) const {  // where a head's own gain and bias begin
+    return {g ? g + element : nullptr, b ? b + element : nullptr, round_first};
+  }
 };
 
 template <class Norm, unsigned V, class T, class C>

@@ -8,7 +8,19 @@ try:
 except ImportError as _error:
     raise ImportError("rmsnorm.torch needs PyTorch >= 2.4: pip install 'rmsnorm[torch]'") from _error
 
+from rmsnorm.torch import gated_ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
-from rmsnorm.torch.modules import LayerNorm, RMSNorm
+from rmsnorm.torch.gated import rms_norm_gated
+from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
+from rmsnorm.torch.quantized import rms_norm_quantized
 
-__all__ = ["LayerNorm", "RMSNorm", "add_rms_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "LayerNorm",
+    "RMSNorm",
+    "RMSNormGated",
+    "add_rms_norm",
+    "layer_norm",
+    "rms_norm",
+    "rms_norm_gated",
+    "rms_norm_quantized",
+]

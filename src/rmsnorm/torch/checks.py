@@ -1,7 +1,10 @@
 """What tensors must be; the messages are :mod:`rmsnorm.spec`'s. Called only where the kernels have declined."""
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rmsnorm.numpy import share_memory
 from rmsnorm.spec import FLOATING, check_input, check_no_self_overlap, check_parameter, check_same
@@ -11,28 +14,33 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_tensors(shape: tuple[int, ...], input: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Floating dtypes, the normalised shape, one device."""
+def check_tensors(
+    shape: tuple[int, ...], input: Tensor, weight: Tensor | None, bias: Tensor | None, per_head: bool = True
+) -> None:
+    """Floating dtypes, the normalised shape (parameters may have one of each head before it), one device."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}; NumPy arrays go to rmsnorm.numpy")
     check_input("input", tuple(input.shape), _name(input.dtype), shape)
+    heads = input.shape[-len(shape) - 1] if per_head and input.dim() > len(shape) else None
     for name, t in (("weight", weight), ("bias", bias)):
         if t is None:
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, got {type(t).__name__}")
-        check_parameter(name, tuple(t.shape), _name(t.dtype), shape)
+        check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
         check_same(name, t.device, "input", input.device, "device")
+    if weight is not None and bias is not None:
+        check_same("bias", tuple(bias.shape), "weight", tuple(weight.shape), "shape")
 
 
-def check_residual(input: Tensor, residual: Tensor) -> None:
-    """The stream has the shape and device of what is added to it, and a floating dtype."""
-    if not isinstance(residual, Tensor):
-        raise TypeError(f"residual must be a torch.Tensor, got {type(residual).__name__}")
-    check_same("residual", tuple(residual.shape), "input", tuple(input.shape), "shape")
-    check_same("residual", residual.device, "input", input.device, "device")
-    if _name(residual.dtype) not in FLOATING:
-        raise TypeError(f"residual must be of a floating dtype ({', '.join(FLOATING)}), got {_name(residual.dtype)}")
+def check_alike(name: str, other: Tensor, input: Tensor) -> None:
+    """A residual or a gate has the shape and device of the input, and a floating dtype."""
+    if not isinstance(other, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(other).__name__}")
+    check_same(name, tuple(other.shape), "input", tuple(input.shape), "shape")
+    check_same(name, other.device, "input", input.device, "device")
+    if _name(other.dtype) not in FLOATING:
+        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {_name(other.dtype)}")
 
 
 def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | None) -> None:
@@ -47,6 +55,29 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
         same = t is not None and t.data_ptr() == out.data_ptr() and t.stride() == out.stride() and name == "input"
         if t is not None and not same and _overlap(out, t):
             raise ValueError(f"out must not share memory with {name} (but it may be input itself); pass a fresh tensor")
+
+
+def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> None:
+    """``input`` and ``residual`` can take results: of the right dtype, no memory that is still to be read."""
+    if dtype != input.dtype:
+        raise ValueError(
+            f"inplace=True writes the result into input, which must have its dtype, {dtype}, got {input.dtype}"
+        )
+    for name, t in (("input", input), ("residual", residual)):
+        if any(extent > 1 and stride == 0 for extent, stride in zip(t.shape, t.stride(), strict=True)):
+            raise ValueError(f"{name} must not be an expanded tensor with inplace=True; pass a copy of it")
+    read = (("residual", residual), ("weight", parameters[0]), ("bias", parameters[1]))
+    for (a, one), (b, other) in combinations((("input", input), *read), 2):
+        if a in ("input", "residual") and one is not None and other is not None and _overlap(one, other):
+            raise ValueError(f"{a} and {b} must not share memory with inplace=True; pass a copy of one of them")
+
+
+def check_no_gradient(what: str, *tensors: Tensor | None) -> None:
+    """Nobody wants a gradient through what has none."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        raise ValueError(
+            f"{what} is not differentiable, but an argument requires grad; call under torch.no_grad(), or detach it"
+        )
 
 
 def check_writable(out: Tensor, gradient: bool) -> None:
@@ -64,7 +95,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
         last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
         return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
-    if a.is_meta or not (a.numel() and b.numel()) or a.device != b.device:
+    if is_compiling() or a.is_meta or not (a.numel() and b.numel()) or a.device != b.device:
         return False
     (a0, a1), (b0, b1) = extent(a), extent(b)
     if not (a0 < b1 and b0 < a1):

@@ -32,9 +32,10 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(compute_dtype(dtype)).eps
 
 
-def _spec(
+def checked_spec(
     normalized_shape: int | Sequence[int], eps: float | None, p: float
 ) -> tuple[tuple[int, ...], float | None, int]:
+    """(normalised shape, eps, k), checked, in a form that Dynamo traces."""
     shape = check_shape(normalized_shape)
     n = math.prod(shape)
     return shape, check_eps(eps), n if p == 1.0 else _count(n, check_p(p))
@@ -118,7 +119,7 @@ def rms_norm(
     casting: str = "once",
 ) -> Tensor:
     """:func:`rmsnorm.torch.rms_norm` in torch's own operations."""
-    shape, eps, k = _spec(normalized_shape, eps, p)
+    shape, eps, k = checked_spec(normalized_shape, eps, p)
     xhat = _normalize(_rms, input, shape, k, eps)[0].reshape(input.shape)
     return _affine(xhat, weight, bias, zero_centered, casting, input.dtype)
 
@@ -131,7 +132,7 @@ def layer_norm(
     eps: float | None = 1e-5,
 ) -> Tensor:
     """:func:`rmsnorm.torch.layer_norm` in torch's own operations."""
-    shape, eps, k = _spec(normalized_shape, eps, 1.0)
+    shape, eps, k = checked_spec(normalized_shape, eps, 1.0)
     xhat = _normalize(_layer, input, shape, k, eps)[0].reshape(input.shape)
     return _affine(xhat, weight, bias, False, "once", input.dtype)
 
@@ -168,7 +169,8 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     xhat, factor = _normalize(statistic, input, spec.normalized_shape, spec.k, spec.eps)
     dtype = xhat.dtype
-    g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype).flatten()
+    g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype)
+    g = None if g is None else _flat(g, spec.normalized_shape)
     dy = _flat(dy, spec.normalized_shape).to(dtype)
     dx = dweight = dbias = None
     if wants[0]:
@@ -178,17 +180,18 @@ def _backward(
             along = torch.nn.functional.pad(along[..., : spec.k], (0, spec.n - spec.k))
         u = u - along - u.mean(-1, keepdim=True) if centred and spec.n else u - along
         dx = (u * factor).to(input.dtype).reshape(input.shape)
-    outer = tuple(range(dy.dim() - 1))
     if wants[1] and weight is not None:
         seen = xhat.to(input.dtype).to(dtype) if spec.casting == "llama" else xhat
-        dweight = _over_rows(dy * seen, outer).to(weight.dtype).reshape(weight.shape)
+        dweight = _over_rows(dy * seen, weight, spec).to(weight.dtype)
     if wants[2] and bias is not None:
-        dbias = _over_rows(dy, outer).to(bias.dtype).reshape(bias.shape)
+        dbias = _over_rows(dy, bias, spec).to(bias.dtype)
     return dx, dweight, dbias
 
 
-def _over_rows(t: Tensor, outer: tuple[int, ...]) -> Tensor:
-    return t.sum(outer) if outer else t  # sum(()) would be the sum over everything
+def _over_rows(t: Tensor, parameter: Tensor, spec: NormSpec) -> Tensor:
+    """The sum over the rows, or over those of each head, in the parameter's shape."""
+    outer = tuple(range(t.dim() - 1 - (parameter.dim() - len(spec.normalized_shape))))
+    return (t.sum(outer) if outer else t).reshape(parameter.shape)  # sum(()) would be the sum over everything
 
 
 def rms_norm_backward(

@@ -33,7 +33,7 @@ def _flags(zero_centered: bool, casting: str) -> int:
     return flags
 
 
-def _rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
+def rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
     """``t``, copied if its last ``dims`` dimensions do not lie together in memory, or if its sign is only a flag."""
     if t is None:
         return None
@@ -78,7 +78,7 @@ def rms_norm(
         return y
     spec = check_spec(shape, eps, p, zero_centered, casting)
     dtype = _check(input, spec.normalized_shape, weight, bias, casting, out)
-    x = _rows_contiguous(input, len(spec.normalized_shape))
+    x = rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype)
     if not kernels.rms_norm(x, spec.normalized_shape, weight, bias, y, eps, p, flags):
         y = composite.rms_norm(
@@ -104,7 +104,7 @@ def layer_norm(
         return y
     spec = check_spec(shape, eps)
     dtype = _check(input, spec.normalized_shape, weight, bias, "once", out)
-    x = _rows_contiguous(input, len(spec.normalized_shape))
+    x = rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype)
     if not kernels.layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
         y = composite.layer_norm(x, spec.normalized_shape, weight, bias, eps)
@@ -131,10 +131,28 @@ def add_rms_norm(
             return y, new
     shape = check_spec(shape, eps, p, zero_centered, casting).normalized_shape
     _check(input, shape, weight, bias, casting, None)
-    checks.check_residual(input, residual)
+    checks.check_alike("residual", residual, input)
     new = (input + residual).to(residual.dtype)
     y = rms_norm(new, shape, weight, bias, eps, p, zero_centered, casting)
     return (y if input.dtype == residual.dtype else y.to(input.dtype)), new
+
+
+def add_rms_norm_inplace(
+    input: Tensor,
+    residual: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float,
+    zero_centered: bool,
+    casting: str,
+) -> bool:
+    """normed written to ``input``, the sum to ``residual``; False, and nothing written, where the kernels decline."""
+    if input.dtype != residual.dtype:
+        return False
+    flags = _flags(zero_centered, casting)
+    return kernels.add_rms_norm(input, residual, shape, weight, bias, input, residual, eps, p, flags)
 
 
 def _check(
@@ -173,7 +191,7 @@ def rms_norm_backward(
         return dx, dweight, dbias
     spec = check_spec(shape, eps, p, zero_centered, casting)
     dims = len(spec.normalized_shape)
-    x, dy, plus = _rows_contiguous(input, dims), _rows_contiguous(dy, dims), _rows_contiguous(plus, dims)
+    x, dy, plus = rows_contiguous(input, dims), rows_contiguous(dy, dims), rows_contiguous(plus, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
     if kernels.rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
@@ -196,7 +214,7 @@ def layer_norm_backward(
         return dx, dweight, dbias
     spec = check_spec(shape, eps)
     shape, dims = spec.normalized_shape, len(spec.normalized_shape)
-    x, dy = _rows_contiguous(input, dims), _rows_contiguous(dy, dims)
+    x, dy = rows_contiguous(input, dims), rows_contiguous(dy, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
     if kernels.layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
         return dx, dweight, dbias
@@ -211,7 +229,7 @@ def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wan
     )
 
 
-def _first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
+def first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
     """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
     return not torch.is_grad_enabled() and kernels.gate(dy, input, weight) != native.COMPOSITE
 
@@ -230,7 +248,7 @@ class RMSNormFunction(torch.autograd.Function):
         input, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
-        if _first_order(dy, input, weight):
+        if first_order(dy, input, weight):
             dx, dweight, dbias = rms_norm_backward(dy, input, ctx.shape, weight, bias, wants, None, *ctx.how)
         else:
             spec = check_spec(ctx.shape, *ctx.how)
@@ -252,7 +270,7 @@ class LayerNormFunction(torch.autograd.Function):
         input, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
-        if _first_order(dy, input, weight):
+        if first_order(dy, input, weight):
             dx, dweight, dbias = layer_norm_backward(dy, input, ctx.shape, weight, bias, ctx.eps, wants)
         else:
             spec = check_spec(ctx.shape, ctx.eps)
@@ -278,7 +296,7 @@ class AddRMSNormFunction(torch.autograd.Function):
         wants = (needs[0] or needs[1], needs[3], needs[4])
         if dnormed is None:  # only the sum was used
             dsum, dweight, dbias = dnew, None, None
-        elif _first_order(dnormed, x, weight) and (dnew is None or _first_order(dnew, x, None)):
+        elif first_order(dnormed, x, weight) and (dnew is None or first_order(dnew, x, None)):
             dy = dnormed if ctx.input_dtype == x.dtype else dnormed.to(x.dtype)
             plus = dnew if wants[0] else None
             dsum, dweight, dbias = rms_norm_backward(dy, x, ctx.shape, weight, bias, wants, plus, *ctx.how)

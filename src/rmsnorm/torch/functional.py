@@ -38,9 +38,10 @@ def rms_norm(
     Args:
         input: (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
         normalized_shape: the last dimensions, over whose n elements the statistic is taken.
-        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
+        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1. Or, for an input of shape
+            (…, heads, \*normalized_shape), of shape (heads, \*normalized_shape): a gain for each head (QK-norm).
         eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        bias: b, of shape ``normalized_shape`` and any floating dtype; None: 0.
+        bias: b, of the weight's shape (without one, of either) and any floating dtype; None: 0.
         p: the fraction of elements (in row-major order, the first ⌈n·p⌉) whose RMS is taken, 0 < p ≤ 1.
         zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
         casting: ``"once"``: x̂·g + b is computed in the computation dtype and rounded once to the input's dtype.
@@ -134,6 +135,7 @@ def add_rms_norm(
     p: float = 1.0,
     zero_centered: bool = False,
     casting: str = "once",
+    inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The residual step of a pre-norm network in one pass over memory.
 
@@ -145,13 +147,20 @@ def add_rms_norm(
         input: (…, *normalized_shape), what the sublayer has written.
         residual: of the same shape, the stream it is added to.
         normalized_shape, weight, eps, bias, p, zero_centered, casting: as in :func:`rms_norm`.
+        inplace: normed is written into ``input`` and new_residual into ``residual``, as inference engines do; the
+            same bits, but not differentiable. The two, weight and bias must not share memory.
 
     Returns:
-        (normed, new_residual): normed in the input's dtype, new_residual in the residual's.
+        (normed, new_residual): normed in the input's dtype, new_residual in the residual's; with ``inplace`` the
+        tensors ``input`` and ``residual`` themselves.
 
     Raises:
         ValueError, TypeError: what must hold, what was received.
     """
+    if inplace:
+        return _add_rms_norm_inplace(
+            input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        )
     if is_compiling():
         way = ops if input.is_cpu else composite
         return way.add_rms_norm(
@@ -165,10 +174,20 @@ def add_rms_norm(
         return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
     shape = check_spec(normalized_shape, *how).normalized_shape
     checks.check_tensors(shape, input, weight, bias)
-    checks.check_residual(input, residual)
+    checks.check_alike("residual", residual, input)
     return composite.add_rms_norm(
         input, residual, shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
     )
+
+
+def _add_rms_norm_inplace(input, residual, normalized_shape, weight, eps, **options):
+    checks.check_no_gradient("inplace=True", input, residual, weight, options["bias"])
+    plain = not is_compiling() and COMPOSITE not in (gate(input, weight, options["bias"]), gate(residual, None, None))
+    if plain and eager.add_rms_norm_inplace(input, residual, normalized_shape, weight, eps=eps, **options):
+        return _touched(input), _touched(residual)
+    normed, new_residual = add_rms_norm(input, residual, normalized_shape, weight, eps, **options)
+    checks.check_inplace(input, residual, normed.dtype, weight, options["bias"])
+    return input.copy_(normed), residual.copy_(new_residual)
 
 
 def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

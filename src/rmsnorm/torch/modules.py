@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rmsnorm.spec import check_shape, check_spec
+from rmsnorm.spec import check_heads, check_shape, check_spec
 from rmsnorm.torch import functional
+from rmsnorm.torch.gated import GatedSpec, rms_norm_gated
 
 
 class RMSNorm(nn.Module):
@@ -24,6 +25,8 @@ class RMSNorm(nn.Module):
         elementwise_affine: whether there is a gain, 1 at the start (0 if ``zero_centered``: the gain is 1 + weight).
         device, dtype: of the parameters, which need not be the input's.
         bias: whether there is a bias too, 0 at the start, under the key ``bias``.
+        heads: None, or the extent of the input's dimension before the normalised ones: gain and bias then have the
+            shape (heads, *normalized_shape), one for each head.
         p, zero_centered, casting: see :func:`rmsnorm.torch.rms_norm`, also for the dtype policy.
 
     Raises:
@@ -32,7 +35,7 @@ class RMSNorm(nn.Module):
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3.
     """
 
-    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting")
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting", "heads")
     normalized_shape: tuple[int, ...]
     eps: float | None
     elementwise_affine: bool
@@ -51,6 +54,7 @@ class RMSNorm(nn.Module):
         p: float = 1.0,
         zero_centered: bool = False,
         casting: str = "once",
+        heads: int | None = None,
     ) -> None:
         super().__init__()
         spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
@@ -60,10 +64,12 @@ class RMSNorm(nn.Module):
         self.p = spec.p
         self.zero_centered = spec.zero_centered
         self.casting = spec.casting
+        self.heads = check_heads(heads)
+        shape = spec.normalized_shape if heads is None else (heads, *spec.normalized_shape)
         if bias and not elementwise_affine:
             raise ValueError("bias=True needs elementwise_affine=True, got False; leave out the bias or allow the gain")
         for name, wanted in (("weight", elementwise_affine), ("bias", bias)):
-            made = nn.Parameter(torch.empty(spec.normalized_shape, device=device, dtype=dtype)) if wanted else None
+            made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, made)
         self.reset_parameters()
 
@@ -97,7 +103,72 @@ class RMSNorm(nn.Module):
             ("p", self.p, 1.0),
             ("zero_centered", self.zero_centered, False),
             ("casting", self.casting, "once"),
+            ("heads", self.heads, None),
         ]
+
+
+class RMSNormGated(nn.Module):
+    r"""RMSNorm with a SiLU gate, as Mamba-2 has it: :func:`rmsnorm.torch.rms_norm_gated` with a gain.
+
+    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
+              y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z)
+
+    Args:
+        normalized_shape: the last dimensions of the input.
+        eps: inside the root; None: machine epsilon of the computation dtype.
+        device, dtype: of the gain ``weight``, 1 at the start, which need not be the input's.
+        norm_before_gate, groups, p: see :func:`rmsnorm.torch.rms_norm_gated`, also for the dtype policy.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Dao & Gu, "Transformers are SSMs" (2024).
+    """
+
+    __constants__ = ("normalized_shape", "eps", "norm_before_gate", "groups", "p")
+    normalized_shape: tuple[int, ...]
+    eps: float | None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm_before_gate: bool = False,
+        groups: int = 1,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__()
+        spec = GatedSpec.of(normalized_shape, eps, norm_before_gate, groups, p)
+        self.normalized_shape = spec.shape
+        self.eps, self.p = spec.group.eps, spec.group.p
+        self.norm_before_gate, self.groups = spec.norm_first, spec.groups
+        self.weight = nn.Parameter(torch.empty(spec.shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gain 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, input: Tensor, gate: Tensor) -> Tensor:
+        return rms_norm_gated(
+            input,
+            gate,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            norm_before_gate=self.norm_before_gate,
+            groups=self.groups,
+            p=self.p,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.normalized_shape}, eps={self.eps}, norm_before_gate={self.norm_before_gate}, "
+            f"groups={self.groups}, p={self.p}"
+        )
 
 
 class LayerNorm(nn.Module):

@@ -12,21 +12,21 @@ from torch import Tensor
 from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager
 
-_library = torch.library.Library("rmsnorm", "DEF")
+library = torch.library.Library("rmsnorm", "DEF")
 _NAMES = "float? eps, float p, bool zero_centered, str casting"
-_library.define(f"rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, {_NAMES}) -> Tensor")
-_library.define(
+library.define(f"rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, {_NAMES}) -> Tensor")
+library.define(
     "rms_norm_backward(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
     f"Tensor? plus, bool[] wants, {_NAMES}) -> (Tensor, Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "add_rms_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
     f"{_NAMES}) -> (Tensor, Tensor)"
 )
-_library.define(
+library.define(
     "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float? eps) -> Tensor"
 )
-_library.define(
+library.define(
     "layer_norm_backward(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
     "bool[] wants, float? eps) -> (Tensor, Tensor, Tensor)"
 )
@@ -58,7 +58,7 @@ def _list(normalized_shape: int | Sequence[int]) -> list[int]:
 # ---- implementations: kernels on a CPU, the composite elsewhere ----
 
 
-def _contiguous(outputs):
+def contiguous(outputs):
     """An operator's schema has no absent tensors: an empty one stands for what was not wanted."""
     like = next((t for t in outputs if t is not None), torch.empty(0))
     return tuple(like.new_empty(0) if t is None else t.contiguous() for t in outputs)
@@ -69,11 +69,11 @@ def _rms_norm_cpu(input, shape, weight, bias, *how):
 
 
 def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, *how):
-    return _contiguous(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how))
+    return contiguous(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how))
 
 
 def _add_rms_norm_cpu(input, residual, shape, weight, bias, *how):
-    return _contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, *how))
+    return contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, *how))
 
 
 def _layer_norm_cpu(input, shape, weight, bias, eps):
@@ -81,7 +81,7 @@ def _layer_norm_cpu(input, shape, weight, bias, eps):
 
 
 def _layer_norm_backward_cpu(dy, input, shape, weight, bias, wants, eps):
-    return _contiguous(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants))
+    return contiguous(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants))
 
 
 def _keywords(bias, p, zero_centered, casting):
@@ -95,11 +95,11 @@ def _rms_norm_any(input, shape, weight, bias, eps, *how):
 def _rms_norm_backward_any(dy, input, shape, weight, bias, plus, wants, eps, *how):
     spec = check_spec(shape, eps, *how)
     dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
-    return _contiguous((dx if plus is None or dx is None else dx + plus, dweight, dbias))
+    return contiguous((dx if plus is None or dx is None else dx + plus, dweight, dbias))
 
 
 def _add_rms_norm_any(input, residual, shape, weight, bias, eps, *how):
-    return _contiguous(composite.add_rms_norm(input, residual, shape, weight, eps, **_keywords(bias, *how)))
+    return contiguous(composite.add_rms_norm(input, residual, shape, weight, eps, **_keywords(bias, *how)))
 
 
 def _layer_norm_any(input, shape, weight, bias, eps):
@@ -108,7 +108,7 @@ def _layer_norm_any(input, shape, weight, bias, eps):
 
 def _layer_norm_backward_any(dy, input, shape, weight, bias, wants, eps):
     spec = check_spec(shape, eps)
-    return _contiguous(composite.layer_norm_backward(dy, input, weight, bias, spec, wants))
+    return contiguous(composite.layer_norm_backward(dy, input, weight, bias, spec, wants))
 
 
 # ---- fakes: shapes and dtypes, and the errors of wrong arguments ----
@@ -125,7 +125,7 @@ def _rms_norm_fake(input, shape, weight, bias, eps, *how):
 
 
 def _add_rms_norm_fake(input, residual, shape, weight, bias, eps, *how):
-    checks.check_residual(input, residual)
+    checks.check_alike("residual", residual, input)
     casting, dtype = _checked(eps, *how), input.dtype
     if dtype == residual.dtype:
         dtype = eager.output_dtype(input, weight, bias, casting)
@@ -142,7 +142,7 @@ def _checked(eps, *how):
     return check_spec(1, eps, *how).casting
 
 
-def _gradients_fake(input, weight, bias, wants):
+def gradients_fake(input, weight, bias, wants):
     wanted = [t if w else None for t, w in zip((input, weight, bias), wants, strict=True)]
     like = next((t for t in wanted if t is not None), input)
     return tuple(
@@ -151,17 +151,17 @@ def _gradients_fake(input, weight, bias, wants):
 
 
 def _rms_norm_backward_fake(dy, input, shape, weight, bias, plus, wants, eps, *how):
-    return _gradients_fake(input, weight, bias, wants)
+    return gradients_fake(input, weight, bias, wants)
 
 
 def _layer_norm_backward_fake(dy, input, shape, weight, bias, wants, eps):
-    return _gradients_fake(input, weight, bias, wants)
+    return gradients_fake(input, weight, bias, wants)
 
 
 # ---- autograd: the forward operators by the backward operators, those by the composite ----
 
 
-def _wanted(gradients, wants):
+def wanted(gradients, wants):
     return (g if w else None for g, w in zip(gradients, wants, strict=True))
 
 
@@ -174,7 +174,7 @@ def _rms_norm_autograd(ctx, dy):
     input, weight, bias = ctx.saved_tensors
     wants = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
     gradients = _ops.rms_norm_backward(dy, input, ctx.shape, weight, bias, None, wants, *ctx.how)
-    dx, dweight, dbias = _wanted(gradients, wants)
+    dx, dweight, dbias = wanted(gradients, wants)
     return dx, None, dweight, dbias, None, None, None, None
 
 
@@ -191,7 +191,7 @@ def _add_rms_norm_autograd(ctx, dnormed, dnew):
     if ctx.dtypes[0] != ctx.dtypes[1]:
         dnormed = dnormed.to(x.dtype)
     gradients = _ops.rms_norm_backward(dnormed, x, ctx.shape, weight, bias, dnew, wants, *ctx.how)
-    dsum, dweight, dbias = _wanted(gradients, wants)
+    dsum, dweight, dbias = wanted(gradients, wants)
     dinput = dsum.to(ctx.dtypes[0]) if needs[0] else None
     return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None
 
@@ -205,17 +205,17 @@ def _layer_norm_autograd(ctx, dy):
     input, weight, bias = ctx.saved_tensors
     wants = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
     gradients = _ops.layer_norm_backward(dy, input, ctx.shape, weight, bias, wants, ctx.eps)
-    dx, dweight, dbias = _wanted(gradients, wants)
+    dx, dweight, dbias = wanted(gradients, wants)
     return dx, None, dweight, dbias, None
 
 
-def _save_backward(ctx, inputs, output):
+def save_inputs(ctx, inputs, output):
     tensors = {i: a for i, a in enumerate(inputs) if isinstance(a, Tensor)}
     ctx.places, ctx.inputs = list(tensors), [None if i in tensors else a for i, a in enumerate(inputs)]
     ctx.save_for_backward(*tensors.values())
 
 
-def _differentiated(expression: Callable, wants_at: int) -> Callable:
+def differentiated(expression: Callable, wants_at: int) -> Callable:
     """The autograd of a backward operator: its composite is built anew and differentiated."""
 
     def backward(ctx, *grads):
@@ -257,35 +257,35 @@ def _batched(operator: Callable) -> Callable:
     return rule
 
 
-def _register(
+def register(
     name: str, cpu: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable
 ) -> None:
-    _library.impl(name, cpu, "CPU")
-    _library.impl(name, any_device, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rmsnorm::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=save, lib=_library)
+    library.impl(name, cpu, "CPU")
+    library.impl(name, any_device, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
+    torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=save, lib=library)
     if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
-        torch.library.register_vmap(f"rmsnorm::{name}", _batched(getattr(_ops, name)), lib=_library)
+        torch.library.register_vmap(f"rmsnorm::{name}", _batched(getattr(_ops, name)), lib=library)
 
 
-_register("rms_norm", _rms_norm_cpu, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)
-_register(
+register("rms_norm", _rms_norm_cpu, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)
+register(
     "add_rms_norm", _add_rms_norm_cpu, _add_rms_norm_any, _add_rms_norm_fake, _add_rms_norm_autograd, _save_add_rms_norm
 )
-_register("layer_norm", _layer_norm_cpu, _layer_norm_any, _layer_norm_fake, _layer_norm_autograd, _save_layer_norm)
-_register(
+register("layer_norm", _layer_norm_cpu, _layer_norm_any, _layer_norm_fake, _layer_norm_autograd, _save_layer_norm)
+register(
     "rms_norm_backward",
     _rms_norm_backward_cpu,
     _rms_norm_backward_any,
     _rms_norm_backward_fake,
-    _differentiated(_rms_norm_backward_any, wants_at=6),
-    _save_backward,
+    differentiated(_rms_norm_backward_any, wants_at=6),
+    save_inputs,
 )
-_register(
+register(
     "layer_norm_backward",
     _layer_norm_backward_cpu,
     _layer_norm_backward_any,
     _layer_norm_backward_fake,
-    _differentiated(_layer_norm_backward_any, wants_at=5),
-    _save_backward,
+    differentiated(_layer_norm_backward_any, wants_at=5),
+    save_inputs,
 )

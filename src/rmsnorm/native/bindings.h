@@ -1,0 +1,11 @@
+// What each file of bindings adds to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace rmsnorm {
+
+void bind_gated(nanobind::module_& m);
+void bind_quantized(nanobind::module_& m);
+
+}  // namespace rmsnorm

@@ -1,0 +1,88 @@
+// The module's functions for the gated norm.
+
+#include "gated.h"
+
+#include "bindings.h"
+#include "call.h"
+
+namespace rmsnorm {
+namespace {
+
+// A group is a row of its own, and the gain of group j that of head j: x of shape (…, n) is read as
+// (…, groups, n / groups).
+struct GatedCall : Call {
+  int64_t groups = 1;
+
+  bool read_grouped(nb::handle x_, nb::handle shape, nb::handle w, nb::handle eps, nb::handle p, nb::handle groups_,
+                    int flags_) {
+    if (!read_all(x_, shape, w, nb::none(), eps, p, flags_)) return false;
+    if (parameter_dims > dims || x.ndim == MAX_DIMS || !PyLong_Check(groups_.ptr())) return false;
+    groups = PyLong_AsLongLong(groups_.ptr());
+    if (groups == -1 && PyErr_Occurred()) PyErr_Clear();
+    if (groups < 1 || problem.n % groups) return false;
+    problem.n /= groups, problem.rows *= groups, problem.heads = groups;
+    problem.k = counted(problem.n, p);
+    return problem.k >= 0;
+  }
+  bool serves(nb::handle h, View& v) const { return read(h, v) && is_like_x(v) && v.dtype == x.dtype; }
+
+  template <class T>
+  Tensor<T> grouped(View v) const {
+    v.ndim = x.ndim - dims;
+    v.shape[v.ndim] = groups, v.stride[v.ndim++] = problem.n;
+    return {reinterpret_cast<T*>(v.data), Rows(v, v.ndim)};
+  }
+};
+
+bool forward_call(nb::handle x, nb::handle z_, nb::handle shape, nb::handle w, nb::handle y_, nb::handle eps,
+                  nb::handle p, nb::handle groups, bool norm_first, int flags) {
+  GatedCall call;
+  View y, z;
+  if (!call.read_grouped(x, shape, w, eps, p, groups, flags) || !call.serves(z_, z) || !call.serves(y_, y)) return false;
+  if (call.problem.rows == 0 || call.problem.n == 0) return true;
+  if (flags & FRESH) prepare_fresh(y);
+  MaybeReleased released(call.problem.rows * call.problem.n);
+  with_type(call.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Parameters<compute_t<T>> parameters(call);
+    gated_forward<T>(call.problem, {call.grouped<const T>(call.x), call.grouped<const T>(z), call.grouped<T>(y),
+                                    parameters.affine, norm_first});
+  });
+  return true;
+}
+
+bool backward_call(nb::handle dy_, nb::handle x, nb::handle z_, nb::handle shape, nb::handle w, nb::handle dx_,
+                   nb::handle dz_, nb::handle dweight_, nb::handle eps, nb::handle p, nb::handle groups,
+                   bool norm_first, int flags) {
+  GatedCall call;
+  View dy, z, dx, dz, dweight;
+  const bool has_dweight = !dweight_.is_none();
+  if (!call.read_grouped(x, shape, w, eps, p, groups, flags) || !call.serves(z_, z) || !call.serves(dy_, dy) ||
+      !call.serves(dx_, dx) || !call.serves(dz_, dz))
+    return false;
+  if (has_dweight && (!call.has_weight || !read(dweight_, dweight) || !call.takes(dweight))) return false;
+  if (call.problem.n == 0) return true;
+  prepare_fresh(dx), prepare_fresh(dz);
+  MaybeReleased released(call.problem.rows * call.problem.n);
+  with_type(call.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Parameters<compute_t<T>> parameters(call);
+    const auto sums = has_dweight ? allocate<double>(call.groups * call.problem.n) : nullptr;
+    gated_backward<T>(call.problem,
+                      {call.grouped<const T>(dy), call.grouped<const T>(call.x), call.grouped<const T>(z),
+                       call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, norm_first, sums.get()});
+    if (has_dweight) write_sums(dweight, sums.get());
+  });
+  return true;
+}
+
+}  // namespace
+
+void bind_gated(nb::module_& m) {
+  const auto none = nb::arg().none();
+  m.def("rms_norm_gated", &forward_call, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("rms_norm_gated_backward", &backward_call, none, none, none, none, none, none, none, none, none, none, none,
+        nb::arg(), nb::arg());
+}
+
+}  // namespace rmsnorm

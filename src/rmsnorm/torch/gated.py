@@ -1,0 +1,216 @@
+"""RMSNorm with a SiLU gate, as Mamba-2 has it: the public function, its autograd node, and the composite.
+
+A group is a row of its own whose gain is that of a head: (…, n) is read as (…, groups, n / groups), and everything
+that the plain norm can do with heads serves here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from rmsnorm.native import AUTOGRAD, COMPOSITE
+from rmsnorm.spec import NormSpec, check_groups, check_norm_first, check_spec
+from rmsnorm.torch import checks, composite, eager, kernels
+from rmsnorm.torch.eager import Shape
+
+
+def rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    norm_before_gate: bool = False,
+    groups: int = 1,
+    p: float = 1.0,
+) -> Tensor:
+    r"""RMSNorm and a SiLU gate in one pass over memory (Mamba-2's ``RMSNormGated``).
+
+    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or, with norm\_before\_gate,}\quad
+              y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z), \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}}
+
+    Args:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        gate: z, of the input's shape and any floating dtype (kernels serve the input's).
+        normalized_shape: the last dimensions, of n elements.
+        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
+        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        norm_before_gate: whether the gate is applied to what is normalised already.
+        groups: the n elements, in row-major order, are split into so many groups, each with its own statistic.
+        p: the fraction of each group's elements, from its first on, whose RMS is taken, 0 < p ≤ 1.
+
+    Computation is in float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
+    x ⊙ silu(z) is a product in the computation dtype; of rows where it is finite the statistic does not overflow.
+    Derivatives of every order, forward mode and ``torch.func`` transforms are right.
+
+    Returns:
+        y, of the input's shape and dtype.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Dao & Gu, "Transformers are SSMs" (2024), the normalisation before the output projection of Mamba-2.
+    """
+    how = (eps, norm_before_gate, groups, p)
+    if is_compiling() and input.is_cpu:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        return torch.ops.rmsnorm.rms_norm_gated(input, gate, shape, weight, *how)
+    way = COMPOSITE if is_compiling() else kernels.gate(input, weight, gate)
+    if way == AUTOGRAD:
+        return RMSNormGatedFunction.apply(input, gate, normalized_shape, weight, *how)
+    if way != COMPOSITE:
+        return forward(input, gate, normalized_shape, weight, *how)
+    spec = GatedSpec.of(normalized_shape, *how).check(input, gate, weight)
+    return expression(input, gate, weight, spec)
+
+
+@dataclass(frozen=True)
+class GatedSpec:
+    """What is asked for, checked: the normalised shape, and the norm of one group."""
+
+    shape: tuple[int, ...]
+    groups: int
+    norm_first: bool
+    group: NormSpec
+
+    @classmethod
+    def of(cls, shape: Shape, eps: float | None, norm_before_gate: bool, groups: int, p: float) -> "GatedSpec":
+        """From the arguments, or the error that says what is wrong with them."""
+        spec = check_spec(shape, eps, p)
+        groups = check_groups(groups, spec.n)
+        group = check_spec(spec.n // groups, eps, p)
+        return cls(spec.normalized_shape, groups, check_norm_first(norm_before_gate), group)
+
+    def check(self, input: Tensor, gate: Tensor, weight: Tensor | None) -> "GatedSpec":
+        """Itself, if such tensors can be served."""
+        checks.check_tensors(self.shape, input, weight, None, per_head=False)
+        checks.check_alike("gate", gate, input)
+        return self
+
+    def grouped(self, t: Tensor) -> Tensor:
+        """(…, *shape) as (…, groups, n / groups)."""
+        return t.reshape(*t.shape[: t.dim() - len(self.shape)], self.groups, self.group.n)
+
+
+# ---- the composite ----
+
+
+def _gate(gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """silu(z) and its derivative σ(z) (1 + z (1 − σ(z)))."""
+    z = gate.to(dtype)
+    return torch.nn.functional.silu(z), torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
+
+
+def _norm(x: Tensor, weight: Tensor | None, spec: GatedSpec) -> Tensor:
+    gain = None if weight is None else spec.grouped(weight)
+    y = composite.rms_norm(spec.grouped(x), spec.group.normalized_shape, gain, spec.group.eps, p=spec.group.p)
+    return y.reshape(x.shape)
+
+
+def expression(input: Tensor, gate: Tensor, weight: Tensor | None, spec: GatedSpec) -> Tensor:
+    """:func:`rms_norm_gated` in torch's own operations."""
+    x = input.to(composite.compute_dtype(input.dtype))
+    s = torch.nn.functional.silu(gate.to(x.dtype))
+    y = _norm(x, weight, spec) * s if spec.norm_first else _norm(x * s, weight, spec)
+    return y.to(input.dtype)
+
+
+def backward_expression(
+    dy: Tensor, input: Tensor, gate: Tensor, weight: Tensor | None, spec: GatedSpec, wants: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of :func:`expression`, differentiable themselves.
+
+    dx = dh ⊙ silu(z) and dz = dh ⊙ x ⊙ silu'(z), dh being the norm's; with ``norm_before_gate`` the norm receives
+    dy ⊙ silu(z), and dz = dy ⊙ rms_norm(x) ⊙ g ⊙ silu'(z).
+    """
+    x = input.to(composite.compute_dtype(input.dtype))
+    dy = dy.to(x.dtype)
+    s, slope = _gate(gate, x.dtype)
+    gain = None if weight is None else spec.grouped(weight)
+    h, u = (x, dy * s) if spec.norm_first else (x * s, dy)
+    needs = (wants[0] or (wants[1] and not spec.norm_first), wants[2], False)
+    dh, dweight, _ = composite.rms_norm_backward(spec.grouped(u), spec.grouped(h), gain, None, spec.group, needs)
+    dx = dz = None
+    if dh is not None:
+        dh = dh.reshape(x.shape)
+        dx = (dh if spec.norm_first else dh * s).to(input.dtype) if wants[0] else None
+        dz = dh * x
+    if spec.norm_first and wants[1]:
+        dz = dy * _norm(x, weight, spec)
+    return (
+        dx,
+        (dz * slope).to(gate.dtype) if wants[1] and dz is not None else None,
+        None if dweight is None or weight is None else dweight.reshape(weight.shape),
+    )
+
+
+# ---- the kernels ----
+
+
+def forward(
+    input: Tensor,
+    gate: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    eps: float | None,
+    norm_before_gate: bool,
+    groups: int,
+    p: float,
+) -> Tensor:
+    """y, without autograd."""
+    y = torch.empty_like(input)
+    if isinstance(norm_before_gate, bool):
+        last = eps, p, groups, norm_before_gate, kernels.FRESH_FLAGS
+        if kernels.rms_norm_gated(input, gate, shape, weight, y, *last):
+            return y
+    spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
+    x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (input, gate))
+    y = torch.empty(x.shape, dtype=x.dtype)
+    if kernels.rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, kernels.FRESH_FLAGS):
+        return y
+    return expression(input, gate, weight, spec)
+
+
+def backward(dy, input, gate, shape, weight, wants, eps, norm_before_gate, groups, p):
+    """(dx, dgate, dweight) as far as wanted, without autograd."""
+    last = eps, p, groups, bool(norm_before_gate), kernels.FLAGS
+    dx, dz, dweight = _empty(input, gate, weight, wants)
+    if not kernels.rms_norm_gated_backward(dy, input, gate, shape, weight, dx, dz, dweight, *last):
+        spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p)
+        g, x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (dy, input, gate))
+        dx, dz, dweight = _empty(x, z, weight, wants)
+        if not kernels.rms_norm_gated_backward(g, x, z, spec.shape, weight, dx, dz, dweight, *last):
+            return backward_expression(dy, input, gate, weight, spec, wants)
+    return dx if wants[0] else None, dz if wants[1] else None, dweight
+
+
+def _empty(input, gate, weight, wants):
+    """Both gradients that have rows are always made: the one costs nothing once the other is there."""
+    dweight = torch.empty_like(weight) if wants[2] and weight is not None else None
+    return torch.empty_like(input), torch.empty_like(gate), dweight
+
+
+class RMSNormGatedFunction(torch.autograd.Function):
+    """rms_norm_gated for autograd; ``how`` is (eps, norm_before_gate, groups, p)."""
+
+    @staticmethod
+    def forward(ctx, input, gate, shape, weight, *how):
+        ctx.save_for_backward(input, gate, weight)
+        ctx.shape, ctx.how = shape, how
+        return forward(input, gate, shape, weight, *how)
+
+    @staticmethod
+    def backward(ctx, dy):
+        input, gate, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wants = (needs[0], needs[1], needs[3])
+        if eager.first_order(dy, input, weight) and eager.first_order(dy, gate, None):
+            dx, dz, dweight = backward(dy, input, gate, ctx.shape, weight, wants, *ctx.how)
+        else:
+            spec = GatedSpec.of(ctx.shape, *ctx.how)
+            dx, dz, dweight = backward_expression(dy, input, gate, weight, spec, wants)
+        return dx, dz, None, dweight, None, None, None, None

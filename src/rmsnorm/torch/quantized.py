@@ -1,0 +1,79 @@
+"""RMSNorm whose result is rounded to eight bits, with one scale a row, for the matrix product that follows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from rmsnorm.native import COMPOSITE
+from rmsnorm.torch import checks, composite, eager, kernels
+
+# How the kernels know a dtype, and its largest number.
+CODES = {torch.int8: (0, 127.0), torch.float8_e4m3fn: (1, 448.0)}
+
+
+def rms_norm_quantized(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    dtype: torch.dtype = torch.int8,
+    p: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""RMSNorm and symmetric quantisation of its rows in one pass over memory.
+
+    .. math:: y = \mathrm{rms\_norm}(x), \qquad scale = \max_i |y_i| / M, \qquad q_i = \mathrm{round}(y_i / scale)
+
+    with M = 127 for int8 and 448 for float8_e4m3fn, rounding to the nearest, ties to even; ``q * scale`` is y again,
+    within half a step.
+
+    Args:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        normalized_shape: the last dimensions, over whose n elements the statistic is taken.
+        weight: the gain, as for :func:`rms_norm`: of shape ``normalized_shape``, or with one for each head.
+        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        dtype: of q, ``torch.int8`` or ``torch.float8_e4m3fn``.
+        p: the fraction of elements whose RMS is taken, 0 < p ≤ 1.
+
+    Computation is in float32, or float64 for float64 inputs; y is not rounded to the input's dtype in between. A row
+    whose y is all zeros has scale 0 and codes 0; one whose y is not finite has scale NaN and codes 0, so that the
+    product with the scale is NaN. No gradient is defined.
+
+    Returns:
+        (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received; also if a gradient would be needed.
+        NotImplementedError: another ``dtype``.
+
+    Source: one dynamic scale a token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+    """
+    checks.check_no_gradient("rms_norm_quantized", input, weight)
+    if dtype not in CODES:
+        raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
+    shape, eps, _ = composite.checked_spec(normalized_shape, eps, p)
+    dims = len(shape)
+    checks.check_tensors(shape, input, weight, None)
+    if not is_compiling() and kernels.gate(input, weight, None) != COMPOSITE and input.is_cpu:
+        code = CODES[dtype][0]
+        q = torch.empty(input.shape, dtype=dtype)
+        scale = torch.empty(*input.shape[: input.dim() - dims], *(1,) * dims)
+        x, to = eager.rows_contiguous(input, dims), (q.data_ptr(), scale.data_ptr(), code)
+        if kernels.rms_norm_quantized(x, shape, weight, *to, eps, p, kernels.FLAGS):
+            return q, scale
+    return expression(input, shape, weight, eps, dtype=dtype, p=p)
+
+
+def expression(
+    input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, *, dtype: torch.dtype, p: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`rms_norm_quantized` in torch's own operations."""
+    most = CODES[dtype][1]
+    y = composite.rms_norm(input.to(composite.compute_dtype(input.dtype)), shape, weight, eps, p=p)
+    one_a_row = *y.shape[: -len(shape)], *(1,) * len(shape)
+    largest = y.abs().flatten(-len(shape)).amax(-1).reshape(one_a_row) if y.numel() else y.new_zeros(one_a_row)
+    scale = torch.where(largest.isfinite(), largest, torch.nan).div(most).to(torch.float32)
+    codes = torch.where((scale > 0) & scale.isfinite(), y / scale, 0.0).clamp(-most, most)
+    return (codes.round() if dtype == torch.int8 else codes.float()).to(dtype), scale

@@ -1,0 +1,338 @@
+"""rms_norm_gated against the oracle, its derivatives, its operator, its module.
+
+The tolerances are those of tolerances.py, u half an ulp of the computation's dtype, and what the gate adds: e^-|z| is
+right to 2 u, so that σ(z), a sum, a reciprocal and a product later, is to 6 u and x silu(z) to 9 u. Where that is
+normalised, its elements and its statistic add 9 u each: 9 ulp to y; x̂, x̂ and 1/r of the gradient's terms 18 u each.
+silu'(z) is right to 8 u of σ (1 + |z| (1 − σ)), and a chain of products adds one u each. torch's own takes 1 − σ as a
+difference: 8 u of σ (1 + |z|). dweight in 16 bits is rounded to float32 first, as torch rounds.
+"""
+
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.gradcheck import gradcheck, gradgradcheck
+
+from conformance import DTYPES, PARAMETER, computed_in, covering, laid_out, short
+from rmsnorm import reference
+from rmsnorm.spec import partial_count
+from rmsnorm.torch import RMSNormGated, rms_norm_gated
+from rmsnorm.torch.gated import GatedSpec, backward_expression, expression
+from tolerances import around, check, half_ulp, rounded, smallest, ulp, wide
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: torch.dtype
+    rows: int
+    group: int
+    groups: int
+    p: float
+    weight: torch.dtype | None
+    eps: float | None
+    norm_before_gate: bool
+    layout: str
+    gate_layout: str
+    scale: float
+
+    def __str__(self) -> str:
+        values = (short(v) if isinstance(v, torch.dtype | None) else str(v) for v in vars(self).values())
+        return "-".join(values)
+
+    @property
+    def n(self) -> int:
+        return self.group * self.groups
+
+    @property
+    def how(self) -> dict:
+        return {"norm_before_gate": self.norm_before_gate, "groups": self.groups, "p": self.p}
+
+    @property
+    def eps_value(self) -> float:
+        return torch.finfo(computed_in(self.dtype)).eps if self.eps is None else self.eps
+
+
+LAYOUTS = ("contiguous", "sliced", "transposed", "misaligned", "padded", "permuted", "expanded")
+CASES = [
+    Case(**c)
+    for c in covering(
+        5,
+        dtype=DTYPES,
+        rows=(0, 1, 2, 7, 300),
+        group=(1, 2, 15, 16, 17, 64, 129, 1000, 5120),
+        groups=(1, 2, 3, 8),
+        p=(1.0, 0.5, 0.0625),
+        weight=PARAMETER,
+        eps=(None, 1e-5, 0.1),
+        norm_before_gate=(False, True),
+        layout=LAYOUTS,
+        gate_layout=LAYOUTS,
+        scale=(1.0, 8.0),
+    )
+]
+
+
+def make_inputs(case: Case, seed: int = 0) -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = laid_out(draw(case.rows, case.n).to(case.dtype), case.layout)
+    z = laid_out((case.scale * draw(case.rows, case.n)).to(case.dtype), case.gate_layout).reshape(x.shape)
+    dy = laid_out(draw(case.rows, case.n).to(case.dtype), case.gate_layout).reshape(x.shape)
+    weight = None if case.weight is None else (draw(case.n) + 0.5).to(case.weight)
+    return SimpleNamespace(x=x, z=z, dy=dy, weight=weight)
+
+
+def expected(case: Case, inputs: SimpleNamespace, composite: bool) -> dict:
+    compute = computed_in(case.dtype)
+    a, z, dy = (wide(t, compute).reshape(case.rows, case.n) for t in (inputs.x, inputs.z, inputs.dy))
+    g = None if inputs.weight is None else wide(inputs.weight, compute)
+    k = partial_count(case.group, case.p)
+    options = {"k": k, "eps": case.eps_value, "norm_before_gate": case.norm_before_gate, "groups": case.groups}
+    u, groups = half_ulp(compute), (case.rows, case.groups, case.group)
+    y = reference.rms_norm_gated(a, z, g, **options)
+    da, dz, dg = reference.rms_norm_gated_vjp(dy, a, z, g, **options)
+
+    sigma = 1 / (1 + np.exp(-z))
+    s, slope = z * sigma, sigma * (1 + z * (1 - sigma))
+    steep = sigma * (1 + np.abs(z) * (1 if composite else 1 - sigma))
+    gain = np.ones(case.n, a.dtype) if g is None else np.abs(g)
+    h = (a if case.norm_before_gate else a * s).reshape(groups)
+    h_hat = reference.rms_norm(h, k=k, eps=case.eps_value)
+    r = np.sqrt(np.mean(h[..., :k] ** 2, -1, keepdims=True) + case.eps_value)
+
+    def terms(v):
+        """The two terms of the norm's gradient, in absolute value."""
+        v = np.abs(v).reshape(groups)
+        found = (v + np.abs(h_hat) * np.sum(np.abs(h_hat) * v, -1, keepdims=True) / k) / r
+        return found.reshape(a.shape)
+
+    h_hat_flat = np.abs(h_hat).reshape(a.shape)
+    summed = np.sqrt(case.group / 16)
+    if case.norm_before_gate:
+        slack_y = (4 + 5) * ulp(y, compute)
+        slack_x = (8 + 10 + summed) * u * terms(dy * s * gain)
+        slack_z = (8 + 8 + 3) * u * np.abs(dy) * h_hat_flat * gain * steep
+        slack_g = (16 + 10) * u * np.abs(dy * s * h_hat_flat).sum(0)
+    else:
+        slack_y = (4 + 9) * ulp(y, compute)
+        slack = (8 + 3 * 18 + summed) * u * terms(dy * gain)
+        slack_x = slack * np.abs(s) + 9 * u * np.abs(da)
+        dh = terms(dy * gain)
+        slack_z = np.abs(a) * (slack * np.abs(slope) + (8 + 3) * u * dh * steep)
+        slack_g = (16 + 18) * u * np.abs(dy * h_hat_flat).sum(0)
+    found = {"y": around(y, slack_y + np.sqrt(case.n) * smallest(compute), case.dtype)}
+    found |= {"dx": around(da, slack_x, case.dtype), "dz": around(dz, slack_z, case.dtype)}
+    if g is not None:
+        between = torch.promote_types(case.weight, torch.float32)
+        found["dweight"] = tuple(rounded(end, case.weight) for end in around(dg, slack_g, between))
+    return found
+
+
+def through(function, case: Case, inputs: SimpleNamespace) -> dict:
+    leaves = [t.detach().requires_grad_() for t in (inputs.x, inputs.z, inputs.weight) if t is not None]
+    y = function(leaves[0], leaves[1], (case.n,), *leaves[2:3] or [None], case.eps, **case.how)
+    gradients = torch.autograd.grad(y, leaves, inputs.dy)
+    return dict(zip(("y", "dx", "dz", "dweight"), (y.detach(), *gradients), strict=False))
+
+
+def composed(x, z, shape, weight, eps, *, norm_before_gate, groups, p):
+    return expression(x, z, weight, GatedSpec.of(shape, eps, norm_before_gate, groups, p))
+
+
+def conforms(case: Case, results: dict, inputs: SimpleNamespace, composite: bool = False) -> None:
+    with np.errstate(all="ignore"):
+        intervals = expected(case, inputs, composite)
+    assert set(results) == set(intervals)
+    for name, interval in intervals.items():
+        dtype = case.weight if name == "dweight" else case.dtype
+        assert results[name].dtype == dtype
+        assert results[name].shape == (inputs.weight if name == "dweight" else inputs.x).shape
+        check(results[name], interval, f"{name} of {case}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels(case):
+    inputs = make_inputs(case)
+    before = [t.clone() for t in (inputs.x, inputs.z, inputs.dy)]
+    conforms(case, through(rms_norm_gated, case, inputs), inputs)
+    for t, old in zip((inputs.x, inputs.z, inputs.dy), before, strict=True):
+        assert torch.equal(t, old)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_composite(case):
+    inputs = make_inputs(case)
+    conforms(case, through(composed, case, inputs), inputs, composite=True)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_backward_composite(case):
+    inputs = make_inputs(case)
+    spec = GatedSpec.of((case.n,), case.eps, case.norm_before_gate, case.groups, case.p)
+    given = inputs.dy, inputs.x, inputs.z, inputs.weight, spec, (True, True, True)
+    results = dict(zip(("dx", "dz", "dweight"), backward_expression(*given), strict=True))
+    results["y"] = expression(inputs.x, inputs.z, inputs.weight, spec)
+    conforms(case, {k: t for k, t in results.items() if t is not None}, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_silu_over_the_whole_range(dtype):
+    """A row of ones is its own norm at eps = 0, exactly: what is left is silu(z)."""
+    parts = torch.linspace(-120, 120, 100_001), torch.linspace(-1e-3, 1e-3, 1001), -torch.logspace(-45, 2, 5000)
+    z = torch.cat(parts).to(dtype)
+    x = torch.ones_like(z)
+    y = rms_norm_gated(x, z, z.shape, None, 0.0, norm_before_gate=True)
+    exact = reference.rms_norm_gated(wide(x, dtype), wide(z, dtype), eps=0.0, norm_before_gate=True)
+    compute = computed_in(dtype)
+    slack = 4 * ulp(exact, compute) + 128 * smallest(compute)
+    check(y, around(exact, slack, dtype), "silu")
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, 0.0], dtype=dtype)
+    found = rms_norm_gated(torch.ones_like(special), special, (5,), None, 0.0, norm_before_gate=True)
+    torch.testing.assert_close(found, torch.nn.functional.silu(special), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm_before_gate", [False, True])
+@pytest.mark.parametrize("exponent", [-80, 120])
+def test_no_overflow_in_the_statistic(norm_before_gate, exponent):
+    x, z = torch.randn(2, 5, 64)
+    how = {"norm_before_gate": norm_before_gate, "groups": 2}
+    found = rms_norm_gated(x * 2.0**exponent, z, (64,), None, 0.0, **how)
+    torch.testing.assert_close(found, rms_norm_gated(x, z, (64,), None, 0.0, **how), rtol=2e-6, atol=1e-7)
+
+
+OPTIONS = [
+    {},
+    {"norm_before_gate": True},
+    {"groups": 2, "p": 0.5},
+    {"groups": 2, "p": 0.5, "norm_before_gate": True},
+]
+EACH = pytest.mark.parametrize("options", OPTIONS, ids=str)
+THOROUGH = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+
+
+@EACH
+def test_derivatives_of_every_order(options):
+    def function(x, z, weight):
+        return rms_norm_gated(x, z, (6,), weight, 1e-3, **options)
+
+    given = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 6), (3, 6), (6,))]
+    assert gradcheck(function, given, **THOROUGH)
+    assert gradgradcheck(function, given, check_fwd_over_rev=True)
+
+    def first(x, z, weight):
+        return torch.autograd.grad(function(x, z, weight).sin().sum(), (x, z, weight), create_graph=True)
+
+    assert gradgradcheck(first, given)
+
+
+@EACH
+@pytest.mark.parametrize("trainable", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)], ids=str)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_frozen_arguments(options, trainable, create_graph):
+    given = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((4, 8), (4, 8), (8,))]
+    full = torch.autograd.grad(rms_norm_gated(*given[:2], 8, given[2], 1e-5, **options).pow(3).sum(), given)
+    some = [a.detach().requires_grad_(bool(t)) for a, t in zip(given, trainable, strict=True)]
+    rms_norm_gated(*some[:2], 8, some[2], 1e-5, **options).pow(3).sum().backward(create_graph=create_graph)
+    for argument, gradient, wanted in zip(some, full, trainable, strict=True):
+        assert (argument.grad is not None) == bool(wanted)
+        if wanted:
+            torch.testing.assert_close(argument.grad.detach(), gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_vmap_and_per_sample_gradients():
+    x, z, weight = torch.randn(5, 3, 8), torch.randn(5, 3, 8), torch.randn(8)
+
+    def loss(weight, x, z):
+        return rms_norm_gated(x, z, (8,), weight, 1e-5, groups=2).tanh().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weight, x, z)
+    each = [torch.func.grad(loss)(weight, a, b) for a, b in zip(x, z, strict=True)]
+    torch.testing.assert_close(found, torch.stack(each), rtol=1e-5, atol=1e-6)
+
+
+@EACH
+def test_compiled_is_eager(options):
+    torch._dynamo.reset()
+    compiled = torch.compile(rms_norm_gated, fullgraph=True, dynamic=True)
+    given = [torch.randn(*s, requires_grad=True) for s in ((4, 8), (4, 8), (8,))]
+    results = []
+    for function in (compiled, rms_norm_gated):
+        y = function(*given[:2], (8,), given[2], 1e-5, **options)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), given)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+def test_several_normalised_dimensions_and_a_gate_of_another_dtype():
+    x, z, weight = torch.randn(3, 4, 6).bfloat16(), torch.randn(3, 4, 6), torch.randn(4, 6)
+    flat = rms_norm_gated(x.view(3, 24), z.view(3, 24).bfloat16(), 24, weight.flatten(), 1e-5, groups=4)
+    found = rms_norm_gated(x, z.bfloat16(), (4, 6), weight, 1e-5, groups=4)
+    assert torch.equal(found.view(3, 24), flat)
+    found = rms_norm_gated(x, z, (4, 6), weight, 1e-5)
+    exact = reference.rms_norm_gated(wide(x).reshape(3, 24), wide(z).reshape(3, 24), wide(weight).reshape(24), eps=1e-5)
+    np.testing.assert_allclose(wide(found).reshape(3, 24), rounded(exact, torch.bfloat16), rtol=2**-7)
+
+
+def test_meta_and_empty():
+    for shape in ((0, 8), (3, 0, 8)):
+        x, z, weight = (torch.randn(s, requires_grad=True) for s in (shape, shape, (8,)))
+        gradients = torch.autograd.grad(rms_norm_gated(x, z, 8, weight, groups=2).sum(), (x, z, weight))
+        assert [g.shape for g in gradients] == [x.shape, z.shape, weight.shape]
+        assert not gradients[2].any()
+    x = torch.empty(3, 8, device="meta")
+    assert rms_norm_gated(x, x, 8).shape == (3, 8)
+
+
+def test_threads_change_no_bit(set_threads):
+    given = [torch.randn(*s, requires_grad=True) for s in ((700, 256), (700, 256), (256,))]
+
+    def work():
+        y = rms_norm_gated(*given[:2], 256, given[2], 1e-5, groups=2)
+        return (y.detach(), *torch.autograd.grad(y, given, torch.ones_like(y)))
+
+    set_threads(1)
+    alone = work()
+    set_threads(2)
+    for one, other in zip(alone, work(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_module():
+    norm = RMSNormGated(8, 1e-5, dtype=torch.bfloat16, groups=2, norm_before_gate=True, p=0.5)
+    assert list(norm.state_dict()) == ["weight"]
+    assert norm.weight.dtype == torch.bfloat16
+    assert (norm.weight == 1).all()
+    x, z = torch.randn(2, 3, 8)
+    expected = rms_norm_gated(x, z, (8,), norm.weight, 1e-5, groups=2, norm_before_gate=True, p=0.5)
+    assert torch.equal(norm(x, z), expected)
+    assert str(norm) == "RMSNormGated((8,), eps=1e-05, norm_before_gate=True, groups=2, p=0.5)"
+    with pytest.raises(ValueError, match="groups must divide the 8 normalised elements, got 3"):
+        RMSNormGated(8, groups=3)
+
+
+X = torch.ones(2, 3, 8)
+WRONG = [
+    ({"gate": torch.ones(3, 8)}, ValueError, "gate must have the shape of input, (2, 3, 8), got (3, 8)"),
+    ({"gate": torch.ones(2, 3, 8, dtype=torch.int64)}, TypeError, "gate must be of a floating dtype"),
+    ({"gate": None}, TypeError, "gate must be a torch.Tensor, got NoneType"),
+    ({"weight": torch.ones(3, 8)}, ValueError, "weight must have the shape normalized_shape = (8,), got (3, 8)"),
+    ({"groups": 3}, ValueError, "groups must divide the 8 normalised elements, got 3"),
+    ({"groups": 0}, ValueError, "groups must divide the 8 normalised elements, got 0"),
+    ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
+    ({"norm_before_gate": "yes"}, TypeError, "norm_before_gate must be True"),
+    ({"p": 2}, ValueError, "p is the fraction"),
+    ({"eps": -1}, ValueError, "eps stands inside the root"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=[str(w[0])[:30] for w in WRONG])
+def test_wrong_arguments(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        rms_norm_gated(X, **{"gate": X, "normalized_shape": 8} | options)
