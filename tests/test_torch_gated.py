@@ -1,10 +1,10 @@
 """rms_norm_gated against the oracle, its derivatives, its operator, its module.
 
 The tolerances are those of tolerances.py, u half an ulp of the computation's dtype, and what the gate adds: e^-|z| is
-right to 2 u, so that σ(z), a sum, a reciprocal and a product later, is to 6 u and x silu(z) to 9 u. Where that is
-normalised, its elements and its statistic add 9 u each: 9 ulp to y; x̂, x̂ and 1/r of the gradient's terms 18 u each.
-silu'(z) is right to 8 u of σ (1 + |z| (1 − σ)), and a chain of products adds one u each. torch's own takes 1 − σ as a
-difference: 8 u of σ (1 + |z|). dweight in 16 bits is rounded to float32 first, as torch rounds.
+right to 6 u, so that σ(z) is to 9 u and x silu(z) to 11 u. Where that is normalised, its elements and its statistic add
+11 u each: 11 ulp to y; x̂, x̂ and 1/r of the gradient's terms 22 u each. silu'(z) is right to 12 u of
+σ (1 + |z| (1 − σ)), and a chain of products adds one u each. torch's own takes 1 − σ as a difference: 12 u of
+σ (1 + |z|). dweight in 16 bits is rounded to float32 first, as torch rounds.
 """
 
 import re
@@ -57,7 +57,7 @@ class Case:
 
 LAYOUTS = ("contiguous", "sliced", "transposed", "misaligned", "padded", "permuted", "expanded")
 CASES = [
-    Case(**c)
+    Case(**c | {"rows": min(c["rows"], 500_000 // (c["group"] * c["groups"]))})  # the oracle is slow in long double
     for c in covering(
         5,
         dtype=DTYPES,
@@ -115,17 +115,17 @@ def expected(case: Case, inputs: SimpleNamespace, composite: bool) -> dict:
     h_hat_flat = np.abs(h_hat).reshape(a.shape)
     summed = np.sqrt(case.group / 16)
     if case.norm_before_gate:
-        slack_y = (4 + 5) * ulp(y, compute)
-        slack_x = (8 + 10 + summed) * u * terms(dy * s * gain)
-        slack_z = (8 + 8 + 3) * u * np.abs(dy) * h_hat_flat * gain * steep
-        slack_g = (16 + 10) * u * np.abs(dy * s * h_hat_flat).sum(0)
+        slack_y = (4 + 6) * ulp(y, compute)
+        slack_x = (8 + 12 + summed) * u * terms(dy * s * gain)
+        slack_z = (8 + 12 + 3) * u * np.abs(dy) * h_hat_flat * gain * steep
+        slack_g = (16 + 12) * u * np.abs(dy * s * h_hat_flat).sum(0)
     else:
-        slack_y = (4 + 9) * ulp(y, compute)
-        slack = (8 + 3 * 18 + summed) * u * terms(dy * gain)
-        slack_x = slack * np.abs(s) + 9 * u * np.abs(da)
+        slack_y = (4 + 11) * ulp(y, compute)
+        slack = (8 + 3 * 22 + summed) * u * terms(dy * gain)
+        slack_x = slack * np.abs(s) + 11 * u * np.abs(da)
         dh = terms(dy * gain)
-        slack_z = np.abs(a) * (slack * np.abs(slope) + (8 + 3) * u * dh * steep)
-        slack_g = (16 + 18) * u * np.abs(dy * h_hat_flat).sum(0)
+        slack_z = np.abs(a) * (slack * np.abs(slope) + (12 + 3) * u * dh * steep)
+        slack_g = (16 + 22) * u * np.abs(dy * h_hat_flat).sum(0)
     found = {"y": around(y, slack_y + np.sqrt(case.n) * smallest(compute), case.dtype)}
     found |= {"dx": around(da, slack_x, case.dtype), "dz": around(dz, slack_z, case.dtype)}
     if g is not None:
@@ -190,7 +190,7 @@ def test_silu_over_the_whole_range(dtype):
     y = rms_norm_gated(x, z, z.shape, None, 0.0, norm_before_gate=True)
     exact = reference.rms_norm_gated(wide(x, dtype), wide(z, dtype), eps=0.0, norm_before_gate=True)
     compute = computed_in(dtype)
-    slack = 4 * ulp(exact, compute) + 128 * smallest(compute)
+    slack = 6 * ulp(exact, compute) + 128 * smallest(compute)
     check(y, around(exact, slack, dtype), "silu")
     special = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, 0.0], dtype=dtype)
     found = rms_norm_gated(torch.ones_like(special), special, (5,), None, 0.0, norm_before_gate=True)

@@ -4,9 +4,23 @@
 
 #include "batch.h"
 #include "passes.h"
-#include "silu.h"
+#include "transcendental.h"
 
 namespace rmsnorm {
+
+// σ(z) = 1 / (1 + e^−z) and 1 − σ(z) = σ(−z), both without cancellation and without overflow. e^−|z| is the square of
+// e^(−|z|/2), so that it ends in subnormal numbers and 0 (the norm may bring such rows back to 1): 2.9 units in the
+// last place. σ and 1 − σ are right to 9 halves of such a unit.
+template <class C>
+struct Logistic {
+  Vec<C> at, rest;
+  RMSNORM_INLINE explicit Logistic(Vec<C> z) {
+    const Vec<C> root = exponential_of<C>((z < C(0) ? z : -z) * C(0.5)), t = root * root;
+    const Vec<C> large = C(1) / (C(1) + t), small = t * large;
+    at = z < C(0) ? small : large;
+    rest = z < C(0) ? large : small;
+  }
+};
 
 // norm_first: y = (x̂ ⊙ g) ⊙ silu(z).  Else y = ĥ ⊙ g with h = x ⊙ silu(z), not rounded to T in between.
 template <class T>

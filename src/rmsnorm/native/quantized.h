@@ -3,7 +3,6 @@
 
 #include "batch.h"
 #include "passes.h"
-#include "silu.h"
 
 namespace rmsnorm {
 

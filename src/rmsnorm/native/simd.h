@@ -42,6 +42,7 @@ using Vec = typename vec_of<C>::type;
 template <class C>
 constexpr int LANES = VECTOR_BYTES / int(sizeof(C));
 
+typedef int32_t VecI32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t VecU32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t HalfU16 __attribute__((vector_size(VECTOR_BYTES / 2)));
 

@@ -5,7 +5,6 @@
 
 namespace rmsnorm {
 
-typedef int32_t VecI32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t VecI64 __attribute__((vector_size(VECTOR_BYTES)));
 
 // What e^x = 2^n (1 + em1(r)), x = n ln 2 + r, |r| <= 0.35, needs of a type. ln 2 comes in two parts, the first of so
