@@ -171,6 +171,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
   bind_gated(m);
   bind_quantized(m);
+  bind_recurrent(m);
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
   });

@@ -13,8 +13,13 @@ from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
 from rmsnorm.torch.gated import rms_norm_gated
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
 from rmsnorm.torch.quantized import rms_norm_quantized
+from rmsnorm.torch.rnn import GRU, LSTM, GRUCell, LSTMCell
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "GRUCell",
+    "LSTMCell",
     "LayerNorm",
     "RMSNorm",
     "RMSNormGated",

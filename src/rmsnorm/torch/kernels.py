@@ -74,3 +74,10 @@ layer_norm_backward = _bind(native.kernels.layer_norm_backward)
 rms_norm_gated = _bind(native.kernels.rms_norm_gated)
 rms_norm_gated_backward = _bind(native.kernels.rms_norm_gated_backward)
 rms_norm_quantized = _bind(native.kernels.rms_norm_quantized)
+
+recurrent_steps = native.kernels.recurrent_steps
+
+
+def handle(t: Tensor | None) -> object:
+    """``t`` as the recurrent kernels take it, which are bound to their tensors once a layer."""
+    return t if exchanges else _describe(t)

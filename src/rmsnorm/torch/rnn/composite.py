@@ -1,0 +1,110 @@
+"""The same recurrence as a loop of differentiable torch operators: every device, transform and order of derivative.
+
+The norms are this package's, so that devices with kernels use them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rmsnorm.torch import functional
+from rmsnorm.torch.composite import compute_dtype
+from rmsnorm.torch.rnn.placement import RecurrentSpec, Segments
+
+
+def _normalize(spec: RecurrentSpec, x: Tensor, segments: Segments, gain: Tensor | None) -> Tensor:
+    """x̂ ⊙ gain in the computation dtype, one statistic a segment."""
+    x = x.to(compute_dtype(x.dtype))
+    if not segments:
+        return x
+    parts = []
+    for first, last in segments:
+        part = x[..., first * spec.hidden : last * spec.hidden]
+        g = None if gain is None else gain[first * spec.hidden : last * spec.hidden]
+        if spec.norm == "layer":
+            parts.append(functional.layer_norm(part, part.shape[-1], g, None, spec.eps))
+        else:
+            parts.append(functional.rms_norm(part, part.shape[-1], g, spec.eps, p=spec.p))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def step(
+    spec: RecurrentSpec, a: Tensor, h: Tensor, c: Tensor | None, parameters: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """The next (h, c) from a = W_ih x + b_ih (without b_ih where that stands behind the norm)."""
+    _, weight_hh, bias_ih, bias_hh, gain_ih, gain_hh, gain_cell = parameters
+    where = spec.where
+    state = torch.nn.functional.linear(h, weight_hh)  # type: ignore[arg-type]
+    if where.joint:
+        a, state = torch.zeros_like(a), a + state
+    a = _normalize(spec, a, where.input, gain_ih)
+    a = a if where.bias_inside else _plus(a, bias_ih)
+    state = _plus(_normalize(spec, state, where.state, gain_hh), bias_hh)
+    if c is None:
+        a_r, a_z, a_n = a.chunk(3, -1)
+        s_r, s_z, s_n = state.chunk(3, -1)
+        reset, update = torch.sigmoid(a_r + s_r), torch.sigmoid(a_z + s_z + where.update_bias)
+        fresh = torch.tanh(a_n + reset * s_n)
+        return (fresh + update * (h.to(fresh.dtype) - fresh)).to(h.dtype), None
+    i, f, g, o = (a + state).chunk(4, -1)
+    new = (torch.sigmoid(f) * c.to(f.dtype) + torch.sigmoid(i) * torch.tanh(g)).to(c.dtype)
+    seen = _normalize(spec, new, ((0, 1),) if where.cell else (), gain_cell)
+    return (torch.sigmoid(o) * torch.tanh(seen)).to(h.dtype), new
+
+
+def layer(
+    spec: RecurrentSpec,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    batch_sizes: tuple[int, ...] | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out, h_n, c_n) of all steps; the arguments are those of :func:`rmsnorm.torch.rnn.eager.forward`."""
+    weight_ih, _, bias_ih, *_ = parameters
+    batch = h0.shape[0]
+    if batch_sizes is None:
+        batch_sizes = (batch,) * (x.shape[0] // batch if batch else 0)
+    a = torch.nn.functional.linear(x, weight_ih, bias_ih if spec.where.bias_inside else None)  # type: ignore[arg-type]
+    sides = a.split(list(batch_sizes)) if batch_sizes else ()
+    outputs: list[Tensor] = []
+    h, c = h0, c0
+    for side in reversed(sides) if reverse else sides:
+        count = side.shape[0]
+        new_h, new_c = step(spec, side, h[:count], None if c is None else c[:count], parameters)
+        outputs.append(new_h)
+        if count < batch:  # those whose sequence has ended (or not begun, in reverse) keep their state
+            new_h = torch.cat((new_h, h[count:]))
+            new_c = None if new_c is None or c is None else torch.cat((new_c, c[count:]))
+        h, c = new_h, new_c
+    if not outputs:
+        return h0.new_zeros((x.shape[0], spec.hidden)), h, c
+    return torch.cat(outputs[::-1] if reverse else outputs), h, c
+
+
+def backward(
+    spec: RecurrentSpec,
+    inputs: Sequence[Tensor | None],
+    batch_sizes: tuple[int, ...] | None,
+    reverse: bool,
+    gradients: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of :func:`layer` as a differentiable expression, for those inputs that need one."""
+    x, h0, c0, *parameters = inputs
+    with torch.enable_grad():
+        outputs = layer(spec, x, h0, c0, parameters, batch_sizes, reverse)  # type: ignore[arg-type]
+        used = [(y, dy) for y, dy in zip(outputs, gradients, strict=False) if y is not None and dy is not None]
+        wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in used], wanted, [dy for _, dy in used], create_graph=True, allow_unused=True
+            )
+        )
+    return [next(found) if need and t is not None else None for t, need in zip(inputs, needs, strict=True)]

@@ -1,0 +1,251 @@
+"""A whole layer on the native kernels: one matrix product and one kernel a step, one autograd node in all.
+
+The x side's product comes before the loop, and so do, in the backward pass, all products that give gradients of
+weights after it: one over all steps instead of one a step. The native kernel of a step does the rest: both sides'
+norms, the gates and the new state.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rmsnorm import native
+from rmsnorm.torch import composite as norms
+from rmsnorm.torch import kernels
+from rmsnorm.torch.rnn import composite
+from rmsnorm.torch.rnn.placement import RecurrentSpec
+
+
+class Parameters(NamedTuple):
+    """A layer's parameters in one direction; what is not there is None."""
+
+    weight_ih: Tensor  # (G·H, I)
+    weight_hh: Tensor  # (G·H, H)
+    bias_ih: Tensor | None = None  # (G·H)
+    bias_hh: Tensor | None = None
+    gain_ih: Tensor | None = None  # (G·H)
+    gain_hh: Tensor | None = None
+    gain_cell: Tensor | None = None  # (H)
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives, and what a backward pass needs of it (empty tensors where there is nothing)."""
+
+    out: Tensor  # (N, H): N rows, those of all steps
+    h_n: Tensor  # (B, H)
+    c_n: Tensor  # (B, H)
+    input: Tensor  # (N, G·H): a
+    state: Tensor  # (N, G·H): c, or a + c
+    gates: Tensor  # (N, G·H)
+    h_all: Tensor  # (N + B, H): the states before and after every step; of ragged batches (N, H), those before
+    c_all: Tensor  # (N + B, H); of ragged batches (2·N, H), before and then after
+
+
+def _order(rows: int, batch: int, batch_sizes: tuple[int, ...] | None, reverse: bool) -> list[tuple[int, int]]:
+    """(first row, rows) of each step, in the order of the recurrence."""
+    if batch_sizes is None:
+        steps = [(row, batch) for row in range(0, rows, batch)] if rows else []
+    else:
+        steps, row = [], 0
+        for size in batch_sizes:
+            steps.append((row, size))
+            row += size
+    return steps[::-1] if reverse else steps
+
+
+def _before_and_after(all_: Tensor, rows: int, batch: int, uniform: bool, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The states before and after each row's step, within what a forward pass has kept."""
+    if not uniform:
+        return all_[:rows], all_[rows:]
+    first, second = all_[:rows], all_[batch:]
+    return (second, first) if reverse else (first, second)
+
+
+def _wide(t: Tensor | None, otherwise: float, width: int, dtype: torch.dtype) -> Tensor:
+    if t is None:
+        return torch.full((width,), otherwise, dtype=dtype)
+    return t.detach().to(dtype).contiguous()
+
+
+def _steps(
+    spec: RecurrentSpec,
+    parameters: Parameters,
+    input: Tensor,
+    state: Tensor,
+    gates: Tensor | None,
+    h: tuple[Tensor, Tensor],
+    c: tuple[Tensor | None, Tensor | None],
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """The native kernels bound to the tensors of a layer, which do not keep them alive; and those made here for it."""
+    where, width, dtype = spec.where, spec.gates * spec.hidden, norms.compute_dtype(state.dtype)
+    wide = (
+        _wide(parameters.gain_ih, 1.0, width, dtype),
+        _wide(parameters.gain_hh, 1.0, width, dtype),
+        _wide(None if where.bias_inside else parameters.bias_ih, 0.0, width, dtype),
+        _wide(parameters.bias_hh, 0.0, width, dtype),
+        _wide(parameters.gain_cell, 1.0, spec.hidden, dtype),
+    )
+    steps = kernels.recurrent_steps(
+        spec.gates,
+        spec.hidden,
+        spec.norm == "layer",
+        spec.eps,
+        [(*segment, spec.count(segment)) for segment in where.input],
+        [(*segment, spec.count(segment)) for segment in where.state],
+        spec.count((0, 1)) if where.cell else 0,
+        where.update_bias,
+        bool(kernels.FLAGS & native.OWN_THREADS),
+        *map(kernels.handle, (None if where.joint else input, state, *h, *c, gates, *wide)),
+    )
+    return steps, wide
+
+
+def forward(
+    spec: RecurrentSpec,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    parameters: Parameters,
+    batch_sizes: tuple[int, ...] | None,
+    reverse: bool,
+    save: bool,
+) -> Forward:
+    """All steps of a layer, without autograd. x: (N, I), rows by steps; h0, c0: (B, H); batch_sizes: None where every
+    step has B rows. With ``save``, everything for :func:`backward` is kept."""
+    rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
+    uniform, where = batch_sizes is None, spec.where
+    weight_ih, weight_hh, bias_ih = parameters.weight_ih, parameters.weight_hh, parameters.bias_ih
+    if bias_ih is not None and where.bias_inside:
+        input = torch.addmm(bias_ih, x, weight_ih.t())
+    else:
+        input = torch.mm(x, weight_ih.t())
+    state = x.new_empty((rows if save else batch, width))
+    gates = x.new_empty((rows, width)) if save else None
+
+    def states(start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is kept, and the states before and after each row's step within it."""
+        if not uniform:
+            kept = x.new_empty((2 * rows, hidden))
+        else:
+            kept = x.new_empty((rows + batch, hidden))
+            (kept[rows:] if reverse else kept[:batch]).copy_(start)
+        return kept, *_before_and_after(kept, rows, batch, uniform, reverse)
+
+    h_all, h_before, h_after = states(h0)
+    c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
+    steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
+    weight = weight_hh.t().contiguous()  # once: products with it as it stands take up to 1.6 times as long
+    # (before, after, the running state) of h and c: where lengths differ, rows whose sequence has ended keep theirs.
+    flows = [[h_before, h_after, h0 if uniform else h0.clone()]]
+    if c0 is not None and c_before is not None and c_after is not None:
+        flows.append([c_before, c_after, c0 if uniform else c0.clone()])
+    for row, count in _order(rows, batch, batch_sizes, reverse):
+        end, state_row = row + count, row if save else 0
+        if not uniform:
+            for before, _, running in flows:
+                before[row:end].copy_(running[:count])
+        to = state[state_row : state_row + count]
+        if where.joint:
+            torch.addmm(input[row:end], h_before[row:end], weight, out=to)
+        else:
+            torch.mm(h_before[row:end], weight, out=to)
+        steps.forward(row, count, state_row)
+        for flow in flows:
+            if uniform:
+                flow[2] = flow[1][row:end]
+            else:
+                flow[2][:count].copy_(flow[1][row:end])
+    if not uniform and save:
+        h_all = h_before
+    # The outputs are the caller's to change in place; what the backward pass needs is not.
+    out = h_after.clone() if save or not uniform else h_after
+    empty = x.new_empty(0)
+    return Forward(
+        out,
+        flows[0][2].clone(),
+        empty if c0 is None else flows[1][2].clone(),
+        input,
+        state,
+        empty if gates is None else gates,
+        h_all,
+        c_all,
+    )
+
+
+def backward(
+    spec: RecurrentSpec,
+    x: Tensor,
+    h0: Tensor,
+    parameters: Parameters,
+    batch_sizes: tuple[int, ...] | None,
+    reverse: bool,
+    kept: Forward,
+    dout: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    wants_x: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Parameters]:
+    """dx, dh0, dc0 and the gradients of the parameters."""
+    rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
+    uniform, where, lstm = batch_sizes is None, spec.where, spec.cell == "LSTM"
+    h_before = _before_and_after(kept.h_all, rows, batch, uniform, reverse)[0]
+    c = _before_and_after(kept.c_all, rows, batch, uniform, reverse) if lstm else (None, None)
+    steps, _keep = _steps(spec, parameters, kept.input, kept.state, kept.gates, (h_before, h_before), c)
+
+    def of_state(given: Tensor | None) -> Tensor:
+        if given is None:
+            return x.new_zeros((batch, hidden))
+        return given.clone(memory_format=torch.contiguous_format)
+
+    dh = of_state(dh_n)
+    dc = of_state(dc_n) if lstm else None
+    dstate = x.new_empty((rows, width))
+    dinput = dstate if where.joint else torch.empty_like(dstate)
+    dout = None if dout is None else dout.contiguous()
+    tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
+    steps.prepare_backward(*map(kernels.handle, tensors), where.bias_inside)
+    for row, count in reversed(_order(rows, batch, batch_sizes, reverse)):
+        steps.backward(row, count)
+        dh[:count].addmm_(dstate[row : row + count], parameters.weight_hh)
+
+    sums = torch.empty(4 * width + hidden, dtype=torch.float64)
+    steps.sums(kernels.handle(sums))
+    dgain_ih, dgain_hh, dbias_ih, dbias_hh, dgain_cell = sums.split([width] * 4 + [hidden])
+    if where.joint:
+        dbias_ih = dinput.sum(0, dtype=torch.float64)
+    summed = zip((dbias_ih, dbias_hh, dgain_ih, dgain_hh, dgain_cell), parameters[2:], strict=True)
+    gradients = Parameters(
+        dinput.t().mm(x),
+        dstate.t().mm(h_before),
+        *(None if p is None else g.to(p.dtype, copy=True) for g, p in summed),
+    )
+    return dinput.mm(parameters.weight_ih) if wants_x else None, dh, dc, gradients
+
+
+class LayerFunction(torch.autograd.Function):
+    """A layer for autograd: (out, h_n) of a GRU, (out, h_n, c_n) of an LSTM."""
+
+    @staticmethod
+    def forward(ctx, spec, batch_sizes, reverse, x, h0, c0, *parameters):
+        x, h0 = x.contiguous(), h0.contiguous()
+        parameters = Parameters(*parameters)
+        kept = forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=True)
+        ctx.save_for_backward(x, h0, c0, *parameters, *kept[3:])
+        ctx.spec, ctx.batch_sizes, ctx.reverse = spec, batch_sizes, reverse
+        ctx.set_materialize_grads(False)
+        return (kept.out, kept.h_n) if c0 is None else (kept.out, kept.h_n, kept.c_n)
+
+    @staticmethod
+    def backward(ctx, dout, dh_n, dc_n=None):
+        x, h0, c0, *rest = ctx.saved_tensors
+        parameters, how = Parameters(*rest[:7]), (ctx.batch_sizes, ctx.reverse)
+        if torch.is_grad_enabled():  # this pass is to be differentiated itself
+            inputs = (x, h0, c0, *parameters)
+            gradients = composite.backward(ctx.spec, inputs, *how, (dout, dh_n, dc_n), ctx.needs_input_grad[3:])
+            return None, None, None, *gradients
+        kept = Forward(x, h0, h0, *rest[7:])
+        dx, dh0, dc0, of_parameters = backward(
+            ctx.spec, x, h0, parameters, *how, kept, dout, dh_n, dc_n, ctx.needs_input_grad[3]
+        )
+        return None, None, None, dx, dh0, dc0, *of_parameters

@@ -1,0 +1,331 @@
+"""The recurrent modules: they hold parameters, and bring every form of input into the layers' one."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rmsnorm.torch.rnn import checks
+from rmsnorm.torch.rnn.eager import Parameters
+from rmsnorm.torch.rnn.layer import run_layer
+from rmsnorm.torch.rnn.placement import GATES, check_recurrent
+
+Device = torch.device | str | None
+Lengths = Tensor | Sequence[int] | None
+States = Sequence[Tensor | None]
+
+_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_cell")
+
+
+class _Recurrent(nn.Module):
+    """What layers and cells share: one set of parameters for each layer and direction, under torch's names."""
+
+    cell: str
+
+    def _configure(
+        self, input_size: int, hidden_size: int, bias: bool, norm: str | None, p: float, eps: float, placement: str
+    ) -> None:
+        self.spec = check_recurrent(self.cell, hidden_size, norm, p, eps, placement)
+        self.input_size = checks.positive("input_size", input_size)
+        self.hidden_size = self.spec.hidden
+        self.bias, self.norm, self.p, self.eps, self.placement = bias, norm, self.spec.p, self.spec.eps, placement
+
+    def _register(self, suffix: str, input_size: int, device: Device, dtype: torch.dtype | None) -> None:
+        width, where = GATES[self.cell] * self.hidden_size, self.spec.where
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (width, input_size),
+            "weight_hh": (width, self.hidden_size),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (width,), "bias_hh": (width,)}
+        shapes |= {"gain_ih": (width,)} if where.input else {}
+        shapes |= {"gain_hh": (width,)} if where.state else {}
+        shapes |= {"gain_cell": (self.hidden_size,)} if where.cell else {}
+        for role, shape in shapes.items():
+            self.register_parameter(role + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    def reset_parameters(self) -> None:
+        """Weights and biases uniform in ±1/√hidden_size, as torch has them; gains 1."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("gain"):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _parameters_of(self, suffix: str) -> Parameters:
+        return Parameters._make(getattr(self, role + suffix, None) for role in _ROLES)
+
+    def _run(
+        self,
+        suffix: str,
+        x: Tensor,
+        states: list[Tensor],
+        batch_sizes: tuple[int, ...] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One layer in one direction; states: h, or h and c, (B, H) each."""
+        parameters = self._parameters_of(suffix)
+        if checks.autocast_enabled(x):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, states = x.to(dtype), [s.to(dtype) for s in states]
+            parameters = Parameters._make(None if t is None else t.to(dtype) for t in parameters)
+        h0, c0 = states[0], states[1] if len(states) > 1 else None
+        out, h_n, c_n = run_layer(self.spec, x, h0, c0, parameters, batch_sizes, reverse)
+        return out, [h_n] if c_n is None else [h_n, c_n]
+
+    def _said(self) -> list[str]:
+        said = [f"{self.input_size}, {self.hidden_size}"]
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        said += [f"{n}={getattr(self, n)}" for n, u in usual.items() if getattr(self, n, u) != u]
+        said += [f"norm={self.norm!r}"]
+        said += [f"p={self.p}"] if self.p != 1.0 else []
+        said += [f"eps={self.eps}", f"placement={self.placement!r}"] if self.norm else []
+        return said
+
+    def extra_repr(self) -> str:
+        return ", ".join(self._said())
+
+
+class _Layers(_Recurrent):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | None = "rms",
+        p: float = 1.0,
+        eps: float = 1e-5,
+        placement: str = "paper",
+        proj_size: int = 0,
+    ) -> None:
+        super().__init__()
+        if proj_size:
+            raise NotImplementedError(f"proj_size is not supported, got {proj_size}; leave it at 0")
+        self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
+        self.num_layers = checks.positive("num_layers", num_layers)
+        self.dropout = checks.probability("dropout", dropout)
+        self.batch_first, self.bidirectional = batch_first, bidirectional
+        for layer in range(num_layers):
+            size = self.input_size if layer == 0 else self.hidden_size * self.num_directions
+            for suffix in self._suffixes(layer):
+                self._register(suffix, size, device, dtype)
+        self.reset_parameters()
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self.num_directions]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do; here because models written for torch's modules call it."""
+
+    def _all(self, x: Tensor, states: list[Tensor], batch_sizes: tuple[int, ...] | None) -> tuple[Tensor, list[Tensor]]:
+        """All layers over rows of steps; states: h, or h and c, (layers·directions, B, H) each."""
+        finals: list[list[Tensor]] = [[] for _ in states]
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                start = [s[layer * self.num_directions + direction] for s in states]
+                out, last = self._run(suffix, x, start, batch_sizes, bool(direction))
+                outputs.append(out)
+                for final, state in zip(finals, last, strict=True):
+                    final.append(state)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            if self.dropout and layer + 1 < self.num_layers:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        return x, [torch.stack(f) for f in finals]
+
+    def _forward(
+        self, input: Tensor | PackedSequence, hx: States, lengths: Lengths
+    ) -> tuple[Tensor | PackedSequence, list[Tensor]]:
+        """Output and final states; hx: (h0,) or (h0, c0)."""
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths are for padded input; a PackedSequence has its own: leave lengths out")
+            return self._packed(input, hx)
+        checks.padded(input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
+        if lengths is not None:
+            return self._ragged(input, hx, lengths)
+        unbatched = input.dim() == 2
+        x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
+        steps, batch = x.shape[:2]
+        states = [self._state(h, x, batch, unbatched) for h in hx]
+        out, last = self._all(x.reshape(steps * batch, self.input_size), states, None)
+        out = out.view(steps, batch, out.shape[-1])
+        if unbatched:
+            return out.squeeze(1), [f.squeeze(1) for f in last]
+        return out.transpose(0, 1) if self.batch_first else out, last
+
+    def _ragged(self, input: Tensor, hx: States, lengths: Tensor | Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        steps = input.shape[1 if self.batch_first else 0]
+        lengths = checks.lengths(lengths, input, self.batch_first)
+        packed = nn.utils.rnn.pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        out, last = self._packed(packed, hx)
+        return nn.utils.rnn.pad_packed_sequence(out, self.batch_first, total_length=steps)[0], last
+
+    def _packed(self, input: PackedSequence, hx: States) -> tuple[PackedSequence, list[Tensor]]:
+        checks.features(input.data, self.input_size, self._parameters_of("_l0").weight_ih)
+        batch_sizes = tuple(input.batch_sizes.tolist())
+        batch = batch_sizes[0]
+        states = [self._state(h, input.data, batch, False) for h in hx]
+        if input.sorted_indices is not None:
+            states = [s.index_select(1, input.sorted_indices) for s in states]
+        uniform = batch_sizes[-1] == batch
+        out, last = self._all(input.data, states, None if uniform else batch_sizes)
+        if input.unsorted_indices is not None:
+            last = [f.index_select(1, input.unsorted_indices) for f in last]
+        return PackedSequence(out, input.batch_sizes, input.sorted_indices, input.unsorted_indices), last
+
+    def _state(self, given: Tensor | None, x: Tensor, batch: int, unbatched: bool) -> Tensor:
+        """An initial state as (layers·directions, B, H); zeros where none is given."""
+        count = self.num_layers * self.num_directions
+        if given is None:
+            return x.new_zeros((count, batch, self.hidden_size))
+        expected = (count, self.hidden_size) if unbatched else (count, batch, self.hidden_size)
+        checks.state(given, expected, x)
+        return given.unsqueeze(1) if unbatched else given
+
+
+class GRU(_Layers):
+    r"""A GRU with its norms inside, one autograd node a layer: what :class:`torch.nn.GRU` is without them.
+
+    With a = W_ih x + b_ih and c = W_hh h, x̂ ⊙ g the normalised x with its gain, for ``placement="paper"``:
+
+    .. math::
+        r = σ(â_r + ĉ_r + b_{hr}), \quad z = σ(â_z + ĉ_z + b_{hz}), \quad
+        n = \tanh(â_n + r ⊙ (ĉ_n + b_{hn})), \quad h' = (1 - z) ⊙ n + z ⊙ h
+
+    where a's gates r and z share one statistic, its candidate n has its own, and c's likewise. Takes the place of
+    :class:`torch.nn.GRU`: the same constructor, call and parameter names; a checkpoint of it loads with
+    ``strict=False``, the gains staying 1.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch has
+            them. ``proj_size`` is not supported.
+        norm: ``"rms"``, ``"layer"`` or None: torch's GRU.
+        p: with ``norm="rms"``: each statistic is taken of the first ⌈n·p⌉ elements of its own vector; of r and z
+            together these are elements of r as long as p ≤ 1/2.
+        eps: inside the root.
+        placement: ``"paper"``; ``"input"``: a alone is normalised; ``"haste"``: one statistic of all three gates a
+            side, b_ih after the norm; ``"dreamer"`` (DreamerV3): one norm of a + c over all three gates, r multiplying
+            after it, and 1 added to z before its σ.
+
+    Parameters are those of torch's GRU and ``gain_ih_l{k}`` (3·H), ``gain_hh_l{k}`` (3·H), as far as the placement has
+    them. The computation of norms, gates and sums over rows is in float32 (float64 for float64); states have the
+    input's dtype.
+
+    Call: ``output, h_n = gru(input, hx=None, *, lengths=None)``; input (T, B, I), (B, T, I) with ``batch_first``,
+    (T, I), or a packed sequence; ``lengths`` (B,): sequences padded at their ends, whose outputs beyond are zero.
+
+    Raises:
+        ValueError, TypeError: what must hold, what was received.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §5.1; Ba, Kiros & Hinton (2016), suppl.
+    """
+
+    cell = "GRU"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        out, (h_n,) = self._forward(input, (hx,), lengths)
+        return out, h_n
+
+
+class LSTM(_Layers):
+    r"""An LSTM with its norms inside, one autograd node a layer: what :class:`torch.nn.LSTM` is without them.
+
+    With a = W_ih x + b_ih and c̃ = W_hh h, for ``placement="paper"``:
+
+    .. math::
+        (i, f, o) = σ(â + \hat{c̃} + b_{hh}), \quad g = \tanh(â + \hat{c̃} + b_{hh}), \quad
+        c' = f ⊙ c + i ⊙ g, \quad h' = o ⊙ \tanh(\hat{c'})
+
+    where a's four gates share one statistic, c̃'s four another, and the cell state is normalised before its tanh but
+    carried on as it is. ``placement="input"``: a alone is normalised; ``"haste"``: the paper's, with b_ih after the
+    norm. Parameters are those of torch's LSTM and ``gain_ih_l{k}``, ``gain_hh_l{k}`` (4·H), ``gain_cell_l{k}`` (H).
+
+    Call: ``output, (h_n, c_n) = lstm(input, hx=None, *, lengths=None)``. All else as in :class:`GRU`.
+    """
+
+    cell = "LSTM"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        out, (h_n, c_n) = self._forward(input, checks.pair(hx), lengths)
+        return out, (h_n, c_n)
+
+
+class _Cell(_Recurrent):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | None = "rms",
+        p: float = 1.0,
+        eps: float = 1e-5,
+        placement: str = "paper",
+    ) -> None:
+        super().__init__()
+        self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
+        self._register("", self.input_size, device, dtype)
+        self.reset_parameters()
+
+    def _step(self, input: Tensor, hx: Sequence[Tensor | None]) -> list[Tensor]:
+        checks.cell_input(input, self.input_size, self._parameters_of("").weight_ih)
+        unbatched = input.dim() == 1
+        x = input.unsqueeze(0) if unbatched else input
+        shape = (x.shape[0], self.hidden_size)
+        states = []
+        for given in hx:
+            if given is None:
+                states.append(x.new_zeros(shape))
+            else:
+                checks.state(given, shape[1:] if unbatched else shape, x)
+                states.append(given.unsqueeze(0) if unbatched else given)
+        _, last = self._run("", x, states)
+        return [s.squeeze(0) for s in last] if unbatched else last
+
+
+class GRUCell(_Cell):
+    """One step of :class:`GRU`: ``h = cell(input, hx=None)``, input (B, I) or (I), as :class:`torch.nn.GRUCell`."""
+
+    cell = "GRU"
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, (hx,))[0]
+
+
+class LSTMCell(_Cell):
+    """One step of :class:`LSTM`: ``h, c = cell(input, (h, c))``, as :class:`torch.nn.LSTMCell`."""
+
+    cell = "LSTM"
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h, c = self._step(input, checks.pair(hx))
+        return h, c

@@ -1,0 +1,342 @@
+"""The recurrent modules in the framework: derivatives, transforms, compiled graphs, autocast, copies, errors."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
+from rmsnorm.torch.rnn import composite, eager, layer
+from rmsnorm.torch.rnn import modules as rnn_modules
+from test_torch_rnn import CELLS, MODULES, assert_near, call, make, states
+
+LAYERS = list(MODULES)
+
+
+def functional(module, x, h0, c0, names, parameters):
+    """The module as a function of everything that it depends on."""
+    hx = h0 if c0 is None else (h0, c0)
+    out, last = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x, hx))
+    return (out, *(last if isinstance(last, tuple) else (last,)))
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize(("placement", "p"), [("paper", 0.3), ("haste", 1.0)])
+def test_first_and_second_derivatives(cell, placement, p):
+    module = make(cell, p=p, placement=placement, input_size=2, hidden=3)
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    h0, c0 = states(module, 2)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    given = [x, h0, *([] if c0 is None else [c0])]
+
+    def run(*tensors):
+        c = tensors[2] if c0 is not None else None
+        return functional(module, tensors[0], tensors[1], c, names, tensors[len(given) :])
+
+    inputs = (*given, *(q.detach().requires_grad_() for q in parameters))
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+def test_a_gradient_penalty_reaches_the_weights():
+    module = make("GRU", placement="dreamer")
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def penalty(run):
+        rnn_modules.run_layer, before = run, rnn_modules.run_layer
+        try:
+            (dx,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+            return torch.autograd.grad(dx.square().sum(), list(module.parameters()))
+        finally:
+            rnn_modules.run_layer = before
+
+    assert_near(penalty(layer.run_layer), penalty(composite.layer), 1e-11)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_some_parameters_frozen(cell):
+    module = make(cell)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    full = torch.autograd.grad(module(x)[0].square().sum(), list(module.parameters()))
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.startswith("gain"))
+    module(x)[0].square().sum().backward()
+    for (name, parameter), expected in zip(module.named_parameters(), full, strict=True):
+        if name.startswith("gain"):
+            assert_near([parameter.grad], [expected], 1e-12)
+        else:
+            assert parameter.grad is None
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_backward_twice_and_outputs_changed_in_place(cell):
+    module = make(cell)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    out = module(x)[0]
+    loss = out.square().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, second)
+    out = module(x)[0]
+    changed = torch.autograd.grad(out.mul_(2.0).sum(), x)
+    assert_near(changed, torch.autograd.grad((module(x)[0] * 2.0).sum(), x), 1e-12)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_truncated_backpropagation(cell):
+    """Detached states cut the graph, and nothing else."""
+    module = make(cell)
+    x = torch.randn(8, 3, 5, dtype=torch.float64)
+    h0, c0 = states(module, 3)
+    whole = call(module, x, h0, c0)[0]
+    first, h, c = call(module, x[:5], h0, c0)
+    second, *_ = call(module, x[5:], h.detach(), None if c is None else c.detach())
+    assert_near([torch.cat((first, second))], [whole], 1e-13)
+    assert torch.autograd.grad(second.sum(), h0, allow_unused=True)[0] is None
+    assert torch.autograd.grad(whole[5:].sum(), h0)[0].any()
+
+
+def test_dropout_lies_between_layers_and_is_reproducible():
+    module = make("GRU", num_layers=3, dropout=0.5)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(module(x)[0])
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], module(x)[0])
+    module.eval()
+    assert torch.equal(module(x)[0], module(x)[0])
+    single = make("GRU", dropout=0.5)
+    assert torch.equal(single(x)[0], single(x)[0])
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("placement", ["paper", "input"])
+def test_compiled_without_a_graph_break(cell, placement):
+    torch._dynamo.reset()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(5, 5, dtype=torch.float64), make(cell, placement=placement, num_layers=2)
+    )
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for steps, batch in ((4, 3), (6, 2)):
+        x = torch.randn(steps, batch, 5, dtype=torch.float64, requires_grad=True)
+        gradients = []
+        for run in (compiled, module):
+            out, last = run(x)
+            last = last[1] if isinstance(last, tuple) else last
+            gradients.append(torch.autograd.grad((out.square().sum() + last.sum()), [x, *module.parameters()]))
+        assert_near(*gradients, 1e-12)
+    with torch.no_grad():
+        assert_near([compiled(x)[0]], [module(x)[0]], 1e-13)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("batch_sizes", [None, [3, 2, 1]])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_operators(cell, batch_sizes, reverse):
+    module = make(cell)
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    h0, c0 = (None if s is None else s[0].detach().requires_grad_() for s in states(module, 3))
+    parameters = [None if p is None else p.detach().requires_grad_() for p in module._parameters_of("_l0")]
+    how = (cell, "rms", 0.3, 1e-5, "paper", batch_sizes, reverse)
+    torch.library.opcheck(torch.ops.rmsnorm.recurrent.default, (x, h0, c0, *parameters, *how, True))
+    kept = torch.ops.rmsnorm.recurrent(x, h0, c0, *parameters, *how, True)
+    gradients = [torch.randn_like(t).requires_grad_() for t in kept[:3]]
+    gradients[2] = gradients[2] if c0 is not None else None
+    saved = [t.detach() for t in kept[3:]]
+    inputs = [x, h0, c0, *parameters]
+    torch.library.opcheck(
+        torch.ops.rmsnorm.recurrent_backward.default,
+        (*inputs, *saved, *gradients, *how),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+    def backward(*tensors):
+        filled = iter(tensors)
+        given = [None if t is None else next(filled) for t in (*inputs, *gradients)]
+        kept = torch.ops.rmsnorm.recurrent(*(t if t is None else t.detach() for t in given[:10]), *how, True)
+        results = torch.ops.rmsnorm.recurrent_backward(*given[:10], *kept[3:], *given[10:], *how)
+        return tuple(r for r, t in zip(results, inputs, strict=True) if t is not None)
+
+    small = tuple(t for t in (*inputs, *gradients) if t is not None)
+    assert torch.autograd.gradcheck(backward, small, fast_mode=True)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_exported(cell):
+    module = make(cell).eval()
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    exported = torch.export.export(module, (x,))
+    assert_near([exported.module()(x)[0]], [module(x)[0]], 1e-13)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_transforms_take_the_composite(cell):
+    module = make(cell)
+    x = torch.randn(3, 4, 2, 5, dtype=torch.float64)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    h0, c0 = (None if s is None else s.detach() for s in states(module, 2))
+
+    def run(x):
+        return functional(module, x, h0, c0, names, parameters)[0]
+
+    with torch.no_grad():
+        assert_near([torch.func.vmap(run)(x)], [torch.stack([run(example) for example in x])], 1e-12)
+    tangent = torch.randn_like(x[0])
+    value, forward = torch.func.jvp(run, (x[0],), (tangent,))
+    step = 1e-6
+    difference = (run(x[0] + step * tangent) - run(x[0] - step * tangent)) / (2 * step)
+    assert_near([value, forward], [run(x[0]), difference], 1e-7)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_meta_and_autocast(cell):
+    meta = MODULES[cell](5, 8, device="meta")
+    assert meta(torch.empty(4, 3, 5, device="meta"))[0].shape == (4, 3, 8)
+    module = make(cell, dtype=torch.float32)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)[0]
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
+    assert_near([out], [module(x)[0].double()], 0.1)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_copies(cell):
+    module = make(cell, num_layers=2, bidirectional=True, p=0.25)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x)[0], module(x)[0])
+        assert repr(twin) == repr(module)
+    assert "p=0.25" in repr(module)
+    assert "norm='rms'" in repr(module)
+
+
+DDP = """
+import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+from rmsnorm.torch import GRU, LSTM
+def work(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    for kind in (GRU, LSTM):
+        torch.manual_seed(0)
+        module = kind(5, 7, 2, dtype=torch.float64)
+        x = torch.randn(6, 4, 5, dtype=torch.float64)
+        alone = torch.autograd.grad(module(x)[0].square().sum() / 2, list(module.parameters()))
+        parallel = torch.nn.parallel.DistributedDataParallel(module)
+        parallel(x[:, 2 * rank : 2 * rank + 2])[0].square().sum().backward()
+        for p, g in zip(module.parameters(), alone):
+            assert (p.grad - g).abs().max() < 1e-12
+    dist.destroy_process_group()
+if __name__ == "__main__":
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (folder,), nprocs=2)
+    print("same")
+"""
+
+
+def test_two_processes(tmp_path):
+    import subprocess
+    import sys
+
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3"])
+def test_other_instruction_sets(isa, run_python):
+    from rmsnorm import native
+
+    if isa not in native.available_levels():
+        pytest.skip(f"this processor does not run {isa}")
+    source = """
+import torch, plain_rnn
+from test_torch_rnn import *
+torch.manual_seed(2)
+for cell in MODULES:
+    for p in (1.0, 0.3):
+        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+            module = make(cell, p=p, hidden=37, dtype=dtype, bidirectional=True)
+            x = torch.randn(4, 9, 5, dtype=dtype, requires_grad=True)
+            h0, c0 = states(module, 9, dtype)
+            inputs = [t for t in (x, h0, c0, *module.parameters()) if t is not None]
+            expected = results(plain_rnn.run(module, x, [4] * 9, h0, c0), inputs)
+            assert_near(results(call(module, x, h0, c0), inputs), [t.double() for t in expected], tolerance)
+"""
+    run_python(source, RMSNORM_ISA=isa)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: GRU(5, 8, norm="batch"), r"norm must be 'rms', 'layer' or None, got 'batch'"),
+        (lambda: GRU(5, 8, p=0.0), r"0 < p <= 1, got 0.0"),
+        (lambda: GRU(5, 8, norm="layer", p=0.5), r"p < 1 is for norm='rms'"),
+        (lambda: GRU(5, 8, placement="here"), r"must be one of 'paper', 'input', 'haste', 'dreamer', got 'here'"),
+        (lambda: LSTM(5, 8, placement="dreamer"), r"must be one of 'paper', 'input', 'haste', got 'dreamer'"),
+        (lambda: GRU(5, 0), r"hidden_size must be a positive int, got 0"),
+        (lambda: GRU(0, 5), r"input_size must be a positive int, got 0"),
+        (lambda: GRU(5, 8, num_layers=0), r"num_layers must be a positive int, got 0"),
+        (lambda: GRU(5, 8, dropout=1.5), r"dropout must be a number from 0 to 1, got 1.5"),
+        (lambda: GRU(5, 8, eps=-1.0), r"finite and not negative, got -1.0"),
+        (lambda: GRU(5, 8, eps=None), r"eps must be a number, got None"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 6)), r"must have 5 features .* got \(4, 3, 6\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 2, 5)), r"must be \(steps, batch, features\).* got \(4, 3, 2, 5\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5).double()), r"parameters' dtype torch.float32, got torch.float64"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), torch.randn(1, 4, 8)), r"shape \(1, 3, 8\) .* got \(1, 4, 8\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 5), torch.randn(1, 3, 8)), r"shape \(1, 8\) .* got \(1, 3, 8\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 5, 1]), r"from 1 to 4, .* got 1 to 5"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 0, 1]), r"from 1 to 4, .* got 0 to 4"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 1]), r"lengths must be 3 integers, .* got \(2,\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 5), lengths=[4]), r"lengths need a batch"),
+        (
+            lambda: GRU(5, 8)(pack_padded_sequence(torch.randn(4, 3, 6), [4, 2, 1])),
+            r"must have 5 features .* got \(7, 6\)",
+        ),
+        (lambda: GRUCell(5, 8)(torch.randn(2, 3, 5)), r"of a cell must be \(batch, features\)"),
+        (lambda: GRUCell(5, 8)(torch.randn(3, 5), torch.randn(2, 8)), r"shape \(3, 8\) .* got \(2, 8\)"),
+    ],
+)
+def test_wrong_values(build, says):
+    with pytest.raises(ValueError, match=says):
+        build()
+
+
+def test_wrong_types_and_what_is_not_supported():
+    with pytest.raises(NotImplementedError, match="proj_size is not supported, got 3"):
+        LSTM(5, 8, proj_size=3)
+    with pytest.raises(TypeError, match=r"must be a pair \(h_0, c_0\), got Tensor"):
+        LSTM(5, 8)(torch.randn(4, 3, 5), torch.randn(1, 3, 8))
+    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
+        GRU(5, 8)([1.0])
+    with pytest.raises(TypeError, match="an initial state must be a Tensor, got int"):
+        LSTMCell(5, 8)(torch.randn(3, 5), (1, 2))
+
+
+def test_the_kernels_refuse_what_would_be_out_of_bounds():
+    module = make("GRU")
+    spec, parameters = module.spec, module._parameters_of("_l0")
+    h = torch.zeros(3, 19, dtype=torch.float64)
+    state = torch.zeros(3, 57, dtype=torch.float64)
+    steps, _keep = eager._steps(spec, parameters, state, state, None, (h, h), (None, None))
+    with pytest.raises(ValueError, match=r"holds 3 rows, asked for \[1, 4\)"):
+        steps.forward(1, 3, 0)
+    with pytest.raises(ValueError, match="backward needs the gates"):
+        steps.prepare_backward(None, state, state, h, None, True)
+    with pytest.raises(ValueError, match="contiguous CPU tensor of the layer's dtype with 57 elements"):
+        eager._steps(spec, parameters, state, state[:, ::2], None, (h, h), (None, None))
+
+
+def test_cells_are_listed():
+    assert set(CELLS) == set(MODULES)
