@@ -308,7 +308,7 @@ def small() -> Corpus:
 
 @pytest.fixture(scope="module")
 def subwords(small: Corpus) -> Subwords:
-    return Subwords.learn([*small.train.source, *small.train.target], vocabulary=330, single_digits=True)
+    return Subwords.learn([*small.train.source, *small.train.target], vocabulary=330)
 
 
 AWKWARD = ["</s> <pad> <s>", "日本語 و \u202f🎉", " two  spaces ", "tab\there", ""]
@@ -325,19 +325,13 @@ def test_subwords_are_lossless_and_cannot_be_controlled(subwords: Subwords) -> N
 
 def test_subwords_learn_from_what_they_are_given_alone(small: Corpus, subwords: Subwords, tmp_path: Path) -> None:
     assert subwords.size == 330
-    again = Subwords.learn([*small.train.source, *small.train.target], vocabulary=330, single_digits=True)
+    again = Subwords.learn([*small.train.source, *small.train.target], vocabulary=330)
     assert again.dumps() == subwords.dumps()
     assert b"November" in subwords.dumps()
-    assert b"Dezember" not in Subwords.learn(small.train.source, vocabulary=330, single_digits=True).dumps()
+    assert b"Dezember" not in Subwords.learn(small.train.source, vocabulary=330).dumps()
     (tmp_path / "subwords.json").write_bytes(subwords.dumps())
     read = Subwords.read(tmp_path / "subwords.json")
     assert (read.encode(AWKWARD).ids == subwords.encode(AWKWARD).ids).all()
-
-
-def test_single_digits(small: Corpus, subwords: Subwords) -> None:
-    assert len(subwords.encode(["2026"])[0]) == 5
-    joined = Subwords.learn(small.train.source, vocabulary=400, single_digits=False)
-    assert len(joined.encode(["May 2026"])[0]) < len(subwords.encode(["May 2026"])[0])
 
 
 def test_damaged_subwords(subwords: Subwords, tmp_path: Path) -> None:

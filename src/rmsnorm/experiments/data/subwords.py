@@ -33,6 +33,13 @@ class Sentences:
     def __getitem__(self, index: int) -> NDArray[np.int32]:
         return self.ids[self.starts[index] : self.starts[index + 1]]
 
+    def only(self, chosen: NDArray[np.int64]) -> "Sentences":
+        """The sentences of these numbers, in this order."""
+        lengths = self.lengths[chosen]
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        places = np.arange(starts[-1]) + np.repeat(self.starts[chosen] - starts[:-1], lengths)
+        return Sentences(self.ids[places], starts)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
@@ -46,14 +53,10 @@ class Subwords:
         self.size = tokenizer.get_vocab_size() + _SHIFT
 
     @classmethod
-    def learn(cls, texts: Iterable[str], vocabulary: int, single_digits: bool) -> "Subwords":
-        """Merge the most frequent pairs until there are ``vocabulary`` subwords, or nothing is left to merge.
-
-        ``single_digits``: no merge joins digits.
-        """
+    def learn(cls, texts: Iterable[str], vocabulary: int) -> "Subwords":
+        """Merge the most frequent pairs until there are ``vocabulary`` subwords, or nothing is left to merge."""
         tokenizer = Tokenizer(models.BPE())
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if single_digits else []
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary - _SHIFT,

@@ -76,9 +76,13 @@ class _GRU(_Recurrent):
     norms: tuple[str, ...] = GRU_NORMS
 
     def input_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """N(W_ih x + b_ih) of (..., I), all steps at once: the gates' part (..., 2H), the proposal's (..., H)."""
+        """N(W_ih x + b_ih) of (..., I), all steps at once: the gates' part (..., 2H), the proposal's (..., H).
+
+        The gates' part of b_hh, which is added to the sum of both sides, is added here: once instead of at every step.
+        """
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
-        return self._normalise(a, "gain_ih")
+        gates, proposal = self._normalise(a, "gain_ih")
+        return gates + self.parameter("bias_hh")[: 2 * self.hidden_size], proposal
 
     def hidden_side(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """N(W_hh h) of (..., H), its bias not yet added: the gates' part (..., 2H), the proposal's (..., H)."""
@@ -93,11 +97,10 @@ class _GRU(_Recurrent):
         return self.normalise(gates, g[:cut]), self.normalise(proposal, g[cut:])
 
     def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
-        c = self.hidden_side(h_BH)
-        bias_hh, cut = self.parameter("bias_hh"), 2 * self.hidden_size
-        r, z = torch.sigmoid(a[0] + c[0] + bias_hh[:cut]).chunk(2, dim=-1)
-        n = torch.tanh(a[1] + r * (c[1] + bias_hh[cut:]))
-        return n + z * (h_BH - n)
+        c, bias_n = self.hidden_side(h_BH), self.parameter("bias_hh")[2 * self.hidden_size :]
+        r, z = torch.sigmoid(a[0] + c[0]).chunk(2, dim=-1)
+        n = torch.tanh(torch.addcmul(a[1], r, c[1] + bias_n))
+        return torch.lerp(n, h_BH, z)
 
 
 class LoopGRUCell(_GRU):

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from rmsnorm.experiments.task import Task
 
 TASKS = {
+    "translation": "parallel text (WMT14 En-De), RNNSearch",
+    "transformer": "the same by the Transformer, post-norm or pre-norm",
     "language": "characters of real text, a small decoder-only transformer",
 }
 """Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""

@@ -1,0 +1,77 @@
+"""Translation by the Transformer: post-norm as in the paper, or pre-norm."""
+
+from dataclasses import dataclass
+
+from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
+from rmsnorm.experiments.recipes.parallel_text import DataConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder-decoder of models/encoder_decoder.py."""
+
+    width: int
+    feed_forward: int
+    heads: int
+    layers: int
+    """Of the encoder, and of the decoder."""
+    dropout: float = 0.0
+    pre_norm: bool = False
+    """x + f(N(x)) instead of N(x + f(x))."""
+    label_smoothing: float = 0.1
+
+
+def small() -> Recipe:
+    """Dates on two cores."""
+    return Recipe(
+        "small",
+        ModelConfig(width=64, feed_forward=256, heads=4, layers=2),
+        TrainConfig(
+            steps=600,
+            batch=1500,
+            learning_rate=3e-3,
+            betas=(0.9, 0.98),
+            optimizer_eps=1e-9,
+            schedule="inverse_sqrt",
+            warmup_steps=60,
+            evaluations=8,
+        ),
+        TimingConfig(rounds=60),
+        DataConfig(
+            vocabulary=512,
+            max_length=80,
+            by_tokens=True,
+            valid_pairs=200,
+            beam=4,
+            length_penalty=0.6,
+            stand_in_pairs=(20_000, 200, 500),
+        ),
+    )
+
+
+def paper() -> Recipe:
+    """Vaswani et al. 2017, base, post-norm, as the paper has it: the rate
+    is D^−½ · warmup^−½ where the warm-up ends."""
+    return Recipe(
+        "paper",
+        ModelConfig(width=512, feed_forward=2048, heads=8, layers=6, dropout=0.1),
+        TrainConfig(
+            steps=300_000,
+            batch=25_000,
+            learning_rate=(512 * 4000) ** -0.5,
+            betas=(0.9, 0.98),
+            optimizer_eps=1e-9,
+            schedule="inverse_sqrt",
+            warmup_steps=4000,
+            evaluations=60,
+        ),
+        data=DataConfig(
+            vocabulary=32_000,
+            max_length=256,
+            by_tokens=True,
+            valid_pairs=3000,
+            beam=4,
+            length_penalty=0.6,
+            stand_in_pairs=(60_000, 1000, 3000),
+        ),
+    )

@@ -1,0 +1,55 @@
+"""Translation by a recurrent network: RNNSearch, the paper's first experiment."""
+
+from dataclasses import dataclass
+
+from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
+from rmsnorm.experiments.recipes.parallel_text import DataConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """RNNSearch of models/rnnsearch.py."""
+
+    embedding: int
+    hidden: int
+    init_std: float = 0.01
+    init_mean: float = 0.0
+    """What all weights are drawn around: 0.2 in the paper's Fig. 4."""
+    label_smoothing: float = 0.1
+
+
+def small() -> Recipe:
+    """Dates on two cores."""
+    return Recipe(
+        "small",
+        ModelConfig(embedding=64, hidden=96),
+        TrainConfig(steps=400, batch=128, learning_rate=3e-3, evaluations=8),
+        TimingConfig(rounds=40),
+        DataConfig(
+            vocabulary=512,
+            max_length=80,
+            by_tokens=False,
+            valid_pairs=200,
+            beam=4,
+            length_penalty=1.0,
+            stand_in_pairs=(20_000, 200, 500),
+        ),
+    )
+
+
+def paper() -> Recipe:
+    """§2 of the paper: WMT14 En-De, 32k joint subwords."""
+    return Recipe(
+        "paper",
+        ModelConfig(embedding=512, hidden=1024),
+        TrainConfig(steps=300_000, batch=80, learning_rate=1e-4, evaluations=60),
+        data=DataConfig(
+            vocabulary=32_000,
+            max_length=80,
+            by_tokens=False,
+            valid_pairs=3000,
+            beam=4,
+            length_penalty=1.0,
+            stand_in_pairs=(60_000, 1000, 3000),
+        ),
+    )

@@ -1,0 +1,22 @@
+"""Translation by the Transformer (§2 of the paper), on WMT's En-De or any parallel text; without data, on dates."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from rmsnorm.experiments.models.encoder_decoder import EncoderDecoder
+from rmsnorm.experiments.normalizers import norm_maker
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
+
+NORMS = ("none", "layer", "rms", "prms")
+
+
+def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
+    """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
+    return ParallelTextTask("transformer", NORMS, partial(_network, recipe), data, recipe)
+
+
+def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
+    return EncoderDecoder(vocabulary, recipe.model, norm_maker(norm, kernels, recipe.p))

@@ -1,0 +1,21 @@
+"""Translation by RNNSearch (§2 of the paper), on WMT's En-De or any parallel text; without data, on dates."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from rmsnorm.experiments.models.rnnsearch import RNNSearch
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
+
+NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
+
+
+def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
+    """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
+    return ParallelTextTask("translation", NORMS, partial(_network, recipe), data, recipe)
+
+
+def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
+    return RNNSearch(vocabulary, recipe.model, norm, kernels, recipe.p)
