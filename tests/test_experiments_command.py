@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,16 +15,18 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
+
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.errors import UserError  # noqa: E402
 from rmsnorm.experiments import runs  # noqa: E402
-from rmsnorm.experiments.compare import mixed_machines, row  # noqa: E402
+from rmsnorm.experiments.compare import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm.experiments.recipes.common import LABELS  # noqa: E402
-from rmsnorm.experiments.report import quality_cell  # noqa: E402
 from rmsnorm.experiments.runs import RunStore, file_name  # noqa: E402
+from rmsnorm.experiments.table import quality_cell  # noqa: E402
 from rmsnorm.experiments.tasks.language import Language  # noqa: E402
 
-ALL = 9  # four normalisers × two seeds, and the timing
+RUNS = 8  # four normalisers × two seeds
+ALL = RUNS + 3  # and three timings
 
 
 # A model that takes a millisecond a step.
@@ -100,6 +103,7 @@ def test_a_comparison_leaves_records_of_one_json_line_and_a_png(out, tmp_path):
     assert (out / "language.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (out / "language.png").stat().st_size > 10_000
     assert not list(out.glob(".*"))
+    assert not list((out / "checkpoints").iterdir())  # what is recorded needs none
 
 
 def test_what_is_recorded_is_not_run_again_and_the_table_is_the_same(out, capsys):
@@ -134,10 +138,31 @@ def test_other_settings_are_other_runs(out, capsys):
     assert main(language(out, "--norm", "prms", "--kernels", "unfused", seeds=1)) == 0
     captured = capsys.readouterr()
     assert "\npRMSNorm " in captured.out
-    assert "framework operators" in captured.out
+    assert "unfused kernels" in captured.out
     assert main(language(out, "--norm", "rms", "--set", "model.qk_norm=true", seeds=1)) == 0
     assert main(language(out, "--norm", "rms", steps=3, seeds=1)) == 0
-    assert len(contents(out)) == len(before) + 5  # three runs, and a timing each for other kernels and QK-norm
+    assert len(contents(out)) == len(before) + 6  # three runs, and three timings with QK-norm
+
+
+def test_without_timing_there_is_no_table_of_times(out, capsys):
+    for path in out.glob("*-timing-*"):
+        path.unlink()
+    assert main(language(out, "--timing-rounds", "0")) == 0
+    captured = capsys.readouterr()
+    assert f"{RUNS} of {RUNS} were recorded" in captured.err
+    assert "held-out bits" in captured.out
+    assert "ms a" not in captured.out
+    assert not list(out.glob("*-timing-*"))
+
+
+def test_a_sweep_shows_every_normaliser_at_every_rate(out, capsys):
+    rates = ["0.004", "1e30"]
+    assert main(language(out, "--norm", "layer", "rms", "--sweep-lr", *rates, seeds=1)) == 0
+    captured = capsys.readouterr()
+    assert "2 of 4 were recorded" in captured.err  # the recipe's own rate
+    for label in ("LayerNorm", "RMSNorm"):
+        line = next(line for line in captured.out.splitlines() if line.startswith(label))
+        assert re.fullmatch(rf"{label} +\d\.\d{{3}} \* +diverged *", line)
 
 
 def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
@@ -157,10 +182,13 @@ def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
 def test_json_output(out, capsys):
     assert main(language(out, "--json")) == 0
     table = json.loads(capsys.readouterr().out)
-    assert [each["norm"] for each in table["rows"]] == list(Language.default_norms)
-    assert table["rows"][0]["norm_share"] is None
-    assert table["rows"][1]["to_layer"] is None
-    assert all(each["quality"]["bits"]["sd"] is not None for each in table["rows"])
+    assert [each["norm"] for each in table["quality"]] == list(Language.default_norms)
+    assert all(each["metrics"]["bits"]["sd"] is not None for each in table["quality"])
+    assert list(table["time"]) == ["unfused", "rmsnorm", "best"]
+    for rows in table["time"].values():
+        assert rows[0]["norm_share"] is None
+        assert rows[1]["saved"] is None
+        assert rows[2]["profiled_share"] > 0
 
 
 def damage(content, how):
@@ -228,10 +256,14 @@ def test_a_damaged_record_stops_the_command(out, capsys):
     assert "Traceback" not in captured.err
 
 
+def timing_result(ms):
+    return {"milliseconds": {"none": [ms]}, "profiled_share": {"none": None}, "peak_memory": {"none": 1}}
+
+
 def test_an_unfinished_write_leaves_the_record_as_it_was(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
-    result = {"milliseconds": {"none": [1.0]}}
-    store.put("language", "timing", {"a": 1}, machine={}, result=result)
+    result = timing_result(1.0)
+    store.put("language", "timing", {"kernels": "best"}, machine={}, result=result)
     before = contents(tmp_path)
 
     def killed(_):
@@ -240,9 +272,9 @@ def test_an_unfinished_write_leaves_the_record_as_it_was(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs.os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
-            store.put("language", "timing", {"a": 1}, machine={}, result={"milliseconds": {"none": [2.0]}})
+            store.put("language", "timing", {"kernels": "best"}, machine={}, result=timing_result(2.0))
     assert contents(tmp_path) == before
-    assert RunStore(tmp_path).get("language", "timing", {"a": 1})["result"] == result
+    assert RunStore(tmp_path).get("language", "timing", {"kernels": "best"})["result"] == result
 
 
 def started(arguments, out):
@@ -256,29 +288,28 @@ def started(arguments, out):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while process.poll() is None and len(contents(out)) < 2 and time.monotonic() < deadline:
+    while process.poll() is None and len(contents(out)) < 1 and time.monotonic() < deadline:
         time.sleep(0.005)
     return process
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_comparison_goes_on_and_comes_out_the_same(out, capsys, how):
-    arguments = language(out, steps=60)  # long enough that the signal comes before the end
+    arguments = language(out, "--timing-rounds", "0", steps=60)  # long enough that the signal comes before the end
     assert main(arguments) == 0
     expected = capsys.readouterr().out
-    # Keep the timing, which no second measurement repeats; the runs are to be done anew.
-    for path in out.glob("*-seed*.jsonl"):
+    for path in out.glob("*.jsonl"):
         path.unlink()
 
     process = started(arguments, out)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
     left = contents(out)
-    assert 2 <= len(left) < ALL, errors
+    assert 1 <= len(left) < RUNS, errors
     RunStore(out)  # what is there is whole
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"of {ALL} finished and kept in {out}" in errors
+        assert f"of {RUNS} finished and kept in {out}" in errors
         assert "goes on from there" in errors
         assert "Traceback" not in errors
     else:
@@ -313,16 +344,22 @@ TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms":
     ],
 )
 def test_divergence_is_said_as_such(bits, cell):
-    assert quality_cell(row("rms", [run_record(each) for each in bits], TIMES), Language.metrics[0]) == cell
+    assert quality_cell(quality_row("rms", [run_record(each) for each in bits]), Language.metrics[0]) == cell
 
 
 def test_a_row_pairs_the_times():
-    rms = row("rms", [run_record(2.0)], TIMES)
-    assert rms.to_layer.median == pytest.approx(0.9)
-    assert rms.norm_share.median == pytest.approx(1 / 9)
-    assert rms.milliseconds == pytest.approx(13.5)  # LayerNorm's median, 15, times 0.9
-    assert row("layer", [run_record(2.0)], TIMES).milliseconds == 15
-    assert row("none", [run_record(2.0)], TIMES).norm_share is None
+    result = {
+        "milliseconds": TIMES,
+        "profiled_share": dict.fromkeys(TIMES, 0.05),
+        "peak_memory": dict.fromkeys(TIMES, 9),
+    }
+    rows = {norm: time_row(norm, {"result": result}) for norm in TIMES}
+    assert rows["rms"].saved.median == pytest.approx(0.1)
+    assert rows["rms"].norm_share.median == pytest.approx(1 / 9)
+    assert rows["rms"].milliseconds == pytest.approx(13.5)  # LayerNorm's median, 15, less a tenth
+    assert rows["layer"].milliseconds == 15
+    assert rows["layer"].saved is None
+    assert rows["none"].norm_share is None
 
 
 def test_records_of_different_versions_are_pointed_out():
@@ -353,6 +390,8 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--set", "train.clip=hard"], "train.clip must be one of none, global, per_tensor; got 'hard'"),
         (["--seeds", "0"], "--seeds must be at least 1; got 0"),
         (["--steps", "-3"], "--steps must be at least 1; got -3"),
+        (["--timing-rounds", "-1"], "--timing-rounds must be at least 0; got -1"),
+        (["--sweep-lr", "0.1", "0"], "--sweep-lr must be learning rates above 0; got 0"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--device", "abacus"], "--device must be one that this torch can use; got 'abacus'"),
         (["--device", "cuda:99"], "--device must be one that this torch can use; got 'cuda:99'"),

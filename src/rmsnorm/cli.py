@@ -13,6 +13,7 @@ from rmsnorm.errors import UserError
 
 COMMANDS = {
     "info": ("rmsnorm.info", "what this installation can do here, and why not the rest"),
+    "train": ("rmsnorm.experiments.train_command", "train one model with one normaliser"),
     "compare": ("rmsnorm.experiments.command", "train the same model with each normaliser and compare"),
     "invariance": ("rmsnorm.analysis.command", "measure the paper's Table 1 and its analysis of gradients"),
     "bench": ("rmsnorm.bench.command", "time this project's kernels beside their peers"),

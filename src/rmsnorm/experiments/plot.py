@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rmsnorm.experiments.compare import Row
+from rmsnorm.experiments.compare import QualityRow, TimeRow
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record, write_whole
 from rmsnorm.experiments.task import Task
@@ -27,22 +27,30 @@ _STYLES: dict[str, tuple[str, Any]] = {
 }
 
 
-def draw(path: Path, title: str, task: Task, rows: list[Row], runs: dict[str, list[Record]]) -> None:
+def draw(
+    path: Path,
+    title: str,
+    task: Task,
+    rows: list[QualityRow],
+    times: list[TimeRow] | None,
+    runs: dict[str, list[Record]],
+) -> None:
     """The headline metric on the validation split: mean over seeds, band ± one standard deviation.
 
-    The wall time of a point is its step times the step time of the interleaved timing, not what the clock said
-    in that run: another program that ran meanwhile would be drawn as the normaliser's.
+    The wall time of a point is its step times the step time of the interleaved timing, not what the clock said in that
+    run: another program that ran meanwhile would be drawn as the normaliser's. Without a timing there is no such half.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11 if times else 6.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    by_steps, by_time = figure.subplots(1, 2, sharey=True)
+    halves = figure.subplots(1, 2 if times else 1, sharey=True, squeeze=False)[0]
+    milliseconds = {row.norm: row.milliseconds for row in times or ()}
     metric = task.metrics[0]
     ends: list[float] = []
     for row in rows:
         colour, style = _STYLES[row.norm]
         steps, mean, sd = _mean_curve([record["result"]["curve"] for record in runs[row.norm]], metric.key)
         label = LABELS[row.norm] + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
-        for axes, scale in ((by_steps, 1.0), (by_time, row.milliseconds / 1000)):
+        for axes, scale in zip(halves, (1.0, milliseconds.get(row.norm, 0.0) / 1000), strict=False):
             x = [step * scale for step in steps]
             axes.plot(x, mean, color=colour, linestyle=style, marker="o", markersize=3, label=label)
             axes.fill_between(
@@ -54,18 +62,19 @@ def draw(path: Path, title: str, task: Task, rows: list[Row], runs: dict[str, li
                 linewidth=0,
             )
         ends += mean[-1:]
-    for axes in (by_steps, by_time):
+    for axes in halves:
         for place, (name, value) in enumerate(task.references.items()):
             axes.axhline(value, color="#999999", linewidth=0.8, linestyle=(0, (1, 1 + place)), label=name)
         axes.grid(alpha=0.25)
     beaten = [value for value in task.references.values() if ends and not metric.higher_is_better and value > max(ends)]
     if beaten:
         # The fall from guessing says nothing of normalisers and would take half the height.
-        by_steps.set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
-    by_steps.set_xlabel("training steps")
-    by_steps.set_ylabel(metric.label.replace("\n", " "))
-    by_time.set_xlabel("wall time in seconds (steps × interleaved step time)")
-    by_time.legend(fontsize=9)
+        halves[0].set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
+    halves[0].set_xlabel("training steps")
+    halves[0].set_ylabel(metric.label.replace("\n", " "))
+    if times:
+        halves[1].set_xlabel("wall time in seconds (steps × interleaved step time)")
+    halves[-1].legend(fontsize=9)
     figure.suptitle(title, fontsize=11)
 
     image = io.BytesIO()

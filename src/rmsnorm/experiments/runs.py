@@ -142,6 +142,8 @@ def _result_problem(kind: str, result: dict[str, Any]) -> str | None:
         lengths = {len(rounds) for rounds in times}
         if len(lengths) != 1 or 0 in lengths or not all(_positive(ms) for rounds in times for ms in rounds):
             return "its times are not equally many positive numbers"
+        if not result["milliseconds"].keys() == result["profiled_share"].keys() == result["peak_memory"].keys():
+            return "its times, shares and memory are of different normalisers"
     elif kind == "run":
         curve, quality = result["curve"], result["quality"]
         columns = [curve["step"], curve["seconds"], curve["train_loss"], *curve["valid"].values()]

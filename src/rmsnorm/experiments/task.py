@@ -79,6 +79,9 @@ class Task(Protocol):
     def initialise(self, model: nn.Module, batch: Batch) -> None:
         """Initialisation that depends on data; mostly nothing. Called once, before the first step, with batch 0."""
 
+    def files(self) -> dict[str, bytes]:
+        """Name -> content of what a trained network cannot be used without (subwords), kept beside the run."""
+
 
 def generator(*key: int) -> torch.Generator:
     """Random numbers that are a function of the whole key, such as (step, seed).

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rmsnorm.experiments.learner import Learner, Setup
 from rmsnorm.experiments.task import Task
-from rmsnorm.experiments.train import Learner, Setup
 
 
 def measure(
@@ -76,9 +76,9 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def ratio_to(reference: Sequence[float], times: Sequence[float]) -> Spread:
-    """How many times the reference's step a step takes, paired by round."""
-    return spread([time / base for time, base in zip(times, reference, strict=True)])
+def saved_against(reference: Sequence[float], times: Sequence[float]) -> Spread:
+    """The share of the reference's step that a step saves, paired by round."""
+    return spread([1 - time / base for time, base in zip(times, reference, strict=True)])
 
 
 def share_beyond(none: Sequence[float], times: Sequence[float]) -> Spread:

@@ -2,28 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor
 
+from rmsnorm.errors import UserError
+from rmsnorm.experiments.checkpoints import Checkpoints
+from rmsnorm.experiments.learner import Learner, Setup, schedule_at
+from rmsnorm.experiments.memory import Peak
 from rmsnorm.experiments.recipes.common import TrainConfig
-from rmsnorm.experiments.task import Batch, Task
+from rmsnorm.experiments.task import Task
 
 DIVERGED_ABOVE = 1.25
-"""A run whose validation loss ends above this multiple of the untrained network's has diverged."""
+"""A run whose training loss ends above this multiple of its first has diverged. (That of validation may rise so far and
+be over-fitting, with the headline figure still improving.)"""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How a task's networks are run; with the task's recipe, the normaliser and the seed it decides a run."""
+class Listener:
+    """Is told how a run goes; this one does not listen."""
 
-    kernels: str = "rmsnorm"
-    device: str = "cpu"
-    precision: str = "32-true"
+    def step(self, done: int, loss: float, learning_rate: float) -> None: ...
+    def evaluated(self, done: int, figures: dict[str, float]) -> None: ...
 
 
 @dataclass
@@ -44,140 +45,146 @@ class Outcome:
     status: str
     """``finished`` or ``diverged``."""
     diverged_at: int | None
-    """The step whose loss was not finite, or the last one if the validation loss ended far above the first."""
+    """The step whose loss was not finite, or the last one if the training loss ended far above the first."""
     quality: dict[str, float] | None
-    """Every metric on the test split at the end; ``None`` if diverged."""
+    """Every metric, and "loss", on the test split at the end; ``None`` if diverged."""
     seconds: float
+    """In training steps, without evaluations; over all processes that a resumed run took."""
+    peak_memory: int | None
+    """Bytes, of the last process: allocated on a GPU, else resident; ``None`` where the system does not tell."""
     curve: Curve
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class Learner:
-    """A model with its optimizer and the one step that both training and timing take."""
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside the network and the optimizer."""
 
-    def __init__(self, task: Task, setup: Setup, norm: str, seed: int) -> None:
-        device = torch.device(setup.device)
-        self.fabric = Fabric(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            precision=setup.precision,  # type: ignore[arg-type]  # one of recipes.common.PRECISIONS
-        )
-        self.task, self.config = task, task.recipe.train
-        self.learning_rate = task.recipe.learning_rate(norm)
-        torch.manual_seed(seed)
-        model = task.model(norm, setup.kernels)
-        task.initialise(model, task.batch(0, seed))
-        self.model, self.optimizer = self.fabric.setup(model, optimizer_for(model, self.config, device.type))
-
-    def step(self, batch: Batch, learning_rate: float, beta1: float) -> float:
-        """One step of training; the loss. Reading it waits for the device, so the call can be timed."""
-        for group in self.optimizer.param_groups:
-            group["lr"], group["betas"] = learning_rate, (beta1, group["betas"][1])
-        total, weight = self.task.loss(self.model, self.fabric.to_device(batch))
-        loss = total / weight
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
-        self._clip()
-        self.optimizer.step()
-        return float(loss.item())
-
-    def _clip(self) -> None:
-        # Not finite is not an error here: a run that diverges is a result, which the loss of the next step shows.
-        if self.config.clip == "global":
-            self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
-            )
-        elif self.config.clip == "per_tensor":
-            for parameter in self.model.parameters():
-                torch.nn.utils.clip_grad_norm_(parameter, self.config.clip_norm)
-
-    @torch.no_grad()
-    def evaluate(self, split: str) -> dict[str, float]:
-        """The task's figures on ``split``, on the plain model."""
-        model = self.model.module
-        model.eval()
-        with self.fabric.autocast():
-            found = self.task.evaluate(model, split)
-        model.train()
-        return found
+    done: int
+    seconds: float
+    first: float
+    """The loss of the first step."""
+    since: list[float]
+    """Losses since the last evaluation."""
+    curve: Curve
+    best: dict[str, Tensor] | None = None
+    """The weights of the best evaluation, if the recipe asks for them."""
 
 
-def optimizer_for(model: nn.Module, config: TrainConfig, device: str) -> torch.optim.Optimizer:
-    """Adam or AdamW as the recipe has it; weight decay for matrices, not for gains and biases."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=0.0,
-        betas=config.betas,
-        eps=config.optimizer_eps,
-        fused=device in ("cpu", "cuda"),
-    )
+class Run:
+    """The training of one network. The seed decides the initial weights and the batches, and nothing else does.
 
+    Arguments:
+        learning_rate: another than the recipe's.
+        fabric: several processes, if there are (default: one).
+        checkpoints: where to go on from, and where to keep the run (default: nowhere).
+        every: steps between checkpoints (default: at each evaluation).
+    """
 
-def schedule_at(step: int, config: TrainConfig, peak: float) -> tuple[float, float]:
-    """(learning rate, Adam's β₁) of a step, counted from 0; ``peak`` is the learning rate where the warm-up ends."""
-    late = step >= config.steps / 2
-    beta1 = config.betas[0] if config.late_beta1 is None or not late else config.late_beta1
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps, beta1
-    final, rest = config.final_learning_rate, config.steps - config.warmup_steps
-    if config.schedule == "cosine":
-        progress = (step + 1 - config.warmup_steps) / max(rest, 1)
-        return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2, beta1
-    if config.schedule == "inverse_sqrt":
-        return peak * math.sqrt(max(config.warmup_steps, 1) / (step + 1)), beta1
-    if config.schedule == "linear_second_half" and late:
-        return peak + (final - peak) * (2 * (step + 1) / config.steps - 1), beta1
-    return peak, beta1
+    def __init__(
+        self,
+        task: Task,
+        setup: Setup,
+        norm: str,
+        seed: int,
+        *,
+        learning_rate: float | None = None,
+        fabric: Fabric | None = None,
+        checkpoints: Checkpoints | None = None,
+        every: int | None = None,
+    ) -> None:
+        self.task, self.config, self.seed = task, task.recipe.train, seed
+        self.learner = Learner(task, setup, norm, seed, fabric)
+        self.learning_rate = learning_rate or task.recipe.learning_rate(norm)
+        self.checkpoints, self.every = checkpoints, every
+        self.stops = evaluation_steps(self.config)
+        self.peak = Peak(self.learner.fabric.device)
+        columns: dict[str, list[float | None]] = {key: [] for key in [*(m.key for m in task.metrics), "loss"]}
+        self.progress = _Progress(0, 0.0, math.nan, [], Curve([], [], [], columns))
+        if checkpoints is not None:
+            self._resume(checkpoints)
+
+    def finish(self, listener: Listener = Listener()) -> Outcome:  # noqa: B008  # it has no state
+        """Train to the end."""
+        config, progress, learner = self.config, self.progress, self.learner
+        while True:
+            done = progress.done
+            if done in self.stops and done not in progress.curve.step:
+                self._evaluate(listener)
+            if self.checkpoints is not None and done and (done % self.every == 0 if self.every else done in self.stops):
+                self._save(self.checkpoints)
+            if done == config.steps:
+                return self._outcome()
+            learner.seed_step(done)
+            batch = self.task.batch(done, self.seed)
+            rate, beta1 = schedule_at(done, config, self.learning_rate)
+            before = time.perf_counter()
+            loss = learner.step(batch, rate, beta1)
+            progress.seconds += time.perf_counter() - before
+            progress.first = loss if progress.done == 0 else progress.first
+            progress.done += 1
+            progress.since.append(loss)
+            if not math.isfinite(loss):
+                return self._outcome_of("diverged", None)
+            listener.step(progress.done, loss, rate)
+
+    def _evaluate(self, listener: Listener) -> None:
+        progress, curve = self.progress, self.progress.curve
+        found = self.learner.evaluate("valid")
+        curve.step.append(progress.done)
+        curve.seconds.append(round(progress.seconds, 4))
+        curve.train_loss.append(_finite(sum(progress.since) / len(progress.since)) if progress.since else None)
+        for key, column in curve.valid.items():
+            column.append(_finite(found.get(key, math.nan)))  # a figure of the test split alone
+        progress.since = []
+        headline = self.task.metrics[0]
+        seen = [value for value in curve.valid[headline.key] if value is not None]
+        best = max if headline.higher_is_better else min
+        if self.config.best and seen and curve.valid[headline.key][-1] == best(seen):
+            progress.best = {name: t.detach().cpu().clone() for name, t in self.learner.network().state_dict().items()}
+        listener.evaluated(progress.done, found)
+
+    def _outcome(self) -> Outcome:
+        last = self.progress.curve.train_loss[-1]
+        if last is None or last > DIVERGED_ABOVE * self.progress.first:
+            return self._outcome_of("diverged", None)
+        quality = self.learner.evaluate("test", self.progress.best)
+        if not all(map(math.isfinite, quality.values())):
+            return self._outcome_of("diverged", None)
+        return self._outcome_of("finished", {key: round(value, 6) for key, value in quality.items()})
+
+    def _outcome_of(self, status: str, quality: dict[str, float] | None) -> Outcome:
+        at = None if status == "finished" else self.progress.done
+        seconds = round(self.progress.seconds, 3)
+        return Outcome(status, at, quality, seconds, self.peak.bytes(), self.progress.curve)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        content = {**self.learner.state_dict(), "progress": asdict(self.progress)}
+        if self.learner.fabric.global_rank == 0:
+            checkpoints.save(self.progress.done, content)
+
+    def _resume(self, checkpoints: Checkpoints) -> None:
+        fabric = self.learner.fabric
+        found = fabric.broadcast(checkpoints.load() if fabric.global_rank == 0 else None)
+        if found is None:
+            return
+        try:
+            self.learner.load_state_dict(found)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"the checkpoints in {checkpoints.folder} must be of this version's network; loading one failed: "
+                f"{str(error).splitlines()[0]}. Pass --overwrite, and the run is done again."
+            ) from None
+        progress = found["progress"]
+        self.progress = _Progress(**{**progress, "curve": Curve(**progress["curve"])})
+        checkpoints.say(f"goes on from step {self.progress.done}")
 
 
 def evaluation_steps(config: TrainConfig) -> list[int]:
     """The numbers of steps after which the validation split is evaluated: 0, then evenly up to the last."""
     return sorted({round(config.steps * i / config.evaluations) for i in range(config.evaluations + 1)})
-
-
-def train(task: Task, setup: Setup, norm: str, seed: int, on_step: Callable[[int, float], None]) -> Outcome:
-    """Train one model; ``on_step(steps done, loss)`` is told of every step.
-
-    The seed decides the initial weights and the order of the batches, and nothing else does.
-    """
-    config = task.recipe.train
-    learner = Learner(task, setup, norm, seed)
-    stops = evaluation_steps(config)
-
-    curve = Curve([], [], [], {key: [] for key in [*(metric.key for metric in task.metrics), "loss"]})
-    started, training_seconds = time.perf_counter(), 0.0
-    since: list[float] = []
-    for done in range(config.steps + 1):
-        if done in stops:
-            found = learner.evaluate("valid")
-            curve.step.append(done)
-            curve.seconds.append(round(training_seconds, 4))
-            curve.train_loss.append(_finite(sum(since) / len(since)) if since else None)
-            for key, column in curve.valid.items():
-                column.append(_finite(found[key]))
-            since = []
-        if done == config.steps:
-            break
-        batch = task.batch(done, seed)
-        before = time.perf_counter()
-        loss = learner.step(batch, *schedule_at(done, config, learner.learning_rate))
-        training_seconds += time.perf_counter() - before
-        since.append(loss)
-        if not math.isfinite(loss):
-            return Outcome("diverged", done + 1, None, round(time.perf_counter() - started, 3), curve)
-        on_step(done + 1, loss)
-
-    first, last = curve.valid["loss"][0], curve.valid["loss"][-1]
-    quality = learner.evaluate("test")
-    seconds = round(time.perf_counter() - started, 3)
-    if first is None or last is None or last > DIVERGED_ABOVE * first or not all(map(math.isfinite, quality.values())):
-        return Outcome("diverged", config.steps, None, seconds, curve)
-    return Outcome("finished", None, {key: round(value, 6) for key, value in quality.items()}, seconds, curve)
 
 
 def _finite(value: float) -> float | None:

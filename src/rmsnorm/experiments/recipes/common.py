@@ -19,7 +19,7 @@ LABELS = {
 KERNELS = ("unfused", "rmsnorm", "best")
 """Three comparisons that are never mixed: every norm written in framework operators, as the paper had it; LayerNorm
 and RMSNorm both in this project's kernels; the best available LayerNorm against this project's RMSNorm."""
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 EPS = 1e-5
 """Inside the root, the same for every normaliser (torch's own defaults differ between LayerNorm and RMSNorm)."""
@@ -46,11 +46,11 @@ class TrainConfig:
     optimizer_eps: float = 1e-8
     weight_decay: float = 0.0
     schedule: str = "constant"
-    """One of SCHEDULES, after a linear warm-up: ``cosine`` ends at ``final_learning_rate``; ``inverse_sqrt`` falls as
-    √(warmup_steps / step); ``linear_second_half`` is constant for half of the steps, then linear to
-    ``final_learning_rate``."""
+    """One of SCHEDULES, after a linear warm-up: ``cosine`` and ``linear_second_half`` (constant for half of the
+    steps) end at ``final_share``; ``inverse_sqrt`` falls as √(warmup_steps / step)."""
     warmup_steps: int = 0
-    final_learning_rate: float = 0.0
+    final_share: float = 0.0
+    """Of the learning rate."""
     late_beta1: float | None = None
     """Adam's β₁ in the second half of the steps; None: as before."""
     clip: str = "none"
@@ -58,6 +58,8 @@ class TrainConfig:
     clip_norm: float = 1.0
     evaluations: int = 8
     """Points of the validation curve after the one before the first step."""
+    best: bool = False
+    """Test the weights of the point whose headline metric was best, not the last ones."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,10 @@ class Language:
         return {"bits": nats * NATS_TO_BITS, "loss": nats}
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:
-        pass
+        """Nothing depends on data."""
+
+    def files(self) -> dict[str, bytes]:
+        return {}
 
 
 def load(data: Path | None, recipe: Recipe) -> Language:

@@ -1,0 +1,71 @@
+"""What ``rmsnorm train`` and ``rmsnorm compare`` have in common on the command line. Nothing heavy is imported here."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from rmsnorm.errors import UserError
+from rmsnorm.experiments import tasks
+from rmsnorm.experiments.recipes import settings
+from rmsnorm.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments of both commands."""
+    parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="the official files, for one task (default: a stand-in from what is installed)")
+    add("--size", choices=tasks.SIZES, default="small", help="of model and recipe (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="training steps a run (default: the recipe's)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the recipe: train.learning_rate=0.001 model.width=256 p=0.125 (a wrong name lists all)",
+    )
+    add(
+        "--kernels",
+        choices=KERNELS,
+        default="rmsnorm",
+        help="that are trained with: unfused, every norm in framework operators; rmsnorm, this project's for all; "
+        "best, torch's LayerNorm and this project's RMSNorm (default: %(default)s)",
+    )
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    add("--out", default="runs", metavar="FOLDER", help="of records, plots and checkpoints (default: %(default)s)")
+    add("--overwrite", action="store_true", help="do again what is recorded already")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
+    """Refuse smaller numbers."""
+    for flag in flags:
+        number = getattr(args, flag.replace("-", "_"))
+        if number is not None and number < least:
+            raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
+
+
+def recipe_of(args: argparse.Namespace, task: str) -> Recipe:
+    """The task's recipe with what the command line changes."""
+    recipe = settings.changed(tasks.recipe(task, args.size), args.set)
+    return recipe if args.steps is None else replace(recipe, train=replace(recipe.train, steps=args.steps))
+
+
+def quiet() -> None:
+    """Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def missing(error: ModuleNotFoundError) -> UserError:
+    """A package of the experiments is not installed."""
+    if error.name is None or error.name.partition(".")[0] == "rmsnorm":
+        raise error
+    return UserError(
+        f"this command needs the experiments' packages; {error.name!r} is not installed. "
+        f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
+    )

@@ -1,0 +1,145 @@
+"""What a comparison has to run, what identifies it, and doing what is not recorded yet."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import torch
+
+from rmsnorm.experiments import profile, timing
+from rmsnorm.experiments.checkpoints import Checkpoints
+from rmsnorm.experiments.learner import Setup
+from rmsnorm.experiments.recipes.common import KERNELS, LABELS
+from rmsnorm.experiments.runs import Record, RunStore, file_name
+from rmsnorm.experiments.task import Task
+from rmsnorm.experiments.train import Listener, Outcome, Run
+from rmsnorm.machine import describe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to run and record: the timing in one setting, or the training of one normaliser with one seed."""
+
+    task: Task
+    setup: Setup
+    kind: str
+    identity: dict[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.task.name, self.kind, self.identity)
+
+    @property
+    def title(self) -> str:
+        if self.kind == "timing":
+            return f"step times, {self.setup.kernels}"
+        rate = self.identity["train"]["learning_rate"]
+        usual = rate == self.task.recipe.learning_rate(self.identity["norm"])
+        return f"{LABELS[self.identity['norm']]}, seed {self.identity['seed']}" + ("" if usual else f", {rate:g}")
+
+    def result(self, outcome: Outcome) -> dict[str, Any]:
+        """The record's result of a training: with what reads its figures without the task's data."""
+        task = self.task
+        return {**outcome.as_record(), "metrics": list(map(asdict, task.metrics)), "references": dict(task.references)}
+
+
+def machine() -> dict[str, Any]:
+    """What a record is made on: the machine, the versions, and how torch runs in this process."""
+    found = describe()
+    return {
+        **found,
+        "versions": {**found["versions"], "lightning-fabric": version("lightning-fabric")},
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def training(task: Task, setup: Setup, norm: str, seed: int, learning_rate: float | None = None) -> Job:
+    """With the recipe's learning rate, or another. Quality does not depend on the machine, but for rounding."""
+    settings = replace(task.recipe.train, learning_rate=learning_rate or task.recipe.learning_rate(norm))
+    of_norm = {"norm": norm, "seed": seed, "train": asdict(settings), "p": task.recipe.p if norm == "prms" else None}
+    return Job(task, setup, "run", {**_common(task, setup), **of_norm})
+
+
+def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[Job]:
+    """One in each of the three settings, which are never mixed. Times depend on the machine.
+
+    All the default normalisers are timed, so that a comparison of fewer finds their times recorded, and ``norms``.
+    """
+    timed = [norm for norm in task.norms if norm in {*task.default_norms, *norms, "none", "layer"}]
+    found = []
+    for kernels in KERNELS:
+        of_timing = {"timing": asdict(task.recipe.timing), "batch": task.recipe.train.batch, "norms": timed}
+        own = replace(setup, kernels=kernels)
+        identity = {**_common(task, own), **of_timing, "p": task.recipe.p, "machine": machine()}
+        found.append(Job(task, own, "timing", identity))
+    return found
+
+
+def _common(task: Task, setup: Setup) -> dict[str, Any]:
+    recipe = task.recipe
+    return {
+        **asdict(setup),
+        "source": asdict(task.source),
+        "size": recipe.size,
+        "model": asdict(recipe.model),
+        "data": None if recipe.data is None else asdict(recipe.data),
+    }
+
+
+class Watcher(Protocol):
+    """Is told how the work goes."""
+
+    def begin(self, job: Job) -> None: ...
+    def advance(self, share: float, loss: float | None) -> None: ...
+    def end(self, job: Job, record: Record, kept: bool) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
+def do_all(planned: Sequence[Job], store: RunStore, overwrite: bool, watcher: Watcher) -> Iterator[Record]:
+    """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn."""
+    for job in planned:
+        record = None if overwrite else store.get(job.task.name, job.kind, job.identity)
+        kept = record is not None
+        if record is None:
+            watcher.begin(job)
+            result = _time(job, watcher) if job.kind == "timing" else _train(job, store, overwrite, watcher)
+            record = store.put(job.task.name, job.kind, job.identity, machine=machine(), result=result)
+            checkpoints_of(job, store, watcher).remove()
+        watcher.end(job, record, kept)
+        yield record
+
+
+def checkpoints_of(job: Job, store: RunStore, watcher: Watcher) -> Checkpoints:
+    return Checkpoints(store.folder / "checkpoints", job.file_name.removesuffix(".jsonl"), watcher.say)
+
+
+def _time(job: Job, watcher: Watcher) -> dict[str, Any]:
+    norms = job.identity["norms"]
+    milliseconds = timing.measure(job.task, job.setup, norms, lambda done, total: watcher.advance(done / total, None))
+    profiles = {norm: profile.steps(job.task, job.setup, norm) for norm in norms}
+    return {
+        "milliseconds": milliseconds,
+        "profiled_share": {norm: found.norm_share for norm, found in profiles.items()},
+        "peak_memory": {norm: found.peak_memory for norm, found in profiles.items()},
+    }
+
+
+def _train(job: Job, store: RunStore, overwrite: bool, watcher: Watcher) -> dict[str, Any]:
+    checkpoints = checkpoints_of(job, store, watcher)
+    if overwrite:
+        checkpoints.remove()
+    norm, seed, rate = job.identity["norm"], job.identity["seed"], job.identity["train"]["learning_rate"]
+    run = Run(job.task, job.setup, norm, seed, learning_rate=rate, checkpoints=checkpoints)
+    return job.result(run.finish(Advance(watcher, job.task.recipe.train.steps)))
+
+
+class Advance(Listener):
+    """Hands each step on to a watcher."""
+
+    def __init__(self, watcher: Watcher, steps: int) -> None:
+        self.watcher, self.steps = watcher, steps
+
+    def step(self, done: int, loss: float, learning_rate: float) -> None:
+        self.watcher.advance(done / self.steps, loss)

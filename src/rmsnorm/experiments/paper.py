@@ -1,0 +1,83 @@
+"""The figures of the paper (Zhang & Sennrich 2019, Tables 2 to 9), which tables show beside those measured here.
+
+Quality by normaliser and metric key as the task has them; time saved against LayerNorm, in percent, as the paper states
+it, from code that wrote every norm in framework operators.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper has of one task."""
+
+    where: str
+    """Data, framework and hardware."""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Normaliser -> metric -> figure."""
+    saved: dict[str, str] = field(default_factory=dict)
+    """Normaliser -> percent of LayerNorm's time."""
+
+
+PAPER = {
+    "translation": Published(
+        where="WMT14 En-De, newstest2014, RNNSearch (quality: TensorFlow; L2 too; WeightNorm: Theano); "
+        "time saved in TensorFlow, Theano, PyTorch on a TITAN X (Pascal)",
+        quality={
+            "none": {"bleu": 21.7},
+            "l2": {"bleu": 20.7},
+            "weight": {"bleu": 21.7},
+            "layer": {"bleu": 22.6},
+            "rms": {"bleu": 22.4},
+            "prms": {"bleu": 22.6},
+        },
+        saved={"rms": "24.7, 34.0, 11.0", "prms": "25.9, 33.4, 12.0"},
+    ),
+    "transformer": Published(
+        where="WMT14 En-De, newstest2014, Transformer base on a V100; no norm diverges",
+        quality={"layer": {"bleu": 26.6}, "rms": {"bleu": 26.8}, "prms": {"bleu": 26.5}},
+        saved={"rms": "6.9", "prms": "9.3"},
+    ),
+    "reading": Published(
+        where="CNN/Daily Mail, attentive reader, Theano on a TITAN X (Pascal); quality is shown as a curve alone",
+        saved={"none": "19.6", "batch": "12.0", "rms": "15.1", "prms": "15.8"},
+    ),
+    "retrieval": Published(
+        where="COCO, order-embeddings, Theano on a TITAN X (Pascal)",
+        quality={
+            norm: dict(
+                zip(
+                    (
+                        *("caption_r1", "caption_r5", "caption_r10", "caption_mean_rank"),
+                        *("image_r1", "image_r5", "image_r10", "image_mean_rank"),
+                    ),
+                    figures,
+                    strict=True,
+                )
+            )
+            for norm, figures in {
+                "none": (45.8, 79.7, 88.8, 5.4, 37.6, 73.6, 85.8, 7.7),
+                "layer": (47.9, 79.5, 89.2, 5.3, 38.4, 74.6, 86.7, 7.5),
+                "rms": (48.7, 79.7, 89.5, 5.3, 39.0, 74.8, 86.3, 7.5),
+                "prms": (46.8, 79.8, 90.3, 5.2, 39.0, 74.5, 86.3, 7.4),
+            }.items()
+        },
+        saved={"rms": "40.8", "prms": "63.9"},
+    ),
+    "images": Published(
+        where="CIFAR-10, ConvPool-CNN-C, Theano on an RTX 2080 Ti",
+        quality={
+            norm: {"test_error": error}
+            for norm, error in {
+                "none": 8.96,
+                "batch": 8.25,
+                "weight": 8.28,
+                "layer": 10.49,
+                "rms": 8.83,
+                "prms": 10.37,
+            }.items()
+        },
+        saved={"rms": "20.5", "prms": "23.1"},
+    ),
+}
+"""By task; ``language`` is not of the paper."""

@@ -1,0 +1,176 @@
+"""The tables of a comparison: quality with the paper's row beneath each, and time in each setting on its own."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from rmsnorm.experiments.compare import QualityRow, TimeRow, mixed_machines
+from rmsnorm.experiments.learner import Setup
+from rmsnorm.experiments.paper import PAPER, Published
+from rmsnorm.experiments.recipes.common import LABELS
+from rmsnorm.experiments.runs import Record
+from rmsnorm.experiments.task import Metric, Task
+from rmsnorm.experiments.timing import Spread
+
+SETTINGS = {
+    "unfused": "time, unfused: every norm in framework operators, as the paper had it",
+    "rmsnorm": "time, this project's kernels for LayerNorm and RMSNorm both",
+    "best": "time, torch's LayerNorm against this project's RMSNorm",
+}
+METRICS_A_TABLE = 5
+"""More columns do not fit a terminal."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables of one task say."""
+
+    task: Task
+    setup: Setup
+    quality: list[QualityRow]
+    times: dict[str, list[TimeRow]]
+    """By setting; empty where none were asked for."""
+    records: list[Record]
+    plot: str
+
+
+def heading(task: Task, setup: Setup) -> str:
+    source = f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
+    size = "" if task.recipe.size == "small" else f"{task.recipe.size} size · "
+    device = "" if setup.device == "cpu" else f" · {setup.device}"
+    return f"compare {task.name} · {source} · {size}{task.recipe.train.steps} steps{device}"
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print all of it."""
+    task = comparison.task
+    paper = PAPER.get(task.name, Published(""))
+    console.print(heading(task, comparison.setup), style="bold", highlight=False, soft_wrap=True)
+    for start in range(0, len(task.metrics), METRICS_A_TABLE):
+        console.print(
+            _quality_table(comparison.quality, task.metrics[start : start + METRICS_A_TABLE], paper), highlight=False
+        )
+    for kernels, rows in comparison.times.items():
+        console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
+        console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
+    for note in notes(comparison):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(headings: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # narrow enough for 80 columns
+    table.add_column("norm", no_wrap=True)
+    for each in headings:
+        table.add_column(each, justify="right", no_wrap=True)
+    return table
+
+
+def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published) -> Table:
+    table = _table([metric.label for metric in metrics])
+    for each in rows:
+        table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
+        published = paper.quality.get(each.norm, {})
+        if any(metric.key in published for metric in metrics):
+            cells = (f"{published[m.key]:g}" if m.key in published else "" for m in metrics)
+            table.add_row("  paper", *cells, style="dim")
+    return table
+
+
+def quality_cell(each: QualityRow, metric: Metric) -> str:
+    """'2.345 ± 0.012'; never a mere number where a run diverged."""
+    if metric.key not in each.metrics:
+        return "diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})"
+    quality = each.metrics[metric.key]
+    spread = "" if quality.sd is None else f" ± {quality.sd:{metric.form}}"
+    diverged = f"\n{each.diverged} of {each.runs} diverged" if each.diverged else ""
+    return f"{quality.mean:{metric.form}}{spread}{diverged}"
+
+
+def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
+    published = ["paper's\n%"] if paper.saved else []
+    table = _table(["ms a\nstep", "saved, % of Layer-\nNorm's [95 % CI]", *published, *_SHARES, "peak\nMiB"])
+    for each in rows:
+        table.add_row(
+            LABELS[each.norm],
+            f"{each.milliseconds:.1f}",
+            "" if each.saved is None else _interval(each.saved),
+            *([paper.saved.get(each.norm, "")] if paper.saved else []),
+            "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
+            "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
+            f"{each.peak_memory / 2**20:.1f}",
+        )
+    return table
+
+
+_SHARES = ("norms, %\nablation", "\nprofiler")
+
+
+def _interval(spread: Spread) -> str:
+    low, high = spread.interval
+    return f"{100 * spread.median:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be known to read the tables."""
+    task, records = comparison.task, comparison.records
+    found = [_about_quality(comparison), _about_data(task)]
+    timed = [record for record in records if record["kind"] == "timing"]
+    if timed:
+        machine, rounds = timed[0]["machine"], len(timed[0]["result"]["milliseconds"]["none"])
+        processor = machine["cpu"] if comparison.setup.device == "cpu" else f"{machine['gpu'] or machine['cpu']}"
+        found.append(
+            f"time: {rounds} rounds of one step each in turn, paired (ms: LayerNorm's median less what is saved), "
+            f"recorded {timed[0]['finished']}; {processor}, {machine['torch_threads']} threads, "
+            f"torch {machine['versions']['torch']}; norms' share of a step by leaving them out and by torch.profiler; "
+            "peak: all tensors at the fullest moment of a step"
+        )
+    if task.name in PAPER:
+        found.append(f"paper: {PAPER[task.name].where}")
+    found.append(f"records and plot: {comparison.plot.rpartition('/')[0] or '.'}, {comparison.plot}")
+    if mixed := mixed_machines(records):
+        found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
+    return found
+
+
+def _about_quality(comparison: Comparison) -> str:
+    recipe, headline = comparison.task.recipe, comparison.task.metrics[0]
+    seeds = comparison.quality[0].runs
+    rates = {LABELS[each.norm]: recipe.learning_rate(each.norm) for each in comparison.quality}
+    if len(set(rates.values())) == 1:
+        rate = f"learning rate {next(iter(rates.values())):g} for all"
+    else:
+        rate = "learning rates " + ", ".join(f"{norm} {value:g}" for norm, value in rates.items())
+    parts = [
+        f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{comparison.setup.kernels} kernels, {rate}, pRMSNorm of the first {100 * recipe.p:g} %",
+        *(f"{name} gives {value:{headline.form}}" for name, value in comparison.task.references.items()),
+    ]
+    return "; ".join(parts)
+
+
+def _about_data(task: Task) -> str:
+    source = task.source
+    details = (f"{key} {value:{',' if isinstance(value, int) else ''}}" for key, value in source.details.items())
+    return f"data: {', '.join([source.name, *details])}, sha256 {source.sha256[:12]}"
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The same for a program."""
+    task = comparison.task
+    return {
+        "task": task.name,
+        "setup": asdict(comparison.setup),
+        "recipe": asdict(task.recipe),
+        "source": asdict(task.source),
+        "references": dict(task.references),
+        "paper": asdict(PAPER[task.name]) if task.name in PAPER else None,
+        "machine": comparison.records[0]["machine"],
+        "quality": [asdict(each) for each in comparison.quality],
+        "time": {kernels: [asdict(each) for each in rows] for kernels, rows in comparison.times.items()},
+        "notes": notes(comparison),
+        "plot": comparison.plot,
+    }

@@ -1,0 +1,85 @@
+"""Several processes under torchrun (gloo): the same losses as one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("lightning_fabric", "rich", "matplotlib"):
+    pytest.importorskip(_package)
+
+from rmsnorm.cli import main  # noqa: E402
+from test_experiments_command import TINY, corpus  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("text"))
+
+
+def arguments(text, out, *more, steps=12):
+    # 15 windows over two processes: parts of unequal size
+    where = ["--data", str(text), "--out", str(out), "--threads", "1", "--steps", str(steps)]
+    return ["train", "language", "--norm", "rms", *where, "--set", *TINY, "train.batch=15", *more]
+
+
+def torchrun(processes, command):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*run, "-m", "rmsnorm.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def result(out):
+    (path,) = out.glob("*.jsonl")
+    return json.loads(path.read_text())["result"]
+
+
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    assert main(arguments(text, out, "train.clip=global")) == 0
+    torch.set_num_threads(threads)
+    return result(out)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy):
+    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", "--strategy", strategy))
+    both = result(tmp_path)
+    assert both["curve"]["step"] == alone["curve"]["step"]
+    for key in ("train_loss", "valid"):
+        ours, theirs = ((r["curve"]["valid"]["bits"] if key == "valid" else r["curve"][key]) for r in (both, alone))
+        assert ours[1:] == pytest.approx(theirs[1:], rel=1e-5)
+    assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
+    assert done.stdout.count("record: ") == 1  # one process speaks
+
+
+def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone):
+    """A checkpoint is whole, whoever wrote it."""
+    command = arguments(text, tmp_path, "train.clip=global")
+    torchrun(2, [*command, "--strategy", "fsdp", "--checkpoint-every", "5"])
+    (record,) = tmp_path.glob("*.jsonl")
+    record.unlink()
+    kept = sorted((tmp_path / "checkpoints").glob("*.pt"))
+    kept[-1].unlink()  # the one at the end
+    assert main(command) == 0
+    assert result(tmp_path)["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
+
+
+def test_a_numbered_device_is_refused_under_torchrun(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert main(arguments(text, tmp_path, "--device", "cpu:0")) == 2
+    assert "takes a device of its own; got --device cpu:0" in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Checkpoints: a killed run goes on to the same figures, to the last bit; what is damaged is refused and said."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("lightning_fabric", "rich", "matplotlib"):
+    pytest.importorskip(_package)
+
+from rmsnorm.cli import main  # noqa: E402
+from rmsnorm.experiments.checkpoints import Checkpoints  # noqa: E402
+from test_experiments_command import TINY, corpus  # noqa: E402
+
+STEPS = 200
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_threads):
+    set_threads(1)
+
+
+@pytest.fixture
+def text(tmp_path):
+    return corpus(tmp_path)
+
+
+def arguments(text, out, *more, steps=STEPS):
+    data = ["--data", str(text), "--out", str(out), "--threads", "1", "--steps", str(steps)]
+    return ["train", "language", "--norm", "batch", *data, "--set", *TINY, *more]  # with buffers, beside parameters
+
+
+def result(out):
+    (path,) = out.glob("*.jsonl")
+    found = json.loads(path.read_text())["result"]
+    curve = {key: value for key, value in found["curve"].items() if key != "seconds"}
+    return found["quality"], curve
+
+
+def checkpoints(out):
+    return sorted((out / "checkpoints").glob("*.pt"))
+
+
+def stopped(text, out, *more, steps=STEPS):
+    """Killed without warning once it has written its second checkpoint."""
+    process = subprocess.Popen([sys.executable, "-m", "rmsnorm.cli", *arguments(text, out, *more, steps=steps)])
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(checkpoints(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not list(out.glob("*.jsonl"))
+
+
+def test_a_killed_run_goes_on_to_the_same_figures_and_a_damaged_checkpoint_is_not_used(text, tmp_path, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main(arguments(text, whole)) == 0
+    stopped(text, out, "--checkpoint-every", "7")  # not where it evaluates
+    last = checkpoints(out)[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    before = checkpoints(out)[-2]
+    capsys.readouterr()
+    assert main(arguments(text, out, "--checkpoint-every", "7")) == 0
+    errors = capsys.readouterr().err
+    assert f"checkpoint {last} is refused: its content is not what its name's hash stands for" in errors
+    step = int(before.name.split(".step")[1][:9])
+    assert step % 7 == 0
+    assert f"goes on from step {step}" in errors
+    assert result(out) == result(whole)
+    assert len(checkpoints(out)) == 2
+
+
+def test_a_state_of_another_network_is_refused(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    stopped(text, out)
+    folder = Checkpoints(out / "checkpoints", checkpoints(out)[0].name.partition(".")[0], print)
+    content = folder.load()
+    content["model"]["stranger"] = torch.zeros(1)
+    folder.save(STEPS - 1, content)
+    assert main(arguments(text, out)) == 2
+    assert "must be of this version's network" in capsys.readouterr().err
+    assert main(arguments(text, out, "--overwrite", steps=4)) == 0
+
+
+def test_two_are_kept_and_each_is_whole_or_refused(tmp_path):
+    said = []
+    mine, other = (Checkpoints(tmp_path, stem, said.append) for stem in ("run-a", "run"))
+    assert mine.load() is None
+    for step in (5, 10, 1000):
+        mine.save(step, {"step": step, "weights": torch.full((3,), float(step))})
+    other.save(7, {"step": 7})
+    assert names(tmp_path) == ["run", "run-a", "run-a"]
+    assert mine.load()["step"] == 1000
+    assert not said
+
+    latest = next(tmp_path.glob("run-a.step000001000*"))
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, which the archive's own reader may not see
+    latest.write_bytes(content)
+    assert mine.load()["step"] == 10
+    assert str(latest) in said[0]
+    for path in tmp_path.glob("run-a*"):
+        path.write_bytes(b"")
+    assert mine.load() is None
+    mine.remove()
+    assert names(tmp_path) == ["run"]
+
+
+def names(folder):
+    return sorted(path.name.partition(".")[0] for path in folder.iterdir())
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("owned",))
+
+    kept = Checkpoints(tmp_path, "run", lambda message: said.append(message))
+    said = []
+    kept.save(1, {"evil": Evil()})
+    assert kept.load() is None
+    assert "refused" in said[0]
+
+
+def test_tensorboard_logs_hold_the_curve(text, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "out"
+    assert main(arguments(text, out, "--tensorboard", steps=8)) == 0
+    (folder,) = (out / "tensorboard").iterdir()
+    log = accumulator.EventAccumulator(str(folder)).Reload()
+    _, curve = result(out)
+    assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 9))
+    valid = [event.value for event in log.Scalars("valid/bits")]
+    assert valid == pytest.approx(curve["valid"]["bits"], abs=1e-5)
+    assert log.Scalars("train/learning_rate")[0].value > 0
+
+
+def test_the_best_weights_are_tested_if_the_recipe_asks_for_them(text, tmp_path):
+    """A rate that is fine at first and ruins the network at last."""
+    ruin = ["--set", "train.schedule=constant", "train.warmup_steps=3", "train.learning_rate=0.1"]
+    last, best = tmp_path / "last", tmp_path / "best"
+    assert main(arguments(text, last, *ruin, steps=16)) == 0
+    assert main(arguments(text, best, *ruin, "train.best=true", steps=16)) == 0
+    figures = [result(out)[1]["valid"]["bits"] for out in (last, best)]
+    assert figures[0] == figures[1]
+    assert min(figures[0]) < figures[0][-1] - 0.1  # the premise
+    assert result(best)[0]["bits"] == pytest.approx(min(figures[0]), abs=0.2)
+    assert result(best)[0]["bits"] < result(last)[0]["bits"] - 0.1
