@@ -23,11 +23,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, active
-from rmsnorm.experiments.recipes.common import P
+from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.experiments.vector_norms import vector_norm
+from rmsnorm.torch import GRU
 
 GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
 LSTM_NORMS = (*GRU_NORMS, "batch")
+_FUSED = {"none": None, "layer": "layer", "rms": "rms", "prms": "rms"}
+"""The normalisers that rmsnorm.torch.GRU has inside, by its names."""
 Draw = Callable[[Tensor], object]
 """Fills a tensor in place, as the functions of torch.nn.init do."""
 
@@ -122,6 +125,14 @@ class LoopGRU(_GRU):
                 h_BH = self.step(a, h_BH)
                 outputs.append(h_BH)
         return torch.stack(outputs), h_BH[None]
+
+
+def gru_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+    """One layer in one direction: this project's, where ``kernels`` asks for it and it has ``norm``, else the loop."""
+    if kernels == "rmsnorm" and norm in _FUSED:
+        share = p if norm == "prms" else 1.0
+        return GRU(input_size, hidden_size, norm=_FUSED[norm], p=share, eps=EPS)
+    return LoopGRU(input_size, hidden_size, norm, kernels, p)
 
 
 class _LSTM(_Recurrent):
@@ -238,7 +249,7 @@ class Ragged(nn.Module):
     def _run(self, layer: nn.Module, d: int, x_TBI: Tensor, lengths_B: Tensor) -> Tensor:
         shape = (1, x_TBI.shape[1], self.hidden_size)
         h_1BH = x_TBI.new_zeros(shape) if self.start is None else self.start[d].expand(shape)
-        if isinstance(layer, _GRU):
+        if isinstance(layer, _GRU | GRU):
             return layer(x_TBI, h_1BH)[0]
         state = (h_1BH, torch.zeros_like(h_1BH))
         return layer(x_TBI, state, lengths_B)[0] if isinstance(layer, LoopLSTM) else layer(x_TBI, state)[0]

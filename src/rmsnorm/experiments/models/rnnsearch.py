@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from rmsnorm.experiments.data.subwords import BEGIN, PAD
-from rmsnorm.experiments.models.recurrent import LoopGRU, LoopGRUCell, Ragged, initialise
+from rmsnorm.experiments.models.recurrent import LoopGRUCell, Ragged, gru_layer, initialise
 from rmsnorm.experiments.models.search import Tensors
 from rmsnorm.experiments.recipes.common import P
 from rmsnorm.experiments.recipes.translation import ModelConfig
@@ -69,7 +69,7 @@ class RNNSearch(nn.Module):
             return NormedLinear(inputs, outputs, norm, kernels, p)
 
         self.source_embedding, self.target_embedding = nn.Embedding(vocabulary, E), nn.Embedding(vocabulary, E)
-        self.encoder = Ragged(lambda: LoopGRU(E, H, norm, kernels, p), bidirectional=True)
+        self.encoder = Ragged(lambda: gru_layer(E, H, norm, kernels, p), bidirectional=True)
         self.first_state, self.first_bias = linear(2 * H, H), nn.Parameter(torch.zeros(H))
         self.word_cell = LoopGRUCell(E, H, norm, kernels, p)
         self.context_cell = LoopGRUCell(2 * H, H, norm, kernels, p)
@@ -95,13 +95,14 @@ class RNNSearch(nn.Module):
                 nn.init.normal_(weight, std=config.init_std, generator=generator)
             weight += config.init_mean
 
+        for module in (*self.encoder.directions, self.word_cell, self.context_cell):
+            initialise(module, "weight_ih", draw)
+            initialise(module, "weight_hh", draw)
+            for name, parameter in module.named_parameters():
+                if name.startswith("bias"):
+                    nn.init.zeros_(parameter)
         for module in self.modules():
-            if isinstance(module, LoopGRU | LoopGRUCell):
-                initialise(module, "weight_ih", draw)
-                initialise(module, "weight_hh", draw)
-                nn.init.zeros_(module.parameter("bias_ih"))
-                nn.init.zeros_(module.parameter("bias_hh"))
-            elif isinstance(module, NormedLinear):
+            if isinstance(module, NormedLinear):
                 drawn = torch.empty_like(module.weight)
                 draw(drawn)
                 module.set_weight(drawn)

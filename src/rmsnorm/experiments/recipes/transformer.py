@@ -27,7 +27,7 @@ def small() -> Recipe:
         "small",
         ModelConfig(width=64, feed_forward=256, heads=4, layers=2),
         TrainConfig(
-            steps=600,
+            steps=280,
             batch=1500,
             learning_rate=3e-3,
             betas=(0.9, 0.98),
@@ -36,7 +36,7 @@ def small() -> Recipe:
             warmup_steps=60,
             evaluations=8,
         ),
-        TimingConfig(rounds=60),
+        TimingConfig(rounds=40),
         DataConfig(
             vocabulary=512,
             max_length=80,

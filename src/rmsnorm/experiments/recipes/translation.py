@@ -22,8 +22,15 @@ def small() -> Recipe:
     """Dates on two cores."""
     return Recipe(
         "small",
-        ModelConfig(embedding=64, hidden=96),
-        TrainConfig(steps=400, batch=128, learning_rate=3e-3, evaluations=8),
+        ModelConfig(embedding=64, hidden=96, init_std=0.1),
+        TrainConfig(
+            steps=200,
+            batch=128,
+            learning_rate=1e-2,
+            schedule="cosine",
+            warmup_steps=10,
+            evaluations=8,
+        ),
         TimingConfig(rounds=40),
         DataConfig(
             vocabulary=512,
