@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("rmsnorm.experiments.train_command", "train one model with one normaliser"),
     "compare": ("rmsnorm.experiments.command", "train the same model with each normaliser and compare"),
     "invariance": ("rmsnorm.analysis.command", "measure the paper's Table 1 and its analysis of gradients"),
+    "report": ("rmsnorm.report.command", "put everything recorded into one HTML page"),
     "bench": ("rmsnorm.bench.command", "time this project's kernels beside their peers"),
 }
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rmsnorm.analysis.gradients import DELTAS, Gradients, Sweep
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import write_whole
-from rmsnorm.experiments.styles import COLOURS
+from rmsnorm.experiments.styles import STYLES
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -32,20 +32,21 @@ def draw(found: dict[str, Gradients]) -> Figure:
     """Two panels of double logarithmic axes; normalisers that behave alike share a line and alternate their marks."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     inputs, weights = figure.subplots(1, 2, sharey=True)
-    _panel(inputs, {norm: each.inputs for norm, each in found.items()}, "δ, inputs x times δ")
-    _panel(weights, {norm: each.weights for norm, each in found.items()}, "δ, weights W times δ")
+    panel(inputs, {norm: each.inputs for norm, each in found.items()}, "δ, inputs x times δ")
+    panel(weights, {norm: each.weights for norm, each in found.items()}, "δ, weights W times δ")
     inputs.set_ylabel("‖∂L/∂W‖ as a multiple of that at δ = 1")
     handles, labels = inputs.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     return figure
 
 
-def _panel(axes: Axes, sweeps: dict[str, Sweep], what: str) -> None:
+def panel(axes: Axes, sweeps: dict[str, Sweep], what: str) -> None:
+    """One half of the figure, over δ."""
     for place, (norm, sweep) in enumerate(sweeps.items()):
         axes.loglog(
             DELTAS,
             sweep.length,
-            color=COLOURS[norm],
+            color=STYLES[norm][0],
             linewidth=1,
             marker="o",
             markersize=5,
@@ -57,4 +58,5 @@ def _panel(axes: Axes, sweeps: dict[str, Sweep], what: str) -> None:
             power(exponent), (DELTAS[-1], DELTAS[-1] ** exponent), (-4, 6), textcoords="offset points", ha="right"
         )
     axes.set_xlabel(what)
-    axes.grid(alpha=0.25)
+    axes.grid(visible=True, alpha=0.25)
+    axes.margins(y=0.08)

@@ -11,20 +11,8 @@ from matplotlib.figure import Figure
 from rmsnorm.experiments.compare import QualityRow, TimeRow
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record, write_whole
+from rmsnorm.experiments.styles import STYLES
 from rmsnorm.experiments.task import Task
-
-# Of the Okabe-Ito palette, which the colour-blind can tell apart; the line styles part what lies on top of each other.
-_STYLES: dict[str, tuple[str, Any]] = {
-    "none": ("#555555", (0, (1, 1))),
-    "l2": ("#CC79A7", (0, (1, 1))),
-    "weight": ("#56B4E9", (0, (5, 1, 1, 1))),
-    "batch": ("#D55E00", "-"),
-    "group": ("#B8A800", "--"),
-    "layer": ("#E69F00", "-"),
-    "rms": ("#0072B2", "--"),
-    "prms": ("#009E73", "-."),
-    "dyt": ("#000000", (0, (3, 1, 1, 1, 1, 1))),
-}
 
 
 def draw(
@@ -47,8 +35,8 @@ def draw(
     metric = task.metrics[0]
     ends: list[float] = []
     for row in rows:
-        colour, style = _STYLES[row.norm]
-        steps, mean, sd = _mean_curve([record["result"]["curve"] for record in runs[row.norm]], metric.key)
+        colour, style = STYLES[row.norm]
+        steps, mean, sd = mean_curve([record["result"]["curve"] for record in runs[row.norm]], metric.key)
         label = LABELS[row.norm] + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
         for axes, scale in zip(halves, (1.0, milliseconds.get(row.norm, 0.0) / 1000), strict=False):
             x = [step * scale for step in steps]
@@ -82,7 +70,7 @@ def draw(
     write_whole(path, image.getvalue())
 
 
-def _mean_curve(curves: list[dict[str, Any]], key: str) -> tuple[list[int], list[float], list[float]]:
+def mean_curve(curves: list[dict[str, Any]], key: str) -> tuple[list[int], list[float], list[float]]:
     """Steps, mean and standard deviation, as far as every seed has a finite loss."""
     steps: list[int] = []
     mean: list[float] = []

@@ -40,6 +40,13 @@ def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:
     return f"{'-'.join(parts)}-{digest}.jsonl"
 
 
+def load(folder: Path) -> list[Record]:
+    """Every record in a folder, each checked, in the order of the files' names; nothing is written."""
+    if not folder.is_dir():
+        raise UserError(f"records lie in a folder; {str(folder)!r} is none. Pass the --out of rmsnorm compare.")
+    return [_read(path) for path in sorted(folder.glob("*.jsonl"))]
+
+
 class RunStore:
     """The folder of records. Reading it checks every record in it, but for those in ``replaced``."""
 

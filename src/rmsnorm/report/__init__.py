@@ -1,0 +1,1 @@
+"""``rmsnorm report``: everything recorded, as one HTML page."""

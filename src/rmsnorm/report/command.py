@@ -1,0 +1,43 @@
+"""``rmsnorm report``: the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rmsnorm.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.formatter_class = argparse.HelpFormatter
+    parser.description = (
+        "Writes one self-contained HTML page from the records of `rmsnorm compare`: tables with the paper's figures "
+        "beside them, curves, machines and versions. It measures the paper's Table 1 and trains nothing."
+    )
+    add = parser.add_argument
+    add("folder", nargs="?", type=Path, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
+    add("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUNS)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, draw, write; returns the exit status."""
+    try:
+        from rmsnorm.experiments import runs
+        from rmsnorm.report.page import render
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "rmsnorm":
+            raise
+        raise UserError(
+            f"this command needs the experiments' packages; {error.name!r} is not installed. "
+            f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
+        ) from None
+
+    out = args.out or args.folder / "report.html"
+    records = runs.load(args.folder)
+    if not records:
+        raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out must lie in a folder that exists; {str(out.parent)!r} does not. Make it first.")
+    runs.write_whole(out, render(records).encode())
+    print(f"{out}: {len(records)} record{'s' * (len(records) != 1)}")
+    return 0

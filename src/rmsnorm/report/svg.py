@@ -1,0 +1,60 @@
+"""Matplotlib's figures as SVG inside a page: text stays text, and ink takes the page's colour, light or dark."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+_INK = "#010203"
+"""Stands for the page's colour until the figure is in the page."""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Figures made and turned into SVG within this context belong to the page."""
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
+    settings: Any = {
+        **ink,
+        "grid.color": _INK,
+        "grid.alpha": 0.15,
+        "axes.grid": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "rmsnorm",  # the same records make the same page
+        "font.size": 10,
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def inline(figure: Figure, name: str, title: str) -> Markup:
+    """The figure as an ``<svg>`` element as wide as its container.
+
+    Args:
+        figure: made within :func:`drawing`.
+        name: unique in the page; every id begins with it.
+        title: what the figure shows, for those who do not see it.
+    """
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # its "*" would be every element of the page
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = text.replace(_INK, "currentColor")
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    # Markup: Matplotlib escapes the text in it.
+    opening = f'<svg {box[0]} role="img" aria-label="{escape(title)}">'
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip())

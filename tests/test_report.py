@@ -1,0 +1,286 @@
+"""``rmsnorm report``: what the page says, that nothing in a record can break it, and how it looks in a browser."""
+
+import html
+import re
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
+    pytest.importorskip(_package)
+
+from rmsnorm.cli import main  # noqa: E402
+from rmsnorm.experiments import runs  # noqa: E402
+from rmsnorm.experiments.recipes.common import NORMS  # noqa: E402
+from rmsnorm.experiments.runs import RunStore  # noqa: E402
+from rmsnorm.report.collect import collect  # noqa: E402
+
+MACHINE = {
+    "cpu": "A processor <2>",
+    "memory_gib": 8.0,
+    "os": "Linux",
+    "gpu": None,
+    "python": "3.11",
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "torch_threads": 2,
+    "versions": {"torch": "2.13.0", "numpy": "2.0"},
+}
+HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
+SMALL = {"width": 8, "layers": 1}
+
+
+def source(name="digits", stand_in=True):
+    return {
+        "name": name,
+        "stand_in": stand_in,
+        "sha256": "ab" * 32,
+        "details": {"images": {"train": 1797}, "split": "by <hash>"},
+    }
+
+
+def common(kernels="rmsnorm", model=SMALL, **of_source):
+    return {
+        **{"kernels": kernels, "device": "cpu", "precision": "32-true", "source": source(**of_source)},
+        **{"size": "small", "model": model, "data": None},
+    }
+
+
+class Folder:
+    """Writes records as the commands do."""
+
+    def __init__(self, path):
+        self.path, self.store = path, RunStore(path)
+
+    def put(self, task, kind, identity, result):
+        self.store.put(task, kind, identity, machine=MACHINE, result=result)
+
+    def run(
+        self, norm, seed, quality, *, task="images", rate=0.003, p=None, label="test error, %", steps=40, **of_common
+    ):
+        train = {"steps": steps, "batch": 10, "learning_rate": rate, "schedule": "constant"}
+        identity = {**common(**of_common), "norm": norm, "seed": seed, "p": p, "train": train}
+        valid = {"test_error": [90.0, 40.0 + seed, 12.0, 10.0], "loss": [2.3, 1.0 + seed / 10, 0.4, 0.3]}
+        result = {
+            "status": "diverged" if quality is None else "finished",
+            "quality": quality if quality is None else {"test_error": quality, "loss": 0.3},
+            "curve": {
+                "step": [0, 10, 20, 40],
+                "seconds": [0.0, 1.0, 2.0, 4.0],
+                "train_loss": [None, 1, 1, 1],
+                "valid": valid,
+            },
+            "metrics": [{"key": "test_error", "label": label, "higher_is_better": False, "form": ".2f"}],
+            "references": {"guessing": 90.0},
+        }
+        self.put(task, "run", identity, result)
+
+    def timing(self, task="images", batch=10, **of_common):
+        norms = ["none", "batch", "layer", "rms", "prms"]
+        milliseconds = {norm: [10.0 - 2 * (norm == "rms") + 0.01 * round for round in range(9)] for norm in norms}
+        identity = {
+            **common(**of_common),
+            "timing": {"rounds": 9},
+            "batch": batch,
+            "norms": norms,
+            "p": 0.125,
+            "machine": MACHINE,
+        }
+        result = {
+            "milliseconds": milliseconds,
+            "profiled_share": {norm: None if norm == "none" else 0.123 for norm in norms},
+            "peak_memory": dict.fromkeys(norms, 3 << 20),
+        }
+        self.put(task, "timing", identity, result)
+
+    def page(self, *flags):
+        assert main(["report", str(self.path), *flags]) == 0
+        return (self.path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Everything that a page can have, and its page. Tests that change it take a copy."""
+    folder = Folder(tmp_path_factory.mktemp("full") / "runs")
+    for seed, shift in ((0, 0.0), (1, 0.5)):
+        for norm in ("none", "batch", "layer", "rms", "prms"):
+            folder.run(norm, seed, 9.0 + NORMS.index(norm) + shift, p=0.125 if norm == "prms" else None)
+    for p in (0.25, 0.5):
+        folder.run("prms", 0, 12.0, p=p)
+    folder.run("rms", 0, 77.0, rate=0.5)
+    folder.run("layer", 0, None, steps=7)
+    folder.run("rms", 0, 5.0, task="unheard-of", name=HOSTILE, stand_in=False, label=HOSTILE)
+    for kernels in ("unfused", "rmsnorm", "best"):
+        folder.timing(kernels=kernels)
+    folder.page()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(full):
+    return (full.path / "report.html").read_text(encoding="utf-8")
+
+
+def text_of(page):
+    """What is read: without style and tags."""
+    bare = re.sub(r"<[^>]*>", " ", re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL))
+    return html.unescape(re.sub(r"\s+", " ", bare))
+
+
+def parsed(page):
+    html5lib = pytest.importorskip("html5lib", reason="html5lib, the HTML validator, is not installed")
+    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page)  # raises where HTML5 has an error
+
+
+def test_the_page_is_valid_and_needs_nothing_else(page):
+    tree = parsed(page)
+    ids = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    assert "script" not in {element.tag for element in tree.iter()}
+    for element in tree.iter():
+        for name, value in element.items():
+            if str(name).endswith(("href", "src")):
+                assert value.startswith("#"), (element.tag, name, value)
+                assert value[1:] in ids
+            for target in re.findall(r"url\((.*?)\)", value):
+                assert target.strip("#") in ids
+    assert "http" not in page
+    assert "url(" not in re.search(r"<style>.*</style>", page, re.DOTALL)[0]
+
+
+def test_what_it_says(page):
+    said = text_of(page)
+    assert "images 40 steps stand-in data" in said
+    assert "BatchNorm 12.25 ± 0.35 paper 8.25" in said  # the index of "batch" is 3
+    assert "LayerNorm 14.25 ± 0.35 paper 10.49" in said
+    assert "pRMSNorm of the first 12.5 %" in said
+    assert "guessing would give 90.00" in said
+    assert "LayerNorm diverged paper 10.49" in said  # the one run of seven steps
+    assert "RMSNorm 8.0 19.9 [19.9, 20.0] paper 20.5" in said  # unfused alone stands beside the paper's time
+    assert said.count("paper 20.5") == 2  # at 40 and at 7 steps
+    assert "12.3 3.0" in said  # profiler and peak
+    assert "30 of 30 cells agree" in said
+    assert "A processor <2>" in said
+    assert "commit 0123456789ab" in said
+    assert "digits, images (train 1,797), split by <hash>, sha256 abababababab" in said
+    assert "the paper's Fig. 3" in said
+
+
+def test_stand_in_data_is_marked_at_every_table_and_figure_and_nothing_else_is(page, folder):
+    for section in re.findall(r"<section.*?</section>", page, flags=re.DOTALL):
+        badges = section.count('class="stand-in"')
+        if ">images <" in section:
+            shown = section.count("<table") + section.count("<figure")
+            assert badges == shown + 1  # and the heading
+        else:
+            assert badges == 0
+    folder.run("rms", 0, 5.0, stand_in=False)
+    assert "stand-in data" not in text_of(folder.page())
+
+
+def test_what_stands_in_a_record_is_text(page):
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp;" in page
+    assert "<script" not in page
+
+
+def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
+    said = text_of(page)
+    assert "77" not in said
+    assert "recorded too, with other settings, and not shown: RMSNorm at 0.5" in said
+
+
+def test_experiments_are_told_apart(full):
+    found = collect(runs.load(full.path))
+    assert [(each.task, each.train["steps"]) for each in found] == [("images", 40), ("images", 7), ("unheard-of", 40)]
+    assert list(found[0].timings) == ["unfused", "rmsnorm", "best"]
+    assert [(line.norm, line.p, len(line.records)) for line in found[0].main("rmsnorm")] == [
+        ("none", None, 2),
+        ("batch", None, 2),
+        ("layer", None, 2),
+        ("rms", None, 2),
+        ("prms", 0.125, 2),
+    ]
+
+
+def test_times_alone_and_runs_alone(folder):
+    folder.timing(kernels="best", batch=64)
+    said = text_of(folder.page())
+    assert "times alone" in said
+    folder.run("rms", 0, 5.0)
+    assert "Loss by wall time" not in text_of(folder.page())
+
+
+def test_the_same_records_make_the_same_page_wherever_it_is_written(full, page, tmp_path, capsys):
+    assert main(["report", str(full.path), "--out", str(tmp_path / "page.html")]) == 0
+    assert "18 records" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+
+
+def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):
+    shutil.copytree(full.path, tmp_path / "runs")
+    (tmp_path / "runs" / "report.html").unlink()
+    (tmp_path / "empty").mkdir()
+    for flags, said in (
+        ([str(tmp_path / "none")], "records lie in a folder"),
+        ([str(tmp_path / "empty")], "holds no records"),
+        ([str(tmp_path / "runs"), "--out", str(tmp_path / "no" / "page.html")], "a folder that exists"),
+    ):
+        assert main(["report", *flags]) == 2
+        assert said in capsys.readouterr().err
+    assert not list((tmp_path / "empty").iterdir())
+    torn = next((tmp_path / "runs").glob("images-rms-*"))
+    torn.write_text(torn.read_text()[:100])
+    assert main(["report", str(tmp_path / "runs")]) == 2
+    assert torn.name in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+LOOK = """() => ({
+    wide: document.documentElement.scrollWidth - window.innerWidth,
+    page: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector('figure svg text')).fill,
+    small: Math.min(...Array.from(document.querySelectorAll('figure svg text'), t => t.getBoundingClientRect().height)),
+    narrow: Math.min(...Array.from(document.querySelectorAll('figure svg'), svg => svg.getBoundingClientRect().width)),
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_in_a_browser(full, browser, width, scheme):
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    asked, said = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto((full.path / "report.html").as_uri())
+    look = tab.evaluate(LOOK)
+    assert len(asked) == 1  # the page itself
+    assert said == []
+    assert look["wide"] <= 0  # nothing but a table's own box scrolls sideways
+    assert look["narrow"] > 250
+    assert look["small"] >= 7  # pixels: the smallest text of a figure can be read
+    bright = sum(map(int, re.findall(r"\d+", look["page"])[:3])) > 3 * 128
+    assert bright == (scheme == "light")
+    assert look["ink"] != look["page"]
+    if width == 1280:
+        assert tab.pdf(format="A4").startswith(b"%PDF")
+    tab.close()
