@@ -112,14 +112,14 @@ def test_the_digits_are_enlarged_and_split_the_same_every_time():
     images, name = digits.load()
     again, _ = digits.load()
     assert name.startswith("scikit-learn ")
-    assert images.train.shape == (1197, 1, 16, 16)
-    assert images.test.shape == (600, 1, 16, 16)
+    assert images.train.shape == (1197, 1, 24, 24)
+    assert images.test.shape == (600, 1, 24, 24)
     assert np.array_equal(images.train, again.train)
     assert images.sha256 == again.sha256
     assert images.train.min() == -1
     assert images.train.max() == 1
-    assert np.array_equal(images.train[:, :, ::2, ::2], images.train[:, :, 1::2, 1::2])
+    assert np.array_equal(images.train[:, :, ::3, ::3], images.train[:, :, 2::3, 1::3])
     grey, labels, _ = digits.digits()
-    both = np.concatenate((images.train, images.test))[:, 0, ::2, ::2] * 8 + 8
+    both = np.concatenate((images.train, images.test))[:, 0, ::3, ::3] * 8 + 8
     assert np.array_equal(np.sort(both.reshape(len(grey), -1), 0), np.sort(grey.reshape(len(grey), -1), 0))
     assert sorted(np.concatenate((images.train_labels, images.test_labels))) == sorted(labels)

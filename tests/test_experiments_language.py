@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments.data import standard_library  # noqa: E402
 from rmsnorm.experiments.recipes.language import small  # noqa: E402
 from rmsnorm.experiments.tasks import language  # noqa: E402
 
@@ -81,7 +82,7 @@ def test_the_default_is_the_standard_library_and_called_a_stand_in():
     assert task.source.details["characters"] > 5_000_000
     assert 0.08 < len(task.text.held_out) / task.source.details["characters"] < 0.15
     assert 4 < task.text.unigram_bits < 5  # program text
-    names = language._standard_library()
+    names = standard_library.sources()
     assert "argparse.py" in names
     assert "json/decoder.py" in names
     parts = {part for name in names for part in name.split("/")}

@@ -14,8 +14,8 @@ from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.spec import partial_count
 from rmsnorm.torch import layer_norm, rms_norm
 
-VectorNorm = Callable[[Tensor, Tensor], Tensor]
-"""(x of shape (..., n), gain that broadcasts to x) -> y of x's shape and dtype."""
+VectorNorm = Callable[[Tensor, Tensor | None], Tensor]
+"""(x of shape (..., n), gain of shape (n,) or None) -> y of x's shape and dtype."""
 
 
 def standardise(x: Tensor, norm: str, p: float = P) -> Tensor:
@@ -39,7 +39,7 @@ def vector_norm(norm: str, kernels: str, p: float = P) -> VectorNorm:
     operators throughout.
     """
     if kernels == "unfused" or norm == "l2":
-        return lambda x, gain: standardise(x, norm, p) * gain
+        return lambda x, gain: standardise(x, norm, p) if gain is None else standardise(x, norm, p) * gain
     if norm == "layer":
         function = F.layer_norm if kernels == "best" else layer_norm
         return lambda x, gain: function(x, (x.shape[-1],), gain, None, EPS)

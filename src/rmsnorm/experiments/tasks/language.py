@@ -7,9 +7,7 @@ the SHA-256 of their names until a tenth of the characters is held out. A single
 import hashlib
 import math
 import os
-import platform
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments.data import standard_library
 from rmsnorm.experiments.models.transformer import Transformer
 from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes.common import Recipe
@@ -27,7 +26,6 @@ from rmsnorm.experiments.task import Batch, Metric, Source, generator
 
 HELD_OUT_SHARE = 10
 """One character in ten is held out."""
-_TESTS = {"test", "tests", "idle_test"}
 
 
 NATS_TO_BITS = 1 / math.log(2)
@@ -91,8 +89,8 @@ class Language:
 
 def load(data: Path | None, recipe: Recipe) -> Language:
     """Read, split and encode a UTF-8 file or folder, or the standard library of the running Python."""
-    files = _standard_library() if data is None else _read(data)
-    name = f"Python {platform.python_version()} standard library" if data is None else data.resolve().name
+    files = standard_library.sources() if data is None else _read(data)
+    name = standard_library.NAME if data is None else data.resolve().name
     train, held_out, split = _split(files)
 
     window = recipe.model.context + 1
@@ -106,22 +104,6 @@ def load(data: Path | None, recipe: Recipe) -> Language:
     details = {"files": len(files), "characters": len(train) + len(held_out), "held out": split}
     source = Source(name=name, stand_in=data is None, sha256=_digest(files), details=details)
     return Language(recipe, source, _encode(train, held_out))
-
-
-def _standard_library() -> dict[str, str]:
-    """The .py files that Python names as its standard library, without its tests and without site-packages."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files: dict[str, Path] = {}
-    for module in sys.stdlib_module_names:  # not a walk of everything: site-packages lies in there too
-        for path in [root / f"{module}.py", *(root / module).rglob("*.py")]:
-            name = path.relative_to(root)
-            if path.is_file() and not _TESTS & set(name.parts):
-                files[name.as_posix()] = path
-    if not files:
-        raise UserError(
-            "this Python carries no sources of its standard library to train on; pass --data FILE_OR_FOLDER"
-        )
-    return {name: _decode(files[name]) for name in sorted(files)}
 
 
 def _read(path: Path) -> dict[str, str]:

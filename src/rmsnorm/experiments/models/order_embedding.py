@@ -1,0 +1,90 @@
+"""Order embeddings of images and captions (Vendrov et al. 2016), the GRU over any normaliser.
+
+Legend of the shape suffixes: B pairs, T words, D embedding width.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmsnorm.experiments.models.recurrent import LoopGRU, Ragged, initialise
+from rmsnorm.experiments.recipes.retrieval import ModelConfig
+
+
+class OrderEmbedding(nn.Module):
+    """(features (B, F), word ids (B, T), lengths (B)) -> (images_BD, captions_BD), both non-negative and of norm 1.
+
+    An image is an affine map of its features, a caption the last state of a GRU over its words; both are scaled to norm
+    1, then the absolute value is taken. Start: word vectors and input weights uniform in ±0.1, recurrent weights
+    orthogonal gate by gate, Xavier's for the images, biases 0.
+    """
+
+    def __init__(self, features: int, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, config.word_width)
+        make = partial(LoopGRU, config.word_width, config.width, norm, kernels, p)
+        self.gru = Ragged(make)
+        self.image = nn.Linear(features, config.width)
+
+        uniform = partial(nn.init.uniform_, a=-0.1, b=0.1)
+        uniform(self.words.weight)
+        layer = self.gru.directions[0]
+        initialise(layer, "weight_ih", uniform)
+        initialise(layer, "weight_hh", nn.init.orthogonal_)
+        nn.init.zeros_(layer.bias_ih_l0)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias_hh_l0)  # type: ignore[arg-type]
+        nn.init.xavier_uniform_(self.image.weight)
+        nn.init.zeros_(self.image.bias)
+
+    def forward(self, features_BF: Tensor, words_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images(features_BF), self.captions(words_BT, lengths_B)
+
+    def images(self, features_BF: Tensor) -> Tensor:
+        return F.normalize(self.image(features_BF), dim=-1).abs()
+
+    def captions(self, words_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        _, last_BD = self.gru(self.words(words_BT.T), lengths_B)
+        return F.normalize(last_BD, dim=-1).abs()
+
+
+def order_errors(images_ID: Tensor, captions_CD: Tensor) -> Tensor:
+    """E(i, c) = Σ_d max(0, caption_d − image_d)², (I, C): 0 where the caption says nothing that the image lacks."""
+    return (captions_CD[None] - images_ID[:, None]).clamp(min=0).square().sum(-1)
+
+
+def ranking_loss(errors_BB: Tensor, margin: float, own: slice = slice(None)) -> Tensor:
+    """Σ max(0, margin + E(pair) − E(mismatch)) over all mismatches of each image and of each caption in the batch.
+
+    ``errors_BB[i, i]`` are the pairs. ``own`` restricts the sum to the images and captions of one process.
+    """
+    pairs_B = errors_BB.diagonal()
+    of_images = (margin + pairs_B[:, None] - errors_BB).clamp(min=0)[own]
+    of_captions = (margin + pairs_B[None, :] - errors_BB).clamp(min=0)[:, own]
+    at_pairs = 2 * margin * pairs_B[own].numel()  # each pair against itself, in both sums
+    return of_images.sum() + of_captions.sum() - at_pairs
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes in the order of their ranks; each gets back the gradients that all took of its rows."""
+
+    @staticmethod
+    def forward(ctx: object, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def gathered(rows: Tensor) -> tuple[Tensor, slice]:
+    """The rows of all processes, which have equally many, and which of them are this one's."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows, slice(None)
+    start = len(rows) * torch.distributed.get_rank()
+    return _Gather.apply(rows), slice(start, start + len(rows))

@@ -1,0 +1,102 @@
+"""Classifying images: CIFAR-10, or scikit-learn's digits as a stand-in. No augmentation, ZCA-whitened."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmsnorm.errors import UserError
+from rmsnorm.experiments.data import cifar10, digits
+from rmsnorm.experiments.data.epochs import check_enough, chosen
+from rmsnorm.experiments.models.conv_pool import ConvPool
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.task import Batch, Metric, Source
+
+Array = np.ndarray[Any, Any]
+_EVALUATION_BATCH = 500
+
+
+class Images:
+    """See :class:`rmsnorm.experiments.task.Task`."""
+
+    name = "images"
+    norms = ("none", "weight", "batch", "layer", "rms", "prms")
+    default_norms = norms
+    metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f"),)
+
+    def __init__(self, recipe: Recipe, source: Source, images: digits.Images) -> None:
+        self.recipe, self.source, self.classes = recipe, source, images.classes
+        kept = len(images.train) - recipe.data.held_out
+        if kept < 1:
+            raise UserError(
+                f"the recipe holds out {recipe.data.held_out} training images; {source.name!r} has "
+                f"{len(images.train)}. Pass more data."
+            )
+        check_enough(kept, recipe.train.batch, source.name, "images")
+        whiten = zca(images.train[:kept], recipe.data.zca)
+        self.train = _tensors(whiten(images.train[:kept]), images.train_labels[:kept])
+        test = _tensors(whiten(images.test), images.test_labels)
+        valid = _tensors(whiten(images.train[kept:]), images.train_labels[kept:]) if recipe.data.held_out else test
+        self.splits = {"valid": valid, "test": test}
+        guess = np.bincount(images.train_labels[:kept], minlength=images.classes).argmax()
+        self.references = {"the most frequent class": 100 * float((images.test_labels != guess).mean())}
+
+    def model(self, norm: str, kernels: str) -> nn.Module:
+        return ConvPool(self.train[0].shape[1], self.classes, self.recipe.model, norm, kernels, self.recipe.p)
+
+    def batch(self, step: int, seed: int) -> Batch:
+        indices, _ = chosen(step, seed, len(self.train[0]), self.recipe.train.batch)
+        return tuple(part[indices] for part in self.train)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Summed cross-entropy in nats, and the number of images."""
+        pixels, labels = batch
+        return F.cross_entropy(model(pixels).float(), labels, reduction="sum"), len(labels)
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        device = next(model.parameters()).device
+        pixels, labels = self.splits[split]
+        parts = [model(part.to(device)).float().cpu() for part in pixels.split(_EVALUATION_BATCH)]
+        logits = torch.cat(parts)
+        wrong = (logits.argmax(1) != labels).double().mean().item()
+        return {"test_error": 100 * wrong, "loss": F.cross_entropy(logits, labels).item()}
+
+    def initialise(self, model: nn.Module, batch: Batch) -> None:
+        """As the paper's baselines: a network without norms of its activations is scaled to the first batch."""
+        if isinstance(model, ConvPool) and model.bare:
+            model.initialise(batch[0])
+
+
+def zca(images: Array, eps: float) -> Any:
+    """Images -> images whose pixels are uncorrelated with variance 1 over the given ones, and nearest to them.
+
+    With covariance U diag(λ) Uᵀ: (x − mean) · U diag(1/√(λ + eps)) Uᵀ.
+    """
+    rows = images.reshape(len(images), -1).astype(np.float64)
+    mean = rows.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True))
+    matrix = (vectors / np.sqrt(values.clip(0) + eps)) @ vectors.T
+
+    def whiten(images: Array) -> Array:
+        rows = (images.reshape(len(images), -1) - mean) @ matrix
+        return rows.reshape(images.shape).astype(np.float32)
+
+    return whiten
+
+
+def _tensors(pixels: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def load(data: Path | None, recipe: Recipe) -> Images:
+    """CIFAR-10's archive or folder, or the digits."""
+    if data is None:
+        images, name = digits.load()
+    else:
+        images, name = cifar10.load(data), data.resolve().name
+    details = {"training images": len(images.train) - recipe.data.held_out, "held out": recipe.data.held_out}
+    source = Source(name, data is None, images.sha256, details | {"test images": len(images.test)})
+    return Images(recipe, source, images)

@@ -1,0 +1,144 @@
+"""Finding the caption of an image and the image of a caption, by order embeddings."""
+
+import tempfile
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rmsnorm.errors import UserError
+from rmsnorm.experiments.data import captions, digit_scenes
+from rmsnorm.experiments.data.captions import PER_IMAGE, Captions, Split
+from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
+from rmsnorm.experiments.models.order_embedding import OrderEmbedding, gathered, order_errors, ranking_loss
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.task import Metric, Source
+
+END, UNKNOWN, FIRST_WORD = 0, 1, 2
+"""Ids: the end of a sentence, which is also its padding, and what the training captions lack."""
+RECALLS = (1, 5, 10)
+_CHUNK = 50
+"""Images whose errors with all captions of a fold are taken at a time."""
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    """(B, features)"""
+    words: Tensor
+    """(B, T), each caption with its END."""
+    lengths: Tensor
+    """(B)"""
+
+
+class Retrieval:
+    """See :class:`rmsnorm.experiments.task.Task`."""
+
+    name = "retrieval"
+    norms = ("none", "l2", "weight", "layer", "rms", "prms")
+    default_norms = ("none", "layer", "rms", "prms")
+    metrics = (
+        *(Metric(f"caption_r{k}", f"caption\nR@{k}", True, ".1f") for k in RECALLS),
+        Metric("caption_rank", "caption\nmean rank", False, ".1f"),
+        *(Metric(f"image_r{k}", f"image\nR@{k}", True, ".1f") for k in RECALLS),
+        Metric("image_rank", "image\nmean rank", False, ".1f"),
+    )
+
+    def __init__(self, recipe: Recipe, source: Source, found: Captions) -> None:
+        self.recipe, self.source, self.splits = recipe, source, found.splits
+        check_enough(len(self.splits["train"].images), recipe.train.batch, source.name, "images")
+        for split in ("valid", "test"):
+            if len(self.splits[split].images) < 2:
+                raise UserError(f"the {split} part of {source.name!r} must have 2 images or more. Pass more data.")
+        counts = Counter(chain.from_iterable(self.splits["train"].captions))
+        words = sorted(counts, key=lambda word: (-counts[word], word))
+        self.ids = {word: i for i, word in enumerate(words, FIRST_WORD)}
+        fold = min(recipe.data.fold, len(self.splits["test"].images))
+        self.references = {"guessing": 100 / fold}
+
+    def model(self, norm: str, kernels: str) -> nn.Module:
+        features = self.splits["train"].images.shape[1]
+        return OrderEmbedding(features, FIRST_WORD + len(self.ids), self.recipe.model, norm, kernels, self.recipe.p)
+
+    def batch(self, step: int, seed: int) -> Batch:
+        """One random caption of each image an epoch."""
+        train, size = self.splits["train"], self.recipe.train.batch
+        images, epoch = chosen(step, seed, len(train.images), size)
+        which = generator(seed, epoch, 1).integers(PER_IMAGE, size=len(train.images))
+        return self._batch(train, images, PER_IMAGE * images + which[images])
+
+    def _batch(self, split: Split, images: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Batch:
+        return Batch(torch.from_numpy(split.images[images]), *self._words([split.captions[i] for i in chosen]))
+
+    def _words(self, sentences: list[list[str]]) -> tuple[Tensor, Tensor]:
+        lengths = torch.tensor([len(sentence) + 1 for sentence in sentences])
+        words = torch.full((len(sentences), int(lengths.max())), END)
+        for row, sentence in zip(words, sentences, strict=True):
+            row[: len(sentence)] = torch.tensor([self.ids.get(word, UNKNOWN) for word in sentence])
+        return words, lengths
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """The sum over the mismatches of this process's images and captions with those of all, and its share of the
+        batch: the paper's loss is the whole batch's sum."""
+        mine = model(*batch)
+        (images, own), (captions, _) = (gathered(part) for part in mine)
+        loss = ranking_loss(order_errors(images, captions), self.recipe.model.margin, own)
+        return loss, len(mine[0]) / len(images)
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        assert isinstance(model, OrderEmbedding)
+        part, fold = self.splits[split], self.recipe.data.fold
+        folds = max(len(part.images) // fold, 1) if split == "test" else 1
+        found = [self._fold(model, part, slice(i * fold, (i + 1) * fold)) for i in range(folds)]
+        return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+
+    def _fold(self, model: OrderEmbedding, part: Split, rows: slice) -> dict[str, float]:
+        device = next(model.parameters()).device
+        features = torch.from_numpy(part.images[rows]).to(device)
+        sentences = part.captions[rows.start * PER_IMAGE : rows.stop * PER_IMAGE]
+        images_ID = model.images(features).float()
+        parts = [self._words(sentences[i : i + 500]) for i in range(0, len(sentences), 500)]
+        captions_CD = torch.cat([model.captions(words.to(device), n.to(device)).float() for words, n in parts])
+        errors_IC = torch.cat([order_errors(some, captions_CD) for some in images_ID.split(_CHUNK)]).cpu()
+        of_captions, of_images = ranks(errors_IC)
+        pairs, trained = len(images_ID), self.recipe.train.batch
+        loss = ranking_loss(errors_IC[:, ::PER_IMAGE], self.recipe.model.margin).item()
+        figures = {"loss": loss * trained * (trained - 1) / (pairs * (pairs - 1))}  # as of a batch of training
+        for name, found in (("caption", of_captions), ("image", of_images)):
+            figures |= {f"{name}_r{k}": 100 * (found <= k).double().mean().item() for k in RECALLS}
+            figures[f"{name}_rank"] = found.double().mean().item()
+        return figures
+
+    def initialise(self, model: nn.Module, batch: Batch) -> None:
+        pass
+
+
+def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:
+    """From E(image, caption), captions 5i to 5i+4 being those of image i: the rank, from 1, of the best of each image's
+    five captions among the captions (I), and of each caption's image among the images (C).
+
+    What is equally good counts as before it, so that a network that says the same of everything finds nothing.
+    """
+    count = len(errors_IC)
+    mine = torch.arange(count).repeat_interleave(PER_IMAGE) == torch.arange(count)[:, None]
+    best_I1 = errors_IC.masked_fill(~mine, torch.inf).min(1, keepdim=True).values
+    of_captions = 1 + ((errors_IC <= best_I1) & ~mine).sum(1)
+    own_C = errors_IC[mine.nonzero(as_tuple=True)]
+    of_images = (errors_IC <= own_C).sum(0)
+    return of_captions, of_images
+
+
+def load(data: Path | None, recipe: Recipe) -> Retrieval:
+    """Captioned images in one of three layouts, or scenes of digits."""
+    if data is None:
+        with tempfile.TemporaryDirectory() as folder:
+            name = digit_scenes.write(Path(folder))
+            found = captions.load(Path(folder))
+    else:
+        name, found = data.resolve().name, captions.load(data)
+    details: dict[str, Any] = {f"{split} images": len(part.images) for split, part in found.splits.items()}
+    details["layout"] = found.layout
+    return Retrieval(recipe, Source(name, data is None, found.sha256, details), found)
