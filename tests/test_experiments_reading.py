@@ -111,7 +111,7 @@ def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
         for d, layer in enumerate(getattr(network, side).directions):
             for name in ("weight_ih", "weight_hh"):
                 expected = bare[f"{side}.directions.{d}.{name}_l0"]
-                torch.testing.assert_close(layer.parameter(name), expected)
+                torch.testing.assert_close(getattr(layer, f"{name}_l0"), expected)
     torch.testing.assert_close(network.logits.weight, bare["logits.weight"])
     optimizer, losses, batch = torch.optim.Adam(network.parameters(), 1e-2), [], task.batch(0, 0)
     for _ in range(12):

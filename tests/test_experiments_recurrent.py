@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import rmsnorm.torch  # noqa: E402
 from rmsnorm import reference  # noqa: E402
 from rmsnorm.experiments.models import recurrent  # noqa: E402
 from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm  # noqa: E402
@@ -216,6 +217,40 @@ def test_weights_are_drawn_gate_by_gate(norm):
         recurrent.initialise(layer, "weight_hh", torch.nn.init.orthogonal_)
         for block in layer.parameter("weight_hh").detach().split(H):
             torch.testing.assert_close(block @ block.T, torch.eye(H), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "loop"), [(recurrent.gru_layer, recurrent.LoopGRU), (recurrent.lstm_layer, recurrent.LoopLSTM)])
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
+def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
+    """The same draws, names, outputs and gradients, on ragged sequences in both directions with a learned start."""
+    networks = []
+    for each in (make, loop):
+        torch.manual_seed(5)
+        networks.append(recurrent.Ragged(lambda each=each: each(WIDTH, H, norm, kernels, 0.25), True, True))
+    first, second = networks
+    for (name, one), (other_name, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert name == other_name
+        assert torch.equal(one, other)
+    x, lengths = inputs()[0], torch.tensor([3, 7, 1, 5, 6])
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn((T, B, 2 * H), generator=generator)
+    for network in networks:
+        (randomised(network)(x, lengths)[0] * weight).sum().backward()
+    torch.testing.assert_close(first(x, lengths), second(x, lengths), rtol=0, atol=UNITS)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_which_layers_are_native():
+    native = {
+        k: [n for n in recurrent.GRU_NORMS if isinstance(recurrent.gru_layer(2, 3, n, k), rmsnorm.torch.GRU)] for k in KERNELS
+    }
+    assert native == {
+        "rmsnorm": ["none", "layer", "rms", "prms"],
+        "unfused": [],
+        "best": ["none", "rms", "prms"],
+    }
 
 
 def test_a_norm_that_a_recurrence_lacks_is_refused():

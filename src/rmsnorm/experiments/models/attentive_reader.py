@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm.experiments.models.recurrent import LoopLSTM, Ragged, initialise
+from rmsnorm.experiments.models.recurrent import Ragged, initialise, lstm_layer
 from rmsnorm.experiments.models.step_batch_norm import active
 from rmsnorm.experiments.recipes.reading import ModelConfig
 
@@ -39,7 +39,7 @@ class AttentiveReader(nn.Module):
         self.dropout = config.dropout
         both = 2 * config.width
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(LoopLSTM, config.word_width, config.width, norm, kernels, p)
+        make = partial(lstm_layer, config.word_width, config.width, norm, kernels, p)
         self.context = Ragged(make, bidirectional=True, learned_start=True)
         self.question = Ragged(make, bidirectional=True, learned_start=True)
         self.of_context = nn.Linear(both, both)
@@ -51,13 +51,13 @@ class AttentiveReader(nn.Module):
         self.average = nn.Linear(both, both, bias=False)
         self.logits = nn.Linear(both, vocabulary)
 
+        for layer in (*self.context.directions, *self.question.directions):
+            initialise(layer, "weight_ih", uniform)
+            initialise(layer, "weight_hh", partial(nn.init.orthogonal_, gain=0.05))
+            for bias in ("bias_ih_l0", "bias_hh_l0"):
+                nn.init.zeros_(layer.get_parameter(bias))
         for module in self.modules():
-            if isinstance(module, LoopLSTM):
-                initialise(module, "weight_ih", uniform)
-                initialise(module, "weight_hh", partial(nn.init.orthogonal_, gain=0.05))
-                nn.init.zeros_(module.parameter("bias_ih"))
-                nn.init.zeros_(module.parameter("bias_hh"))
-            elif isinstance(module, nn.Embedding | nn.Linear):
+            if isinstance(module, nn.Embedding | nn.Linear):
                 uniform(module.weight)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm.experiments.models.recurrent import LoopGRU, Ragged, initialise
+from rmsnorm.experiments.models.recurrent import Ragged, gru_layer, initialise
 from rmsnorm.experiments.recipes.retrieval import ModelConfig
 
 
@@ -24,7 +24,7 @@ class OrderEmbedding(nn.Module):
     def __init__(self, features: int, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(LoopGRU, config.word_width, config.width, norm, kernels, p)
+        make = partial(gru_layer, config.word_width, config.width, norm, kernels, p)
         self.gru = Ragged(make)
         self.image = nn.Linear(features, config.width)
 
@@ -33,8 +33,8 @@ class OrderEmbedding(nn.Module):
         layer = self.gru.directions[0]
         initialise(layer, "weight_ih", uniform)
         initialise(layer, "weight_hh", nn.init.orthogonal_)
-        nn.init.zeros_(layer.bias_ih_l0)  # type: ignore[arg-type]
-        nn.init.zeros_(layer.bias_hh_l0)  # type: ignore[arg-type]
+        for bias in ("bias_ih_l0", "bias_hh_l0"):
+            nn.init.zeros_(layer.get_parameter(bias))
         nn.init.xavier_uniform_(self.image.weight)
         nn.init.zeros_(self.image.bias)
 

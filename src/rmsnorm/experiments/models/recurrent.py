@@ -1,4 +1,4 @@
-"""GRU and LSTM over any normaliser, as plain loops of torch operators, where the paper puts the norms (§2 and app. A).
+"""GRU and LSTM over any normaliser, where the paper puts the norms: this project's layers or plain loops of operators.
 
 Legend of the shape suffixes: T steps, B sequences, I input width, H hidden width, G gates · H.
 
@@ -25,12 +25,13 @@ from torch.nn.utils import parametrizations, parametrize
 from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, active
 from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.experiments.vector_norms import vector_norm
-from rmsnorm.torch import GRU
+from rmsnorm.torch import GRU, LSTM
 
 GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
 LSTM_NORMS = (*GRU_NORMS, "batch")
-_FUSED = {"none": None, "layer": "layer", "rms": "rms", "prms": "rms"}
-"""The normalisers that rmsnorm.torch.GRU has inside, by its names."""
+_NATIVE = {"unfused": (), "rmsnorm": ("none", "layer", "rms", "prms"), "best": ("none", "rms", "prms")}
+"""Which norms this project's recurrent layers serve in each setting; the best LayerNorm is torch's, in a loop."""
+_NORMS = {"layer": "layer", "rms": "rms", "prms": "rms"}
 Draw = Callable[[Tensor], object]
 """Fills a tensor in place, as the functions of torch.nn.init do."""
 
@@ -127,14 +128,6 @@ class LoopGRU(_GRU):
         return torch.stack(outputs), h_BH[None]
 
 
-def gru_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
-    """One layer in one direction: this project's, where ``kernels`` asks for it and it has ``norm``, else the loop."""
-    if kernels == "rmsnorm" and norm in _FUSED:
-        share = p if norm == "prms" else 1.0
-        return GRU(input_size, hidden_size, norm=_FUSED[norm], p=share, eps=EPS)
-    return LoopGRU(input_size, hidden_size, norm, kernels, p)
-
-
 class _LSTM(_Recurrent):
     gates = 4
     norms: tuple[str, ...] = LSTM_NORMS
@@ -198,6 +191,23 @@ class LoopLSTM(_LSTM):
             current = self.step(a_BG, current, weight_hh, None if mask_TB is None else mask_TB[t], t)
             outputs.append(current[0])
         return torch.stack(outputs), (current[0][None], current[1][None])
+
+
+def gru_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+    """One layer, one direction: :class:`rmsnorm.torch.GRU` where ``kernels`` and ``norm`` allow it, or the loop.
+
+    Whichever it is, parameters, their names and what is drawn for them are the same.
+    """
+    if norm in _NATIVE[kernels]:
+        return GRU(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
+    return LoopGRU(input_size, hidden_size, norm, kernels, p)
+
+
+def lstm_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+    """The same for :class:`rmsnorm.torch.LSTM`."""
+    if norm in _NATIVE[kernels]:
+        return LSTM(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
+    return LoopLSTM(input_size, hidden_size, norm, kernels, p)
 
 
 def initialise(module: Any, name: str, draw: Draw) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 TASKS = {
     "translation": "parallel text (WMT14 En-De), RNNSearch",
     "transformer": "the same by the Transformer, post-norm or pre-norm",
+    "images": "CIFAR-10, ConvPool-CNN-C with statistics over positions",
+    "retrieval": "captions of images (COCO) and images of captions, order embeddings with a GRU",
+    "reading": "cloze questions (CNN/Daily Mail), the attentive reader with LSTMs",
     "language": "characters of real text, a small decoder-only transformer",
 }
 """Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""

@@ -69,6 +69,9 @@ class Images:
         if isinstance(model, ConvPool) and model.bare:
             model.initialise(batch[0])
 
+    def files(self) -> dict[str, bytes]:
+        return {}
+
 
 def zca(images: Array, eps: float) -> Any:
     """Images -> images whose pixels are uncorrelated with variance 1 over the given ones, and nearest to them.

@@ -118,6 +118,9 @@ class Reading:
     def initialise(self, model: nn.Module, batch: Batch) -> None:
         pass
 
+    def files(self) -> dict[str, bytes]:
+        return {}
+
 
 def _shortened(question: Question, sentences: int | None, longest: int) -> Question:
     context = question.context

@@ -42,9 +42,9 @@ class Retrieval:
     default_norms = ("none", "layer", "rms", "prms")
     metrics = (
         *(Metric(f"caption_r{k}", f"caption\nR@{k}", True, ".1f") for k in RECALLS),
-        Metric("caption_rank", "caption\nmean rank", False, ".1f"),
+        Metric("caption_mean_rank", "caption\nmean rank", False, ".1f"),
         *(Metric(f"image_r{k}", f"image\nR@{k}", True, ".1f") for k in RECALLS),
-        Metric("image_rank", "image\nmean rank", False, ".1f"),
+        Metric("image_mean_rank", "image\nmean rank", False, ".1f"),
     )
 
     def __init__(self, recipe: Recipe, source: Source, found: Captions) -> None:
@@ -109,11 +109,14 @@ class Retrieval:
         figures = {"loss": loss * trained * (trained - 1) / (pairs * (pairs - 1))}  # as of a batch of training
         for name, found in (("caption", of_captions), ("image", of_images)):
             figures |= {f"{name}_r{k}": 100 * (found <= k).double().mean().item() for k in RECALLS}
-            figures[f"{name}_rank"] = found.double().mean().item()
+            figures[f"{name}_mean_rank"] = found.double().mean().item()
         return figures
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:
         pass
+
+    def files(self) -> dict[str, bytes]:
+        return {}
 
 
 def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:
