@@ -219,7 +219,9 @@ def test_weights_are_drawn_gate_by_gate(norm):
             torch.testing.assert_close(block @ block.T, torch.eye(H), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("make", "loop"), [(recurrent.gru_layer, recurrent.LoopGRU), (recurrent.lstm_layer, recurrent.LoopLSTM)])
+@pytest.mark.parametrize(
+    ("make", "loop"), [(recurrent.gru_layer, recurrent.LoopGRU), (recurrent.lstm_layer, recurrent.LoopLSTM)]
+)
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
 def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
@@ -244,7 +246,8 @@ def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
 
 def test_which_layers_are_native():
     native = {
-        k: [n for n in recurrent.GRU_NORMS if isinstance(recurrent.gru_layer(2, 3, n, k), rmsnorm.torch.GRU)] for k in KERNELS
+        k: [n for n in recurrent.GRU_NORMS if isinstance(recurrent.gru_layer(2, 3, n, k), rmsnorm.torch.GRU)]
+        for k in KERNELS
     }
     assert native == {
         "rmsnorm": ["none", "layer", "rms", "prms"],

@@ -32,5 +32,7 @@ def small() -> Recipe:
 
 def paper() -> Recipe:
     """Adam at 8e-5 on the "top 4" contexts: about 17 epochs of CNN's 380,298 questions."""
-    train = TrainConfig(steps=100_000, batch=64, learning_rate=8e-5, clip="global", clip_norm=10.0, evaluations=50, best=True)
+    train = TrainConfig(
+        steps=100_000, batch=64, learning_rate=8e-5, clip="global", clip_norm=10.0, evaluations=50, best=True
+    )
     return Recipe("paper", ModelConfig(), train, data=DataConfig())

@@ -27,5 +27,7 @@ def small() -> Recipe:
 
 def paper() -> Recipe:
     """100 epochs of COCO's 113,287 training images; validation every 300 steps, the best of which is tested."""
-    train = TrainConfig(steps=88_500, batch=128, learning_rate=1e-3, clip="per_tensor", clip_norm=2.0, evaluations=295, best=True)
+    train = TrainConfig(
+        steps=88_500, batch=128, learning_rate=1e-3, clip="per_tensor", clip_norm=2.0, evaluations=295, best=True
+    )
     return Recipe("paper", ModelConfig(), train, data=DataConfig())
