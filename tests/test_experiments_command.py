@@ -392,6 +392,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--steps", "-3"], "--steps must be at least 1; got -3"),
         (["--timing-rounds", "-1"], "--timing-rounds must be at least 0; got -1"),
         (["--sweep-lr", "0.1", "0"], "--sweep-lr must be learning rates above 0; got 0"),
+        (["images"], "--data must be given for one task; got 2 tasks"),
         (["--threads", "0"], "--threads must be at least 1; got 0"),
         (["--device", "abacus"], "--device must be one that this torch can use; got 'abacus'"),
         (["--device", "cuda:99"], "--device must be one that this torch can use; got 'cuda:99'"),
@@ -403,7 +404,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
 def test_wrong_use_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     corpus(tmp_path)
-    assert main(["compare", "language", "--data", "words.txt", *arguments]) == 2
+    assert main(["compare", "--data", "words.txt", "language", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err

@@ -129,7 +129,10 @@ def notes(comparison: Comparison) -> list[str]:
             "peak: all tensors at the fullest moment of a step"
         )
     if task.name in PAPER:
-        found.append(f"paper: {PAPER[task.name].where}")
+        stood_in = (
+            ", other data than here: its quality is no yardstick for a stand-in's" if task.source.stand_in else ""
+        )
+        found.append(f"paper: {PAPER[task.name].where}{stood_in}")
     found.append(f"records and plot: {comparison.plot.rpartition('/')[0] or '.'}, {comparison.plot}")
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
@@ -154,8 +157,17 @@ def _about_quality(comparison: Comparison) -> str:
 
 def _about_data(task: Task) -> str:
     source = task.source
-    details = (f"{key} {value:{',' if isinstance(value, int) else ''}}" for key, value in source.details.items())
+    details = [f"{key} {_said(value)}" for key, value in source.details.items()]
     return f"data: {', '.join([source.name, *details])}, sha256 {source.sha256[:12]}"
+
+
+def _said(value: Any) -> str:
+    """A value of a source's details in words."""
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_said(inner)}' for key, inner in value.items())})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
