@@ -96,6 +96,10 @@ def test_flags_take_the_place_of_the_defaults():
     assert len(changed) == len(set(changed))
     assert {case.op for case in changed} == set(cases.OPS)
     assert all(case.p == 1 for case in cases.choose(cases.default_cases(2), {"op": [{"op": "layer_norm"}]}))
+    gradients = [{"direction": "forward+backward"}]
+    assert all(case.op not in cases.FORWARD_ONLY for case in cases.choose(changed, {"direction": gradients}))
+    with pytest.raises(UserError, match="which have no gradient"):
+        cases.choose(changed, {"op": [{"op": "rms_norm_quantized"}], "direction": gradients})
     with pytest.raises(UserError, match="no partial statistic"):
         cases.choose(cases.default_cases(2), {"op": [{"op": "layer_norm"}], "p": [{"p": 0.5}]})
 
@@ -107,6 +111,11 @@ def test_flags_take_the_place_of_the_defaults():
         ("rms_norm", "forward+backward", 5),  # and x, dy, dx
         ("add_rms_norm", "forward", 4),  # x, residual, h, y
         ("add_rms_norm", "forward+backward", 8),  # and h, dy, dh, dx
+        ("add_rms_norm_inplace", "forward", 4),
+        ("rms_norm_heads", "forward+backward", 5),
+        ("rms_norm_gated", "forward", 3),  # x, gate, y
+        ("rms_norm_gated", "forward+backward", 8),  # and dy, x, gate, dx, dgate
+        ("rms_norm_quantized", "forward", 1.25),  # x, and bytes
     ],
 )
 def test_the_limit_moves_what_the_case_must(op, direction, arrays):
@@ -161,7 +170,12 @@ class Fake(providers.Provider):
 
     def build(self, case, inputs):
         truth = oracle.Oracle(case, inputs).want
-        outputs = tuple(torch.from_numpy(truth[name]).to(getattr(torch, case.dtype)) for name in case.outputs)
+        dtype, full = getattr(torch, case.dtype), (*case.full_shape[:-1], -1)
+        shapes = [case.vector_shape if name in oracle.SUMMED else full for name in case.outputs]
+        outputs = [torch.from_numpy(truth[n]).to(dtype).reshape(s) for n, s in zip(case.outputs, shapes, strict=True)]
+        outputs = tuple(outputs)
+        if case.op == "rms_norm_quantized":
+            outputs = outputs[0].round().to(torch.int8), outputs[1]
 
         def call():
             self.calls += 1
@@ -185,6 +199,9 @@ def _nan_last(outputs):
 
 
 BOTH = replace(CASE, direction="forward+backward")
+QUANTIZED = replace(CASE, op="rms_norm_quantized")
+GATED = replace(BOTH, op="rms_norm_gated")
+HEADS = replace(BOTH, op="rms_norm_heads")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +217,11 @@ BOTH = replace(CASE, direction="forward+backward")
         (replace(BOTH, dtype="bfloat16"), lambda out: (*out[:2], torch.zeros_like(out[2])), "dweight is 1 of its norm"),
         (replace(CASE, dtype="bfloat16"), lambda out: (out[0] * 1.05,), "epsilon off"),
         (CASE, lambda out: 1 / 0, "ZeroDivisionError"),
+        (QUANTIZED, lambda out: (out[0] - 1, out[1]), "q is 1[.0-9]* of a step off"),
+        (QUANTIZED, lambda out: (out[0], out[1] * 1.0001), "scale is .* epsilon off"),
+        (QUANTIZED, lambda out: (out[0].float(), out[1]), "must be int8"),
+        (GATED, lambda out: (out[0], out[1], out[2] * 1.001, out[3]), "dgate is"),
+        (HEADS, lambda out: (*out[:2], out[2].roll(1, 0)), "dweight is"),
     ],
 )
 def test_wrong_numbers_are_caught_and_not_timed(case, spoil, said):
@@ -250,8 +272,9 @@ SERVED = [
     (name, case)
     for name, provider in PROVIDERS.items()
     for direction, dtype in itertools.product(cases.DIRECTIONS, cases.DTYPES)
-    for op, p in [("rms_norm", 1), ("rms_norm", 0.0625), ("layer_norm", 1), ("add_rms_norm", 1)]
-    if provider.refuses(case := Case(op, direction, dtype, rows=5, n=130, p=p)) is None
+    for op, p in [*((op, 1) for op in cases.OPS), ("rms_norm", 0.0625), ("rms_norm_heads", 0.5)]
+    if not (direction == "forward+backward" and op in cases.FORWARD_ONLY)
+    if provider.refuses(case := Case(op, direction, dtype, rows=6, n=130, p=p)) is None  # two heads
     if name != "torch.compile"  # seconds a case: CI's `rmsnorm bench --quick` takes care of it
 ]
 

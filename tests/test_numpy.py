@@ -57,6 +57,30 @@ def test_any_axis(axis):
     assert np.array_equal(normed, rn.rms_norm(stream, g, axis=axis, eps=1e-5))
 
 
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2)], ids=str)
+def test_a_gain_for_each_head(axis):
+    """Each head as if it were alone, the heads being the last axis that is not normalised."""
+    x, dy = RNG.standard_normal((2, 5, 3, 7), np.float32)
+    axes = tuple(a % 3 for a in (axis if isinstance(axis, tuple) else (axis,)))
+    heads = max(a for a in range(3) if a not in axes)
+    shape = tuple(x.shape[a] for a in axes)
+    g, b = RNG.standard_normal((2, x.shape[heads], *shape), np.float32)
+    y = rn.rms_norm(x, g, b, axis=axis, eps=1e-5, p=0.5)
+    centred = rn.layer_norm(x, g, b, axis=axis)
+    dx, dweight, dbias = rn.rms_norm_backward(dy, x, g, axis=axis, eps=1e-5, p=0.5, bias=True)
+    assert dweight.shape == dbias.shape == g.shape
+    for h in range(x.shape[heads]):
+        own, gradient = x.take([h], heads), dy.take([h], heads)
+        assert np.array_equal(y.take([h], heads), rn.rms_norm(own, g[h], b[h], axis=axis, eps=1e-5, p=0.5))
+        assert np.array_equal(centred.take([h], heads), rn.layer_norm(own, g[h], b[h], axis=axis))
+        alone = rn.rms_norm_backward(gradient, own, g[h], axis=axis, eps=1e-5, p=0.5, bias=True)
+        assert np.array_equal(dx.take([h], heads), alone[0])
+        assert np.array_equal(dweight[h], alone[1])
+        assert np.array_equal(dbias[h], alone[2])
+    with pytest.raises(ValueError, match="bias must have the shape of weight"):
+        rn.rms_norm(x, g, b[0], axis=axis)
+
+
 VIEWS = {
     "rows back": lambda a: a[::-1],
     "elements back": lambda a: a[:, ::-1],

@@ -275,7 +275,14 @@ def test_several_normalised_dimensions_and_a_gate_of_another_dtype():
     flat = rms_norm_gated(x.view(3, 24), z.view(3, 24).bfloat16(), 24, weight.flatten(), 1e-5, groups=4)
     found = rms_norm_gated(x, z.bfloat16(), (4, 6), weight, 1e-5, groups=4)
     assert torch.equal(found.view(3, 24), flat)
+    given = [t.requires_grad_() for t in (x, z, weight)]
     found = rms_norm_gated(x, z, (4, 6), weight, 1e-5)
+    gradients = torch.autograd.grad(found, given, torch.ones_like(found))
+    wide_ones = [t.detach().float().requires_grad_() for t in given]
+    expected = torch.autograd.grad(rms_norm_gated(*wide_ones[:2], (4, 6), wide_ones[2], 1e-5).sum(), wide_ones)
+    for gradient, exact, t in zip(gradients, expected, given, strict=True):
+        assert gradient.dtype == t.dtype
+        torch.testing.assert_close(gradient.float(), exact, rtol=2**-7, atol=1e-4)
     exact = reference.rms_norm_gated(wide(x).reshape(3, 24), wide(z).reshape(3, 24), wide(weight).reshape(24), eps=1e-5)
     np.testing.assert_allclose(wide(found).reshape(3, 24), rounded(exact, torch.bfloat16), rtol=2**-7)
 

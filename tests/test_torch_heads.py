@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
-from rmsnorm.torch import RMSNorm, add_rms_norm, layer_norm, rms_norm
+from rmsnorm.torch import LayerNorm, RMSNorm, add_rms_norm, layer_norm, rms_norm
 
 HEADS, N = 3, 40
 
@@ -85,6 +85,16 @@ def test_module():
     assert RMSNorm(N, heads=HEADS, elementwise_affine=False).weight is None
 
 
+def test_layer_norm_module():
+    norm = LayerNorm(N, heads=HEADS)
+    assert norm.weight.shape == norm.bias.shape == (HEADS, N)
+    assert "heads=3" in repr(norm)
+    x = torch.randn(2, HEADS, N)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    expected = layer_norm(x, (N,)) * norm.weight + norm.bias
+    torch.testing.assert_close(norm(x), expected)
+
+
 @pytest.mark.parametrize(
     ("heads", "error", "message"),
     [
@@ -94,8 +104,9 @@ def test_module():
     ],
 )
 def test_wrong_heads(heads, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        RMSNorm(8, heads=heads)
+    for module in (RMSNorm, LayerNorm):
+        with pytest.raises(error, match=re.escape(message)):
+            module(8, heads=heads)
 
 
 @pytest.mark.parametrize("shape", [(2, N), (HEADS, 1), (1, HEADS, N), (4, HEADS, N), (HEADS, N, 1)], ids=str)

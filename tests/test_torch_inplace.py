@@ -97,8 +97,8 @@ WRONG = {
     "partly": (MINE, MEMORY[8:32].view(3, 8), {}, "input and residual must not share memory"),
     "input is the gain": (MINE, X.clone(), {"weight": MEMORY[:8]}, "input and weight must not share memory"),
     "residual is the bias": (X, MINE, {"bias": MEMORY[16:24]}, "residual and bias must not share memory"),
-    "expanded": (torch.ones(8).expand(3, 8), X.clone(), {}, "input must not be an expanded tensor"),
-    "expanded residual": (X, torch.ones(8).expand(3, 8), {}, "residual must not be an expanded tensor"),
+    "expanded": (torch.ones(8).expand(3, 8), X.clone(), {}, "input must not be an expanded or overlapping array"),
+    "expanded residual": (X, torch.ones(8).expand(3, 8), {}, "residual must not be an expanded or overlapping array"),
     "dtype": (
         X.bfloat16(),
         X.bfloat16(),

@@ -46,8 +46,9 @@ def rms_norm(
 
     Args:
         x: any shape, of a floating dtype.
-        weight: the gain g, of the shape of x along ``axis``, any floating dtype; None: 1.
-        bias: b, likewise; None: 0.
+        weight: the gain g, of the shape of x along ``axis``, any floating dtype; None: 1. Or with one more dimension
+            before it, a gain for each head: of the extent of x's last axis that is not normalised.
+        bias: b, of the weight's shape (without one, of either); None: 0.
         axis: the normalised axis or axes; several are taken together, in x's order.
         eps: inside the root; None: machine epsilon of the computation dtype.
         p: the fraction of elements whose RMS is taken (pRMSNorm), 0 < p ≤ 1.
@@ -202,12 +203,16 @@ class _Call(NamedTuple):
             spec = _spec(shape, eps, p, zero_centered)
         except TypeError:  # something that cannot be a key of the cache, which the check will name
             spec = check_spec(shape, eps, p, zero_centered)
+        rows = _rows(x, axes)
+        heads = rows.shape[-len(axes) - 1] if rows.ndim > len(axes) else None
         for name, value in (("weight", weight), ("bias", bias)):
             if value is not None:
                 value = _floating(name, value)
-                check_parameter(name, value.shape, _name(value.dtype), spec.normalized_shape)
+                check_parameter(name, value.shape, _name(value.dtype), spec.normalized_shape, heads)
         weight, bias = (None if v is None else _native(np.asarray(v)) for v in (weight, bias))
-        return cls(_rows(x, axes), weight, bias, axes, spec)
+        if weight is not None and bias is not None:
+            check_same("bias", bias.shape, "weight", weight.shape, "shape")
+        return cls(rows, weight, bias, axes, spec)
 
     @property
     def flags(self) -> int:
@@ -260,8 +265,8 @@ def _backward(
         gradients.append(value)
     dx = np.empty(call.x.shape, call.x.dtype)
     dweight = None if call.weight is None else np.empty(call.weight.shape, call.weight.dtype)
-    parameter = call.x if call.weight is None else call.weight
-    dbias = np.empty(call.spec.normalized_shape, parameter.dtype) if bias else None
+    vector = np.empty(call.spec.normalized_shape, call.x.dtype) if dweight is None else dweight
+    dbias = np.empty_like(vector) if bias else None
     call._run(
         kernel,
         [gradients[0], call.x, call.spec.normalized_shape, call.weight, dx, gradients[1], dweight, dbias],

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmsnorm.bench.cases import EPS, Case
+from rmsnorm.bench.cases import EPS, PLAIN, Case
 from rmsnorm.bench.oracle import Array, Inputs
-from rmsnorm.bench.providers import Prepared, Provider
+from rmsnorm.bench.providers import Prepared, Provider, only
 
 
 def _arrays(inputs: Inputs) -> dict[str, Array]:
@@ -46,7 +46,7 @@ class OursNumPy(Provider):
     def refuses(self, case: Case) -> str | None:
         if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
             return "NumPy has bfloat16 from ml_dtypes only: pip install ml_dtypes"
-        return _fixed_pool(case, self.threads)
+        return only(case, *PLAIN, "rms_norm_heads") or _fixed_pool(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         os.environ["RMSNORM_NUM_THREADS"] = str(self.threads)  # read when the pool starts, at the first call
@@ -78,8 +78,8 @@ class OursNumPy(Provider):
             return y, h, dx, dx, dweight
 
         steps: dict[str, Callable[[], Any]]
-        steps = {"rms_norm": rms_norm, "layer_norm": layer_norm, "add_rms_norm": add_rms_norm}
-        return Prepared(steps[case.op])
+        steps = {"layer_norm": layer_norm, "add_rms_norm": add_rms_norm}
+        return Prepared(steps.get(case.op, rms_norm))
 
 
 class NumPy(Provider):
@@ -89,6 +89,8 @@ class NumPy(Provider):
     def refuses(self, case: Case) -> str | None:
         if case.backward:
             return "an expression has no backward"
+        if refused := only(case, *PLAIN):
+            return refused
         return None if case.dtype == "float32" else "NumPy has no bfloat16 of its own"
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
@@ -127,6 +129,8 @@ class OnnxRuntime(Provider):
             return "ONNX Runtime's operators have no backward"
         if case.p != 1:
             return "its operator has no p"
+        if refused := only(case, *PLAIN):
+            return refused
         return None if case.dtype == "float32" else "its RMSNormalization has no bfloat16 on a CPU"
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
@@ -196,7 +200,7 @@ class Jax(Provider):
         self.threads = threads
 
     def refuses(self, case: Case) -> str | None:
-        return _fixed_pool(case, self.threads)
+        return only(case, *PLAIN) or _fixed_pool(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         # Both are read once, when JAX starts: XLA's CPU client takes the size of its pool from NPROC.

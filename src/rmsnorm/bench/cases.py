@@ -4,13 +4,27 @@ Light to import: the command line reads its names from here.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rmsnorm.errors import UserError
 
-OPS = ("rms_norm", "layer_norm", "add_rms_norm")
+# Each operation with what it takes, in order; those of FORWARD_ONLY have no gradient.
+OPERANDS = {
+    "rms_norm": ("x", "weight"),
+    "layer_norm": ("x", "weight", "bias"),
+    "add_rms_norm": ("x", "residual", "weight"),
+    "add_rms_norm_inplace": ("x", "residual", "weight"),
+    "rms_norm_heads": ("x", "weight"),
+    "rms_norm_gated": ("x", "gate", "weight"),
+    "rms_norm_quantized": ("x", "weight"),
+}
+OPS = tuple(OPERANDS)
+PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have, too
+FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")
+HEADS = 16  # of rms_norm_heads, where they divide the rows
 DIRECTIONS = ("forward", "forward+backward")
 DTYPES = {"float32": 4, "bfloat16": 2}
 DEVICES = ("cpu",)
@@ -44,26 +58,57 @@ class Case:
         """For each array of the input's size that must be written, those that must be read; gains are negligible.
 
         The fused addition also reads the residual and writes the sum. Its backward reads the sum (x stands for it
-        here) and two gradients, and writes one, which serves both summands.
+        here) and two gradients, and writes one, which serves both summands. The gated norm reads its gate, too, and
+        writes the gate's gradient.
         """
-        if self.op == "add_rms_norm":
+        if self.adds:
             return (("x",), ("residual", "x"), ("dy", "dh")) if self.backward else (("x",), ("residual",))
+        if self.op == "rms_norm_gated":
+            return (("x", "gate"), ("dy", "x"), ("gate",)) if self.backward else (("x", "gate"),)
         return (("x",), ("dy", "x")) if self.backward else (("x",),)
 
     @property
     def bytes_moved(self) -> int:
-        """What no implementation can do without: each array read or written once."""
+        """What no implementation can do without: each array read or written once; codes have one byte an element."""
+        if self.op == "rms_norm_quantized":
+            return self.bytes + self.rows * self.n
         return self.bytes * sum(len(reads) + 1 for reads in self.traffic)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what a provider returns, in order: "h" is the sum of input and residual."""
-        added = self.op == "add_rms_norm"
-        names: tuple[str, ...] = ("y", "h") if added else ("y",)
-        if self.backward:
-            names += ("dx", "dresidual", "dweight") if added else ("dx", "dweight")
-            names += ("dbias",) if self.op == "layer_norm" else ()
-        return names
+        if self.op == "rms_norm_quantized":
+            return ("q", "scale")
+        names: tuple[str, ...] = ("y", "h") if self.adds else ("y",)
+        return names + tuple(f"d{name}" for name in self.operands) if self.backward else names
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the inputs in the order in which functions take them, and of the leaves of a backward pass."""
+        return OPERANDS[self.op]
+
+    @property
+    def adds(self) -> bool:
+        return self.op.startswith("add_")
+
+    @property
+    def inplace(self) -> bool:
+        return self.op.endswith("_inplace")
+
+    @property
+    def heads(self) -> int | None:
+        """How many gains there are, one for each head; None: one for all rows."""
+        return math.gcd(self.rows, HEADS) if self.op == "rms_norm_heads" else None
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """Of x and all that is as large: (rows, n), or with heads (tokens, heads, n)."""
+        return (self.rows, self.n) if self.heads is None else (self.rows // self.heads, self.heads, self.n)
+
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """Of gain and bias."""
+        return (self.n,) if self.heads is None else (self.heads, self.n)
 
     @property
     def shape(self) -> str:
@@ -113,6 +158,9 @@ def default_cases(threads: int) -> list[Case]:
         *_product(op=["rms_norm"], direction=both, dtype=dtypes, p=[0.0625], threads=every, shape=mid),
         *_product(op=["add_rms_norm"], direction=both, dtype=dtypes, threads=every, shape=mid),
         *_product(op=["layer_norm"], direction=both, dtype=dtypes, threads=every, shape=BATCHES[2:4]),
+        *_product(op=["rms_norm_gated"], direction=both, dtype=dtypes, threads=every, shape=BATCHES[2:4]),
+        *_product(op=["rms_norm_heads"], direction=both, dtype=dtypes, threads=every, shape=QK_NORM[1:]),
+        *_product(op=FORWARD_ONLY, direction=["forward"], dtype=dtypes, threads=every, shape=BATCHES[2:4]),
     ]
     return list(dict.fromkeys(cases))
 
@@ -126,6 +174,8 @@ def quick_cases(threads: int) -> list[Case]:
         *_product(op=["rms_norm"], direction=DIRECTIONS, dtype=f32, p=[0.0625], threads=every, shape=shape),
         *_product(op=["layer_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
         *_product(op=["add_rms_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
+        *_product(op=["rms_norm_gated", "rms_norm_heads"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
+        *_product(op=FORWARD_ONLY, direction=["forward"], dtype=f32, threads=every, shape=shape),
     ]
 
 
@@ -139,10 +189,14 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
         for case in cases
         for changes in itertools.product(*choices.values())
     ]
-    # LayerNorm has no partial statistic: its cases arise here when only one of op and p was given.
+    # LayerNorm has no partial statistic, and some operations no gradient: such cases arise here when only one of the
+    # two flags was given.
     chosen = [case for case in dict.fromkeys(changed) if case.op != "layer_norm" or case.p == 1]
     if not chosen:
         raise UserError("p must be 1 for layer_norm, which has no partial statistic; choose another --op or --p 1")
+    chosen = [case for case in chosen if not (case.backward and case.op in FORWARD_ONLY)]
+    if not chosen:
+        raise UserError(f"--direction must be forward for {' and '.join(FORWARD_ONLY)}, which have no gradient")
     return chosen
 
 

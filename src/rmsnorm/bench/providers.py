@@ -53,6 +53,11 @@ class Provider(ABC):
         """The call, its arguments in the framework's own form; what it takes to get there is not timed."""
 
 
+def only(case: Case, *ops: str) -> str | None:
+    """The reason of a provider that serves ``ops`` alone."""
+    return None if case.op in ops else f"does not compute {case.op}"
+
+
 def all_providers(threads: int) -> list[Provider]:
     """Every known provider, this project's first, the limits last.
 
@@ -67,6 +72,7 @@ def all_providers(threads: int) -> list[Provider]:
         array_providers.OursNumPy(threads),
         torch_providers.TorchRMSNorm(),
         torch_providers.TorchLayerNorm(),
+        torch_providers.Formula(),
         torch_providers.Compiled(),
         array_providers.OnnxRuntime(),
         array_providers.OnnxRuntimeOut(),

@@ -74,7 +74,7 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
 LEGEND = (
     "time: median a call. × limit: over the copy of the same bytes (into new memory for a new output). "
     "rmsnorm ÷ it: this project's time over the provider's; both are medians of ratios within a round. "
-    "error: largest of y and dx in epsilons of the dtype; Σ: of gradients summed over rows, relative."
+    "error: largest of y and dx in epsilons of the dtype; Σ: of gradients summed over rows, relative; codes in steps."
 )
 
 
@@ -139,7 +139,9 @@ def _ratio(value: float | None) -> str:
 def _errors(errors: dict[str, float]) -> str:
     if not errors:
         return "–"
-    parts = [f"{max(error for name, error in errors.items() if name not in SUMMED):.1f} ε"]
+    parts = [f"{max(error for name, error in errors.items() if name not in (*SUMMED, 'q')):.1f} ε"]
+    if "q" in errors:
+        parts.append(f"{errors['q']:.2f} steps")
     if sums := [error for name, error in errors.items() if name in SUMMED]:
         parts.append(f"Σ {max(sums):.0e}")
     return ", ".join(parts)

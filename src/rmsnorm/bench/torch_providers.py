@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rmsnorm.bench.cases import EPS, Case
+from rmsnorm.bench.cases import EPS, PLAIN, Case
+from rmsnorm.bench.formulas import formula
 from rmsnorm.bench.oracle import Inputs
-from rmsnorm.bench.providers import Prepared, Provider
+from rmsnorm.bench.providers import Prepared, Provider, only
 
 
 class TorchProvider(Provider):
@@ -32,14 +33,11 @@ class TorchProvider(Provider):
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         computed = self.computes(case)
+        if case.inplace:  # what others read stays as it is
+            inputs = inputs | {name: inputs[name].clone() for name in ("x", "residual")}
         if not case.backward:
             return Prepared(self.forward(computed, inputs))
-        names = ["x", "weight"]
-        if computed.op == "add_rms_norm":
-            names.insert(1, "residual")
-        if computed.op == "layer_norm":
-            names.append("bias")
-        leaves = {name: inputs[name].detach().requires_grad_() for name in names}
+        leaves = {name: inputs[name].detach().requires_grad_() for name in computed.operands}
         return Prepared(_with_backward(self.forward(computed, inputs | leaves), tuple(leaves.values()), inputs))
 
 
@@ -75,21 +73,26 @@ class Ours(TorchProvider):
     name = "rmsnorm"
     summary = "this project, rmsnorm.torch, new output"
 
+    def refuses(self, case: Case) -> str | None:
+        return "in place is rmsnorm-out's" if case.inplace else None
+
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         return _ours(case, inputs)
 
 
 class OursOut(TorchProvider):
     name = "rmsnorm-out"
-    summary = "this project, rmsnorm.torch, into out="
+    summary = "this project, rmsnorm.torch, into out= or in place"
     fresh = False
 
     def refuses(self, case: Case) -> str | None:
-        if case.backward or case.op == "add_rms_norm":
+        if case.backward or case.op not in ("rms_norm", "rms_norm_heads", "layer_norm", "add_rms_norm_inplace"):
             return "out= is offered for the forward of rms_norm and layer_norm"
         return None
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        if case.inplace:
+            return _ours(case, inputs, inplace=True)
         return _ours(case, inputs, out=torch.empty_like(inputs["x"]))
 
 
@@ -98,7 +101,7 @@ class OursFull(Ours):
     summary = "this project with p = 1, beside pRMSNorm"
 
     def refuses(self, case: Case) -> str | None:
-        return "a stand-in for p < 1 only" if case.p == 1 else None
+        return "a stand-in for p < 1 only" if case.p == 1 else super().refuses(case)
 
     def computes(self, case: Case) -> Case:
         return replace(case, p=1.0)
@@ -110,11 +113,16 @@ def _ours(case: Case, inputs: Inputs, **options: Any) -> Callable[[], Any]:
     shape = (case.n,)
     if case.op == "layer_norm":
         return partial(ours.layer_norm, inputs["x"], shape, inputs["weight"], inputs["bias"], EPS, **options)
+    functions: dict[str, Callable[..., Any]] = {
+        "add_rms_norm": ours.add_rms_norm,
+        "add_rms_norm_inplace": ours.add_rms_norm,
+        "rms_norm_gated": ours.rms_norm_gated,
+        "rms_norm_quantized": ours.rms_norm_quantized,
+    }
     if case.p != 1:
         options["p"] = case.p
-    if case.op == "add_rms_norm":
-        return partial(ours.add_rms_norm, inputs["x"], inputs["residual"], shape, inputs["weight"], EPS, **options)
-    return partial(ours.rms_norm, inputs["x"], shape, inputs["weight"], EPS, **options)
+    *tensors, weight = (inputs[name] for name in case.operands)
+    return partial(functions.get(case.op, ours.rms_norm), *tensors, shape, weight, EPS, **options)
 
 
 class TorchRMSNorm(TorchProvider):
@@ -122,7 +130,7 @@ class TorchRMSNorm(TorchProvider):
     summary = "torch.nn.functional.rms_norm"
 
     def refuses(self, case: Case) -> str | None:
-        return "no RMSNorm of a part of the row" if case.p != 1 else _not_for(case, "layer_norm")
+        return "no RMSNorm of a part of the row" if case.p != 1 else only(case, "rms_norm", "add_rms_norm")
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         options: dict[str, Any] = {"normalized_shape": (case.n,), "weight": inputs["weight"], "eps": EPS}
@@ -136,7 +144,7 @@ class TorchLayerNorm(TorchProvider):
     summary = "torch.nn.functional.layer_norm, the norm to replace"
 
     def refuses(self, case: Case) -> str | None:
-        return "compared at p = 1" if case.p != 1 else _not_for(case, "add_rms_norm")
+        return "compared at p = 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
 
     def computes(self, case: Case) -> Case:
         return replace(case, op="layer_norm")
@@ -145,8 +153,15 @@ class TorchLayerNorm(TorchProvider):
         return partial(F.layer_norm, inputs["x"], (case.n,), inputs["weight"], inputs["bias"], EPS)
 
 
-def _not_for(case: Case, op: str) -> str | None:
-    return f"does not compute {op}" if case.op == op else None
+class Formula(TorchProvider):
+    name = "formula"
+    summary = "the formula in torch operations, where torch has no function of its own"
+
+    def refuses(self, case: Case) -> str | None:
+        return "torch has a function for it" if case.op in PLAIN else None
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        return partial(formula(case), *(inputs[name] for name in case.operands))
 
 
 class Compiled(TorchProvider):
@@ -160,40 +175,8 @@ class Compiled(TorchProvider):
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
-        formula = torch.compile(formulas(case), fullgraph=True, dynamic=False)
-        if case.op == "layer_norm":
-            return partial(formula, inputs["x"], inputs["weight"], inputs["bias"])
-        if case.op == "add_rms_norm":
-            return partial(formula, inputs["x"], inputs["residual"], inputs["weight"])
-        return partial(formula, inputs["x"], inputs["weight"])
-
-
-def formulas(case: Case) -> Callable[..., Any]:
-    """The operation as a line of torch, computed in float32."""
-    from rmsnorm.spec import partial_count
-
-    k = partial_count(case.n, case.p)
-
-    def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        a = x.float()
-        mean_square = a[..., :k].square().mean(-1, keepdim=True)
-        return (a * torch.rsqrt(mean_square + EPS) * weight.float()).to(x.dtype)
-
-    def add_rms_norm(
-        x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        h = x + residual
-        return rms_norm(h, weight), h
-
-    def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        a = x.float()
-        centred = a - a.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        return (centred * torch.rsqrt(variance + EPS) * weight.float() + bias.float()).to(x.dtype)
-
-    choices: dict[str, Callable[..., Any]]
-    choices = {"rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "layer_norm": layer_norm}
-    return choices[case.op]
+        compiled = torch.compile(formula(case), fullgraph=True, dynamic=False)
+        return partial(compiled, *(inputs[name] for name in case.operands))
 
 
 class Copy(Provider):
@@ -206,6 +189,9 @@ class Copy(Provider):
         return None
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
+        if case.op == "rms_norm_quantized":  # what is written is smaller than what is read: half of both together
+            half = inputs["x"].view(torch.uint8).flatten()[: case.bytes_moved // 2]
+            return _moves([_move([half], fresh=self.fresh)])
         return _moves([_move([inputs[name] for name in reads], fresh=self.fresh) for reads in case.traffic])
 
 
@@ -213,6 +199,9 @@ class Clone(Copy):
     name = "clone"
     summary = "limit: the same bytes read and written, x.clone(), into new memory"
     fresh = True
+
+    def refuses(self, case: Case) -> str | None:
+        return "nothing is new in place" if case.inplace else None
 
 
 def _move(sources: list[torch.Tensor], fresh: bool) -> Callable[[], torch.Tensor]:

@@ -1,6 +1,7 @@
 // The four storage types, the type each is computed in, and scalar conversions (round to nearest even).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -73,13 +74,21 @@ inline f16 to_f16(float v) {
     return {uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u))};
   return {uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13))};
 }
+// float64 cut to float32 with the last place odd where something was lost: what is then rounded to fewer places is
+// rounded once.
+inline float to_odd(double v) {
+  const float near = float(v);
+  const uint32_t bits = as_bits(near);
+  if (double(near) == v || v != v || bits & 1) return near;
+  return as_float(std::abs(double(near)) > std::abs(v) ? bits - 1 : bits + 1);
+}
 template <>
 inline bf16 narrow<bf16>(double v) {
-  return to_bf16(float(v));
+  return to_bf16(to_odd(v));
 }
 template <>
 inline f16 narrow<f16>(double v) {
-  return to_f16(float(v));
+  return to_f16(to_odd(v));
 }
 
 inline size_t item_size(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }

@@ -64,8 +64,7 @@ def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *paramete
             f"inplace=True writes the result into input, which must have its dtype, {dtype}, got {input.dtype}"
         )
     for name, t in (("input", input), ("residual", residual)):
-        if any(extent > 1 and stride == 0 for extent, stride in zip(t.shape, t.stride(), strict=True)):
-            raise ValueError(f"{name} must not be an expanded tensor with inplace=True; pass a copy of it")
+        check_no_self_overlap(name, t.shape, t.stride(), 1)
     read = (("residual", residual), ("weight", parameters[0]), ("bias", parameters[1]))
     for (a, one), (b, other) in combinations((("input", input), *read), 2):
         if a in ("input", "residual") and one is not None and other is not None and _overlap(one, other):

@@ -174,11 +174,11 @@ class RMSNormGated(nn.Module):
 class LayerNorm(nn.Module):
     """LayerNorm in this package's kernels, for comparisons that leave only the algorithm to differ.
 
-    Takes the place of :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``. The equation, the dtype
-    policy and what is raised: :func:`rmsnorm.torch.layer_norm`.
+    Takes the place of :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``; and ``heads``, as
+    :class:`RMSNorm` has it. The equation, the dtype policy and what is raised: :func:`rmsnorm.torch.layer_norm`.
     """
 
-    __constants__ = ("normalized_shape", "eps", "elementwise_affine")
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "heads")
     normalized_shape: tuple[int, ...]
     eps: float | None
     elementwise_affine: bool
@@ -193,13 +193,17 @@ class LayerNorm(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        heads: int | None = None,
     ) -> None:
         super().__init__()
         self.normalized_shape = check_shape(normalized_shape)
+        self.heads = check_heads(heads)
         self.eps = check_spec(normalized_shape, eps).eps
         self.elementwise_affine = elementwise_affine
+        shape = self.normalized_shape if heads is None else (heads, *self.normalized_shape)
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
-            made = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype)) if wanted else None
+            made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, made)
         self.reset_parameters()
 
@@ -214,4 +218,5 @@ class LayerNorm(nn.Module):
         return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        heads = "" if self.heads is None else f", heads={self.heads}"
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}{heads}"
