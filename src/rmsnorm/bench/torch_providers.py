@@ -173,6 +173,9 @@ class Compiled(TorchProvider):
             return "needs a C++ compiler: install g++, or name one in CXX"
         return None
 
+    def refuses(self, case: Case) -> str | None:
+        return "Inductor of torch 2.13 fails on the formula in place: KeyError: 'buf1'" if case.inplace else None
+
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
         compiled = torch.compile(formula(case), fullgraph=True, dynamic=False)
