@@ -338,6 +338,17 @@ def test_source_says_what_it_is(task: ParallelTextTask) -> None:
     assert task.files()[SUBWORDS].startswith(b"{")
 
 
+@pytest.mark.parametrize("make", MODELS)
+def test_a_slice_without_sentences_adds_nothing(make: Any) -> None:
+    """Of a batch of one sentence the second process gets none."""
+    model, (source, target) = make(), a_batch()
+    logits = model(source[:0], target[:0])
+    nn.functional.cross_entropy(logits.flatten(0, 1), target[:0].flatten(), reduction="sum").backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad == 0).all(), name
+
+
 class Copier:
     """A translator that says the source again."""
 
