@@ -125,6 +125,6 @@ def test_bleu_as_its_definition_says() -> None:
 
 
 def test_signatures_say_how() -> None:
-    assert "tok:13a" in signatures(tokenised=False)["bleu"]
-    assert "tok:none" in signatures(tokenised=True)["bleu"]
-    assert f"version:{sacrebleu.__version__}" in signatures(tokenised=False)["chrf"]
+    assert "tok:13a" in signatures(tokenised=False)["BLEU"]
+    assert "tok:none" in signatures(tokenised=True)["BLEU"]
+    assert f"version:{sacrebleu.__version__}" in signatures(tokenised=False)["chrF"]

@@ -24,9 +24,9 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenised: bool)
 
 
 def signatures(tokenised: bool) -> dict[str, str]:
-    """How "bleu" and "chrf" are taken, as sacrebleu says it, so that others can take them alike."""
+    """How BLEU and chrF are taken, as sacrebleu says it, so that others can take them alike."""
     found = {}
-    for key, metric in (("bleu", _bleu(tokenised)), ("chrf", CHRF())):
+    for name, metric in (("BLEU", _bleu(tokenised)), ("chrF", CHRF())):
         metric.corpus_score(["a"], [["a"]])  # it knows the number of references from what it has scored
-        found[key] = str(metric.get_signature())
+        found[name] = str(metric.get_signature())
     return found

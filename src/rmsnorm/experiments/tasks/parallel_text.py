@@ -52,12 +52,13 @@ class ParallelTextTask:
             sha256=corpus.sha256(),
             details={
                 "direction": f"{config.source}-{config.target}",
-                "pairs": {pairs.name: len(pairs.source) for pairs in (corpus.train, corpus.valid, *corpus.tests)},
-                "left out": {"one side empty": corpus.train.without_text, "too long": too_long},
-                "tokenised": self._tokenised,
+                **{f"{pairs.name} pairs": len(pairs.source) for pairs in (corpus.train, corpus.valid, *corpus.tests)},
+                "left out with an empty side": corpus.train.without_text,
+                "left out as too long": too_long,
+                "text": "tokenised" if self._tokenised else "plain",
                 "subwords": self.subwords.size,
-                "subwords_sha256": hashlib.sha256(self.subwords.dumps()).hexdigest(),
-                "signatures": signatures(self._tokenised),
+                "subwords sha256": hashlib.sha256(self.subwords.dumps()).hexdigest()[:12],
+                **signatures(self._tokenised),
             },
         )
         first = self._tests[0]
