@@ -12,6 +12,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.experiments import runs  # noqa: E402
+from rmsnorm.experiments.hidden_states import KEYS  # noqa: E402
 from rmsnorm.experiments.recipes.common import NORMS  # noqa: E402
 from rmsnorm.experiments.runs import RunStore  # noqa: E402
 from rmsnorm.report.collect import collect  # noqa: E402
@@ -57,14 +58,25 @@ class Folder:
         self.store.put(task, kind, identity, machine=MACHINE, result=result)
 
     def run(
-        self, norm, seed, quality, *, task="images", rate=0.003, p=None, label="test error, %", steps=40, **of_common
+        self,
+        norm,
+        seed,
+        quality,
+        *,
+        task="images",
+        rate=0.003,
+        p=None,
+        label="test error, %",
+        steps=40,
+        more=(),
+        **of_common,
     ):
         train = {"steps": steps, "batch": 10, "learning_rate": rate, "schedule": "constant"}
         identity = {**common(**of_common), "norm": norm, "seed": seed, "p": p, "train": train}
         valid = {"test_error": [90.0, 40.0 + seed, 12.0, 10.0], "loss": [2.3, 1.0 + seed / 10, 0.4, 0.3]}
         result = {
             "status": "diverged" if quality is None else "finished",
-            "quality": quality if quality is None else {"test_error": quality, "loss": 0.3},
+            "quality": quality if quality is None else {"test_error": quality, "loss": 0.3, **dict(more)},
             "curve": {
                 "step": [0, 10, 20, 40],
                 "seconds": [0.0, 1.0, 2.0, 4.0],
@@ -93,6 +105,10 @@ class Folder:
             "peak_memory": dict.fromkeys(norms, 3 << 20),
         }
         self.put(task, "timing", identity, result)
+
+    def page_of(self, norm):
+        self.run(norm, 0, 5.0)
+        return self.page()
 
     def page(self, *flags):
         assert main(["report", str(self.path), *flags]) == 0
@@ -240,6 +256,18 @@ def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):
     assert main(["report", str(tmp_path / "runs")]) == 2
     assert torn.name in capsys.readouterr().err
     assert not (tmp_path / "runs" / "report.html").exists()
+
+
+def test_hidden_states_and_weights_around_another_mean(folder):
+    """The paper's Table 5 and Fig. 4, from runs of a network with a decoder to look into."""
+    states = {key: -1.005 for keys in KEYS.values() for key in keys}
+    for seed in (0, 1):
+        folder.run("layer", seed, 5.0 + seed, more=states, model={**SMALL, "init_mean": 0.2})
+    said = text_of(folder.page())
+    assert "the paper's Table 5" in said
+    assert said.count("−1.00 paper −0.43 −1.00 paper −0.48") == 1
+    assert "weights drawn around 0.2 instead of 0" in said
+    assert "Table 5" not in text_of(Folder(folder.path.parent / "other").page_of("layer"))
 
 
 @pytest.fixture(scope="module")

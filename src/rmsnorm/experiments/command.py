@@ -36,6 +36,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="instead: train every normaliser with each learning rate and show the validation figures",
     )
+    add(
+        "--sweep-p",
+        nargs="*",
+        type=float,
+        metavar="P",
+        help="instead: train pRMSNorm with each p (default: the paper's, 0.0625 and 0.1 to 1 in steps of 0.1)",
+    )
     arguments.add_common(parser)
 
 
@@ -48,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--data must be given for one task; got {len(chosen)} tasks. Compare them one by one.")
     if any(rate <= 0 for rate in args.sweep_lr or ()):
         raise UserError(f"--sweep-lr must be learning rates above 0; got {min(args.sweep_lr):g}. Pass others.")
+    if args.sweep_p is not None:
+        _check_p(args)
     recipes = {task: arguments.recipe_of(args, task) for task in chosen}
     if args.timing_rounds:
         recipes = {
@@ -60,3 +69,12 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise arguments.missing(error) from None
     return session.compare(args, recipes)
+
+
+def _check_p(args: argparse.Namespace) -> None:
+    if args.sweep_lr or args.norm:
+        raise UserError(
+            f"--sweep-p is of pRMSNorm alone; got {'--sweep-lr' if args.sweep_lr else '--norm'} too. Pass one."
+        )
+    if wrong := [p for p in args.sweep_p if not 0 < p <= 1]:
+        raise UserError(f"--sweep-p must be fractions, 0 < p <= 1; got {wrong[0]:g}. Pass others.")

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments import sweep, tasks
+from rmsnorm.experiments import sweep, sweep_p, tasks
 from rmsnorm.experiments.compare import quality_row, time_row
 from rmsnorm.experiments.jobs import Advance, Job, checkpoints_of, do_all, machine, timings, training
 from rmsnorm.experiments.learner import Setup, fabric_for
@@ -27,10 +27,13 @@ def compare(args: argparse.Namespace, recipes: dict[str, Recipe]) -> int:
     """Each task in turn; returns the exit status."""
     setup = _setup(args)
     found: list[dict[str, Any]] = []
+    data = Path(args.data) if args.data else None
     for name, recipe in recipes.items():
-        task = tasks.load(name, Path(args.data) if args.data else None, recipe)
+        task = tasks.load(name, data, recipe)
         norms = _norms(args.norm, task)
-        if args.sweep_lr:
+        if args.sweep_p is not None:
+            planned = sweep_p.jobs(name, data, recipe, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
+        elif args.sweep_lr:
             planned = sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr)
         else:
             planned = [] if args.timing_rounds == 0 else timings(task, setup, norms)
@@ -39,7 +42,12 @@ def compare(args: argparse.Namespace, recipes: dict[str, Recipe]) -> int:
         records = _do(planned, args, heading(task, setup))
         if records is None:
             return 130
-        if args.sweep_lr:
+        if args.sweep_p is not None:
+            swept = sweep_p.rows(records)
+            found.append(sweep_p.as_json(task, swept))
+            if not args.json:
+                sweep_p.show(task, swept, _output())
+        elif args.sweep_lr:
             found.append(sweep.summary(task, norms, args.sweep_lr, records))
             if not args.json:
                 sweep.show(found[-1], _output())

@@ -1,7 +1,7 @@
 """What the two translation tasks share: parallel text, the loss by the word, the search and the scores."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import hidden_states
 from rmsnorm.experiments.data import dates
 from rmsnorm.experiments.data.batches import Batch, Batches, padded
 from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
@@ -97,7 +98,17 @@ class ParallelTextTask:
         for pairs in others:
             scores = self._scores(model, pairs, self.recipe.data.beam)
             found |= {f"bleu_{pairs.name}": scores["bleu"], f"chrf_{pairs.name}": scores["chrf"]}
+        if hasattr(model, "trace"):  # RNNSearch's; the Transformer has no recurrence
+            found |= hidden_states.figures(self._traced(model))
         return found
+
+    def _traced(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """The decoder's hidden-to-hidden activations on the validation pairs, and where their targets have words."""
+        source, target = self.subwords.encode(self._valid.source), self.subwords.encode(self._valid.target)
+        device = next(model.parameters()).device
+        for chosen in _chunks(source):
+            ids = padded(target, chosen).to(device)
+            yield model.trace(padded(source, chosen).to(device), ids).recurrent_BTG, ids != PAD  # type: ignore[operator]
 
     def translate(self, model: nn.Module, sentences: list[str], beam: int) -> list[str]:
         """The translations in the sentences' order; which of them are searched together does not matter."""

@@ -1,0 +1,52 @@
+"""The sweep of pRMSNorm's p: the paper's Fig. 3. Its figures are the test split's: p is a finding here, no choice."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from rmsnorm.experiments import tasks
+from rmsnorm.experiments.compare import QualityRow, quality_row
+from rmsnorm.experiments.jobs import Job, training
+from rmsnorm.experiments.learner import Setup
+from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.runs import Record
+from rmsnorm.experiments.table import quality_cell
+from rmsnorm.experiments.task import Task
+
+PAPER = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
+"""The paper's figure, and the p of its tables."""
+
+
+def jobs(name: str, data: Path | None, recipe: Recipe, setup: Setup, seeds: int, values: Sequence[float]) -> list[Job]:
+    """pRMSNorm with every p, seed by seed. The p that the recipe has anyway is the comparison's own run."""
+    loaded = [tasks.load(name, data, replace(recipe, p=p)) for p in sorted(set(values))]
+    return [training(task, setup, "prms", seed) for seed in range(seeds) for task in loaded]
+
+
+def rows(records: Sequence[Record]) -> dict[float, QualityRow]:
+    """p -> quality over seeds, p rising."""
+    found: dict[float, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["identity"]["p"], []).append(record)
+    return {p: quality_row("prms", found[p]) for p in sorted(found)}
+
+
+def show(task: Task, found: dict[float, QualityRow], console: Console) -> None:
+    """Print the sweep."""
+    console.print(f"sweep of pRMSNorm's p · {task.name}, test", style="bold", highlight=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("p, %", *(metric.label for metric in task.metrics)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for p, row in found.items():
+        table.add_row(f"{100 * p:g}", *(quality_cell(row, metric) for metric in task.metrics))
+    console.print(table, highlight=False)
+
+
+def as_json(task: Task, found: dict[float, QualityRow]) -> dict[str, Any]:
+    """The same for a program."""
+    return {"task": task.name, "p": [{"p": p, **asdict(row)} for p, row in found.items()]}
