@@ -37,7 +37,7 @@ def source(name="digits", stand_in=True):
         "name": name,
         "stand_in": stand_in,
         "sha256": "ab" * 32,
-        "details": {"images": {"train": 1797}, "split": "by <hash>"},
+        "details": {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20},
     }
 
 
@@ -184,7 +184,8 @@ def test_what_it_says(page):
     assert "30 of 30 cells agree" in said
     assert "A processor <2>" in said
     assert "commit 0123456789ab" in said
-    assert "digits, images (train 1,797), split by <hash>, sha256 abababababab" in said
+    assert "digits, images (train 1,797), split by <hash>, unbroken nrefs:1|nrefs" in said
+    assert "|, sha256 abababababab" in said
     assert "the paper's Fig. 3" in said
 
 

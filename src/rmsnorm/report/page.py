@@ -188,7 +188,7 @@ def _percent(spread: Spread | None, paper: str = "") -> Cell:
 
 
 def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no "−0.0"
 
 
 def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
