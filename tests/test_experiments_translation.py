@@ -20,6 +20,7 @@ from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes import transformer as transformer_recipe
 from rmsnorm.experiments.recipes import translation as translation_recipe
 from rmsnorm.experiments.recipes.common import KERNELS, Recipe
+from rmsnorm.experiments.recipes.settings import changed
 from rmsnorm.experiments.tasks import transformer, translation
 from rmsnorm.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask
 from rmsnorm.experiments.train import Run
@@ -422,6 +423,32 @@ def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     assert shorter._batches.source.lengths.max() <= cut
     with pytest.raises(UserError, match="at most 1 subwords a side; of 40 none has"):
         translation.load(folder, tiny(translation, max_length=1))
+
+
+@pytest.mark.parametrize(
+    ("module", "assignment", "message"),
+    [
+        (translation, "data.vocabulary=258", r"data\.vocabulary must be at least 259; got 258"),
+        (translation, "data.beam=0", r"data\.beam must be at least 1"),
+        (translation, "data.length_penalty=NaN", r"data\.length_penalty must be at least 0; got nan"),
+        (translation, "data.stand_in_pairs=[300, 0, 5]", r"data\.stand_in_pairs, each of them, must be at least 1"),
+        (translation, "train.batch=0", r"train\.batch must be at least 1"),
+        (translation, "data.target=xx", r"locales that Babel knows; got 'xx'"),
+        (translation, "model.label_smoothing=1.0", r"model\.label_smoothing must be"),
+        (translation, "model.hidden=0", r"model\.embedding and model\.hidden must be at least 1; got 12 and 0"),
+        (transformer, "model.heads=3", r"model\.width an even multiple of model\.heads; got 2, 32, 16 and 3"),
+        (transformer, "model.layers=0", r"model\.layers and model\.feed_forward must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(module: Any, assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module.load(None, changed(tiny(module), [assignment]))
+
+
+def test_other_languages() -> None:
+    task = translation.load(None, changed(tiny(translation), ["data.target=fr"]))
+    assert task.source.details["direction"] == "en-fr"
+    assert any("janvier" in line for line in task._tests[0].target)
 
 
 @pytest.mark.parametrize("module", [translation_recipe, transformer_recipe])

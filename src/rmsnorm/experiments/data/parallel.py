@@ -147,7 +147,7 @@ def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> Iterator[_For
         yield _Form(stem, (folder / f"{stem}{form}.{languages[0]}", folder / f"{stem}{form}.{languages[1]}"))
 
     source, target = languages
-    sgm = re.compile(rf"{re.escape(stem)}(-\w+)?-src\.{source}\.sgm")
+    sgm = re.compile(rf"{re.escape(stem)}(-\w+)?-src\.{re.escape(source)}\.sgm")
     for name in names:
         if match := sgm.fullmatch(name):
             reference = folder / f"{stem}{match[1] or ''}-ref.{target}.sgm"

@@ -16,6 +16,8 @@ from rmsnorm.errors import UserError
 
 PAD, BEGIN, END = 0, 1, 2
 _SHIFT = 3
+SMALLEST = 256 + _SHIFT
+"""The vocabulary of the bytes alone."""
 _CHUNK = 100_000
 """Sentences encoded at a time: the library keeps far more of each than its ids."""
 

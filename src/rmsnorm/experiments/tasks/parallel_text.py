@@ -15,7 +15,7 @@ from rmsnorm.experiments import hidden_states
 from rmsnorm.experiments.data import dates
 from rmsnorm.experiments.data.batches import Batch, Batches, padded
 from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
-from rmsnorm.experiments.data.subwords import PAD, Sentences, Subwords
+from rmsnorm.experiments.data.subwords import PAD, SMALLEST, Sentences, Subwords
 from rmsnorm.experiments.models.search import search
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.recipes.parallel_text import DataConfig
@@ -36,6 +36,7 @@ class ParallelTextTask:
 
     def __init__(self, name: str, norms: tuple[str, ...], network: Network, data: Path | None, recipe: Recipe) -> None:
         config: DataConfig = recipe.data
+        _check(recipe)
         self.name, self.norms, self.default_norms, self.recipe, self._network = name, norms, norms, recipe, network
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
@@ -132,6 +133,25 @@ class ParallelTextTask:
             total, words = total + float(loss), words + int(weight)
         found = score(self.translate(model, pairs.source, beam), pairs.target, self._tokenised)
         return {"loss": total / words, **found}
+
+
+def _check(recipe: Recipe) -> None:
+    """What can be set to something that no text can be cut by."""
+    data, smoothing = recipe.data, recipe.model.label_smoothing
+    least = {
+        "data.vocabulary": (data.vocabulary, SMALLEST),
+        "data.max_length": (data.max_length, 1),
+        "data.valid_pairs": (data.valid_pairs, 1),
+        "data.beam": (data.beam, 1),
+        "data.length_penalty": (data.length_penalty, 0),
+        "data.stand_in_pairs, each of them,": (min(data.stand_in_pairs), 1),
+        "train.batch": (recipe.train.batch, 1),
+    }
+    for name, (value, smallest) in least.items():
+        if not value >= smallest:
+            raise UserError(f"{name} must be at least {smallest}; got {value}. Set it to {smallest} or more.")
+    if not 0 <= smoothing < 1:
+        raise UserError(f"model.label_smoothing must be at least 0 and less than 1; got {smoothing}. Set it to 0.1.")
 
 
 def _subwords(train: Pairs, data: Path | None, config: DataConfig) -> Subwords:

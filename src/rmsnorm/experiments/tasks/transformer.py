@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rmsnorm.errors import UserError
 from rmsnorm.experiments.models.encoder_decoder import EncoderDecoder
 from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes.common import Recipe
@@ -15,6 +16,12 @@ NORMS = ("none", "layer", "rms", "prms")
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
+    model = recipe.model
+    if min(model.width, model.heads, model.layers, model.feed_forward) < 1 or model.width % (2 * model.heads):
+        raise UserError(
+            "model.layers and model.feed_forward must be at least 1, and model.width an even multiple of model.heads; "
+            f"got {model.layers}, {model.feed_forward}, {model.width} and {model.heads}. Set others."
+        )
     return ParallelTextTask("transformer", NORMS, partial(_network, recipe), data, recipe)
 
 
