@@ -308,7 +308,7 @@ def test_a_task_trains(task: ParallelTextTask) -> None:
     outcomes = [Run(task, Setup(kernels="unfused"), "rms", seed).finish() for seed in (0, 0, 1)]
     assert outcomes[0].status == "finished"
     assert outcomes[0].quality is not None
-    assert set(outcomes[0].quality) == {"loss", "exact", "bleu", "chrf"}
+    assert {"loss", "exact", "bleu", "chrf"} <= set(outcomes[0].quality)
     losses = [outcome.curve.valid["loss"] for outcome in outcomes]
     assert losses[0] == losses[1] != losses[2]
     assert losses[0][-1] < losses[0][0]
