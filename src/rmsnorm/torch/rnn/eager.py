@@ -15,6 +15,7 @@ from rmsnorm.torch import composite as norms
 from rmsnorm.torch import kernels
 from rmsnorm.torch.rnn import composite
 from rmsnorm.torch.rnn.placement import RecurrentSpec
+from rmsnorm.torch.rnn.products import right_product
 
 
 class Parameters(NamedTuple):
@@ -135,21 +136,21 @@ def forward(
     h_all, h_before, h_after = states(h0)
     c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
-    weight = weight_hh.t().contiguous()  # once: products with it as it stands take up to 1.6 times as long
+    order = _order(rows, batch, batch_sizes, reverse)
+    multiply = right_product(weight_hh.detach(), batch, len(order))
     # (before, after, the running state) of h and c: where lengths differ, rows whose sequence has ended keep theirs.
     flows = [[h_before, h_after, h0 if uniform else h0.clone()]]
     if c0 is not None and c_before is not None and c_after is not None:
         flows.append([c_before, c_after, c0 if uniform else c0.clone()])
-    for row, count in _order(rows, batch, batch_sizes, reverse):
+    for row, count in order:
         end, state_row = row + count, row if save else 0
         if not uniform:
             for before, _, running in flows:
                 before[row:end].copy_(running[:count])
         to = state[state_row : state_row + count]
+        multiply(h_before[row:end], to)
         if where.joint:
-            torch.addmm(input[row:end], h_before[row:end], weight, out=to)
-        else:
-            torch.mm(h_before[row:end], weight, out=to)
+            to += input[row:end]
         steps.forward(row, count, state_row)
         for flow in flows:
             if uniform:
@@ -205,9 +206,13 @@ def backward(
     dout = None if dout is None else dout.contiguous()
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
     steps.prepare_backward(*map(kernels.handle, tensors), where.bias_inside)
-    for row, count in reversed(_order(rows, batch, batch_sizes, reverse)):
+    order = _order(rows, batch, batch_sizes, reverse)
+    multiply = right_product(parameters.weight_hh.detach().t(), batch, len(order))
+    through = torch.empty_like(dh)
+    for row, count in reversed(order):
         steps.backward(row, count)
-        dh[:count].addmm_(dstate[row : row + count], parameters.weight_hh)
+        multiply(dstate[row : row + count], through[:count])
+        dh[:count] += through[:count]
 
     sums = torch.empty(4 * width + hidden, dtype=torch.float64)
     steps.sums(kernels.handle(sums))
