@@ -21,7 +21,8 @@ OPERANDS = {
     "rms_norm_gated": ("x", "gate", "weight"),
     "rms_norm_quantized": ("x", "weight"),
 }
-OPS = tuple(OPERANDS)
+RECURRENT = ("gru", "lstm")
+OPS = (*OPERANDS, *RECURRENT)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have, too
 FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")
 HEADS = 16  # of rms_norm_heads, where they divide the rows
@@ -29,11 +30,16 @@ DIRECTIONS = ("forward", "forward+backward")
 DTYPES = {"float32": 4, "bfloat16": 2}
 DEVICES = ("cpu",)
 EPS = 1e-6  # given explicitly to every provider: their defaults differ
+P = 0.0625  # of the pRMSNorm beside the other norms of a recurrent network
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. ``p`` is the fraction of each row that the RMS is taken over (1: RMSNorm)."""
+    """One thing to measure. ``p`` is the fraction of each row that the RMS is taken over (1: RMSNorm).
+
+    A recurrent network has ``steps``, ``batch`` and ``features`` (of its input); n is its hidden size, its rows are
+    those of all steps, and ``norm`` is what stands inside.
+    """
 
     op: str
     direction: str
@@ -43,6 +49,14 @@ class Case:
     p: float = 1.0
     threads: int = 1
     device: str = "cpu"
+    steps: int = 0
+    batch: int = 0
+    features: int = 0
+    norm: str = ""
+
+    @property
+    def recurrent(self) -> bool:
+        return self.op in RECURRENT
 
     @property
     def backward(self) -> bool:
@@ -73,6 +87,15 @@ class Case:
         if self.op == "rms_norm_quantized":
             return self.bytes + self.rows * self.n
         return self.bytes * sum(len(reads) + 1 for reads in self.traffic)
+
+    @property
+    def work(self) -> tuple[float, str]:
+        """What a rate is reckoned by: bytes moved, or for a recurrent network the operations of its products."""
+        if not self.recurrent:
+            return self.bytes_moved, "GB/s"
+        gates = {"gru": 3, "lstm": 4}[self.op]
+        products = 2.0 * self.rows * gates * self.n * (self.features + self.n)
+        return products * (3 if self.backward else 1), "GFLOP/s"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -112,10 +135,14 @@ class Case:
 
     @property
     def shape(self) -> str:
+        if self.recurrent:
+            return f"{self.steps}x{self.batch}x{self.features}x{self.n}"
         return f"{self.rows}x{self.n}"
 
     @property
     def operation(self) -> str:
+        if self.recurrent:
+            return f"{self.op} {self.norm}".rstrip()
         return self.op if self.p == 1 else f"{self.op} p={self.p:g}"
 
     @property
@@ -148,6 +175,19 @@ ODD = [(256, 1023), (256, 5121)]
 QK_NORM = [(100_000, 64), (100_000, 128)]  # rows are tokens × heads
 
 
+# Steps, batch, features, hidden: the sizes of the paper's tasks, and a small one.
+NETWORKS = [(30, 64, 512, 512), (50, 128, 300, 1024), (30, 16, 256, 256)]
+ONE_BY_ONE = (100, 1, 512, 512)
+
+
+def _recurrent(networks: Iterable[tuple[int, int, int, int]], direction: str, threads: int) -> list[Case]:
+    return [
+        Case(op, direction, "float32", t * b, h, threads=threads, steps=t, batch=b, features=i)
+        for t, b, i, h in networks
+        for op in RECURRENT
+    ]
+
+
 def default_cases(threads: int) -> list[Case]:
     """The recorded set: RMSNorm everywhere on all ``threads``, the rest where it tells something new."""
     both, dtypes, every = DIRECTIONS, tuple(DTYPES), [threads]
@@ -161,6 +201,8 @@ def default_cases(threads: int) -> list[Case]:
         *_product(op=["rms_norm_gated"], direction=both, dtype=dtypes, threads=every, shape=BATCHES[2:4]),
         *_product(op=["rms_norm_heads"], direction=both, dtype=dtypes, threads=every, shape=QK_NORM[1:]),
         *_product(op=FORWARD_ONLY, direction=["forward"], dtype=dtypes, threads=every, shape=BATCHES[2:4]),
+        *(c for t in (threads, 1) for c in _recurrent(NETWORKS, "forward+backward", t)),
+        *(c for t in (threads, 1) for c in _recurrent([ONE_BY_ONE], "forward", t)),
     ]
     return list(dict.fromkeys(cases))
 
@@ -176,6 +218,7 @@ def quick_cases(threads: int) -> list[Case]:
         *_product(op=["add_rms_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
         *_product(op=["rms_norm_gated", "rms_norm_heads"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
         *_product(op=FORWARD_ONLY, direction=["forward"], dtype=f32, threads=every, shape=shape),
+        *(case for direction in DIRECTIONS for case in _recurrent([(5, 3, 7, 33)], direction, threads)),
     ]
 
 
@@ -188,7 +231,13 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
         replace(case, **{field: value for change in changes for field, value in change.items()})
         for case in cases
         for changes in itertools.product(*choices.values())
+        if all(_applies(case, change) for change in changes)
     ]
+    if not changed:
+        raise UserError(
+            f"--shape must be STEPSxBATCHxFEATURESxHIDDEN for {' and '.join(RECURRENT)}, which have no --p, "
+            "and ROWSxN for the norms; choose another --op or --shape"
+        )
     # LayerNorm has no partial statistic, and some operations no gradient: such cases arise here when only one of the
     # two flags was given.
     chosen = [case for case in dict.fromkeys(changed) if case.op != "layer_norm" or case.p == 1]
@@ -198,6 +247,15 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
     if not chosen:
         raise UserError(f"--direction must be forward for {' and '.join(FORWARD_ONLY)}, which have no gradient")
     return chosen
+
+
+def _applies(case: Case, change: dict[str, Any]) -> bool:
+    """Whether a flag's value means something for a case: norms and recurrent networks have shapes of their own."""
+    if "op" in change:
+        return (change["op"] in RECURRENT) == case.recurrent
+    if "rows" in change:
+        return ("steps" in change) == case.recurrent
+    return not (case.recurrent and change.get("p", 1) != 1)
 
 
 def keep(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:
@@ -221,11 +279,18 @@ def named(what: str, value: str, known: Iterable[str]) -> str:
 
 
 def shape(text: str) -> dict[str, Any]:
-    """``256x1024``: rows × n."""
-    rows, _, n = text.lower().replace("×", "x").partition("x")
-    if not (rows.isdecimal() and n.isdecimal() and int(rows) > 0 and int(n) > 0):
-        raise UserError(f"--shape must be ROWSxN with two positive numbers, such as 256x1024; received {text!r}")
-    return {"rows": int(rows), "n": int(n)}
+    """``256x1024``: rows × n; ``30x64x512x512``: steps × batch × features × hidden."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) not in (2, 4) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(
+            "--shape must be ROWSxN with two positive numbers, such as 256x1024, or for recurrent networks "
+            f"STEPSxBATCHxFEATURESxHIDDEN, such as 30x64x512x512; received {text!r}"
+        )
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 2:
+        return dict(zip(("rows", "n"), numbers, strict=True))
+    steps, batch, features, hidden = numbers
+    return {"rows": steps * batch, "n": hidden, "steps": steps, "batch": batch, "features": features}
 
 
 def fraction(text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rmsnorm.bench.records import Record
-from rmsnorm.bench.report import LIMIT, OURS, about, rows
+from rmsnorm.bench.report import LIMIT, OURS, RECURRENT_LIMIT, about, rows
 
 FORMATS = (".png", ".svg", ".pdf")
 GROUPS = 4  # columns that remain legible on one page: those with most shapes
@@ -21,8 +21,14 @@ COLOURS = {
     "onnxruntime-out": "#009E73",
     "jax": "#56B4E9",
     "numpy": "#E69F00",
+    "torch.nn": "#0072B2",
+    "loop-none": "#56B4E9",
+    "loop-layer": "#D55E00",
+    "loop-rms": "#CC79A7",
+    "loop-prms": "#E69F00",
     "clone": "#AAAAAA",
     "copy": "#AAAAAA",
+    "products": "#AAAAAA",
 }
 
 
@@ -52,9 +58,9 @@ def plot(records: Iterable[Record], path: Path) -> None:
                 "markersize": 3.5,
             }
             places = [place for place, _ in points]
-            (line,) = rate.plot(places, [row.gigabytes_per_second for _, row in points], **style)
+            (line,) = rate.plot(places, [row.rate for _, row in points], **style)
             labelled[name] = line
-            if name not in OURS.values() and name not in LIMIT.values():
+            if name not in (*OURS.values(), *LIMIT.values(), RECURRENT_LIMIT):
                 compared = [(place, 1 / row.ours_over) for place, row in points if row.ours_over]
                 time.plot(*zip(*compared, strict=True) if compared else ([], []), **style)
         rate.set_title(heading, fontsize=9)
@@ -65,7 +71,8 @@ def plot(records: Iterable[Record], path: Path) -> None:
         time.set_xticks(range(len(members)), labels, rotation=45, ha="right", fontsize=8)
         for axis in (rate, time):
             axis.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes[0, 0].set_ylabel("GB/s, read and written (dashed: warm output)")
+    units = dict.fromkeys(members[0].case.work[1] for members in shown.values())
+    axes[0, 0].set_ylabel(" or ".join(units) + " (dashed: warm output)")
     axes[1, 0].set_ylabel("peer's time ÷ rmsnorm's (above 1: slower)")
     figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
     figure.supxlabel(about(next(iter(shown.values()))[-1].machine), fontsize=6, color="#666666")

@@ -32,6 +32,8 @@ class Provider(ABC):
     """Whether each call returns new memory; the others write into the same, warm memory every time."""
     limit: ClassVar[bool] = False
     """Whether this is no norm but the traffic of memory that a norm cannot do without; not verified."""
+    recurrent: ClassVar[bool] = False
+    """Whether it is a recurrent network; the others are norms, and neither is asked for the other's cases."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The packages that must be installed, beside torch and this project."""
 
@@ -63,7 +65,7 @@ def all_providers(threads: int) -> list[Provider]:
 
     ``threads`` is what providers with a thread pool of fixed size get: they serve only cases of that many.
     """
-    from rmsnorm.bench import array_providers, torch_providers
+    from rmsnorm.bench import array_providers, recurrent_providers, torch_providers
 
     return [
         torch_providers.Ours(),
@@ -80,6 +82,7 @@ def all_providers(threads: int) -> list[Provider]:
         array_providers.NumPy(),
         torch_providers.Clone(),
         torch_providers.Copy(),
+        *recurrent_providers.providers(),
     ]
 
 

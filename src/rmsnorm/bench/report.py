@@ -14,6 +14,7 @@ from rmsnorm.bench.records import Record, Result
 # What a provider is compared with: like with like, new memory with new memory and warm with warm.
 OURS = {True: "rmsnorm", False: "rmsnorm-out"}
 LIMIT = {True: "clone", False: "copy"}
+RECURRENT_LIMIT = "products"
 DISTURBED = 0.1  # processors
 
 
@@ -23,18 +24,20 @@ class Row:
 
     name: str
     result: Result
-    gigabytes_per_second: float
+    rate: float
+    """In the unit of ``Case.work``."""
     over_limit: float | None
     ours_over: float | None
 
 
 def rows(record: Record) -> Iterator[Row]:
     for name, result in record.results.items():
+        limit = RECURRENT_LIMIT if record.case.recurrent else LIMIT[result.fresh]
         yield Row(
             name=name,
             result=result,
-            gigabytes_per_second=record.case.bytes_moved / result.median_ns,
-            over_limit=record.ratio(name, LIMIT[result.fresh]) if name != LIMIT[result.fresh] else None,
+            rate=record.case.work[0] / result.median_ns,
+            over_limit=record.ratio(name, limit) if name != limit else None,
             ours_over=record.ratio(OURS[result.fresh], name) if name != OURS[result.fresh] else None,
         )
 
@@ -43,7 +46,7 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
     """All providers on one case; with ``earlier``, its times beside these."""
     table = Table(title=f"{record.case} ({_bytes(record.case.bytes)})", title_justify="left", title_style="bold")
     table.add_column("provider", no_wrap=True)
-    for heading in ("time", "quartiles", "GB/s", "× limit", "rmsnorm ÷ it", "error"):
+    for heading in ("time", "quartiles", record.case.work[1], "× limit", "rmsnorm ÷ it", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     if earlier:
         table.add_column("earlier", justify="right", no_wrap=True)
@@ -54,10 +57,10 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
             _name(row, record.case),
             duration(median),
             f"{duration(first)} – {duration(third)}",
-            f"{row.gigabytes_per_second:.3g}",
+            f"{row.rate:.3g}",
             _ratio(row.over_limit),
             _ratio(row.ours_over),
-            _errors(row.result.errors),
+            _errors(row.result.errors, record.case),
         ]
         if earlier:
             then = earlier.results.get(row.name)
@@ -72,9 +75,11 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
 
 
 LEGEND = (
-    "time: median a call. × limit: over the copy of the same bytes (into new memory for a new output). "
+    "time: median a call. × limit: over the copy of the same bytes (into new memory for a new output), of recurrent "
+    "networks over their matrix products. "
     "rmsnorm ÷ it: this project's time over the provider's; both are medians of ratios within a round. "
-    "error: largest of y and dx in epsilons of the dtype; Σ: of gradients summed over rows, relative; codes in steps."
+    "error: largest of y and dx in epsilons of the dtype; Σ: of gradients summed over rows, relative; codes in steps; "
+    "of recurrent networks: y and all gradients, relative."
 )
 
 
@@ -90,10 +95,15 @@ def markdown(records: Iterable[Record]) -> str:
 
 def _markdown_group(heading: str, records: list[Record]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record.results))
-    lines = [f"**{heading}**", "", _line(["rows × n", *names]), _line(["---:"] * (len(names) + 1))]
+    lines = [
+        f"**{heading}**",
+        "",
+        _line(["steps × batch × features × hidden" if records[0].case.recurrent else "rows × n", *names]),
+        _line(["---:"] * (len(names) + 1)),
+    ]
     for record in records:
         by_name = {row.name: row for row in rows(record)}
-        cells = [f"{record.case.rows} × {record.case.n}"]
+        cells = [record.case.shape.replace("x", " × ")]
         for name in names:
             row = by_name.get(name)
             ours = f" ({_ratio(row.ours_over)})" if row and row.ours_over else ""
@@ -136,9 +146,11 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _errors(errors: dict[str, float]) -> str:
+def _errors(errors: dict[str, float], case: Case) -> str:
     if not errors:
         return "–"
+    if case.recurrent:
+        return f"{max(errors.values()):.0e}"
     parts = [f"{max(error for name, error in errors.items() if name not in (*SUMMED, 'q')):.1f} ε"]
     if "q" in errors:
         parts.append(f"{errors['q']:.2f} steps")

@@ -8,10 +8,12 @@ from time import perf_counter
 import torch
 
 from rmsnorm import machine
+from rmsnorm.bench import oracle, recurrent_oracle
 from rmsnorm.bench.cases import Case
-from rmsnorm.bench.oracle import Inputs, Oracle, WrongError, make_inputs
+from rmsnorm.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm.bench.providers import Prepared, Provider
 from rmsnorm.bench.records import Record, Result
+from rmsnorm.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm.bench.timing import Call, Plan, measure
 
 
@@ -21,13 +23,14 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     A provider that fails or returns wrong numbers is recorded as such and not timed.
     """
     torch.set_num_threads(case.threads)
-    inputs = make_inputs(case)
-    oracles: dict[Case, Oracle] = {}
+    inputs = (recurrent_oracle if case.recurrent else oracle).make_inputs(case)
+    oracles: dict[Case, Oracle | RecurrentOracle] = {}
     calls: dict[str, Call] = {}
     spins_s: dict[str, float] = {}
     errors: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     wrong: dict[str, str] = {}
+    providers = [provider for provider in providers if provider.recurrent == case.recurrent]
     for provider in providers:
         if reason := provider.refuses(case):
             skipped[provider.name] = reason
@@ -67,20 +70,27 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
 
 
 def _verify(
-    provider: Provider, prepared: Prepared, case: Case, inputs: Inputs, oracles: dict[Case, Oracle]
+    provider: Provider,
+    prepared: Prepared,
+    case: Case,
+    inputs: Inputs,
+    oracles: dict[Case, Oracle | RecurrentOracle],
 ) -> dict[str, float]:
     """The provider's errors, or WrongError; the oracle is computed once for each thing computed."""
     if provider.limit:
         return {}
     computed = provider.computes(case)
     if computed not in oracles:
-        oracles[computed] = Oracle(computed, inputs)
+        oracles[computed] = (RecurrentOracle if case.recurrent else Oracle)(computed, inputs)
     return oracles[computed].check(prepared.outputs(prepared.call()))
 
 
 def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
-    names = [provider.name for provider in providers if provider.refuses(case) is None]
+    names = [p.name for p in providers if p.recurrent == case.recurrent and p.refuses(case) is None]
+    if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
+        a_round = len(names) * case.work[0] / 1e11
+        return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
     a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
     oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)
