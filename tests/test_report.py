@@ -209,7 +209,7 @@ def test_what_stands_in_a_record_is_text(page):
 def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
     said = text_of(page)
     assert "77" not in said
-    assert "recorded too, with other settings, and not shown: RMSNorm at 0.5" in said
+    assert "recorded too, and not shown: RMSNorm at 0.5" in said
 
 
 def test_experiments_are_told_apart(full):
@@ -223,6 +223,14 @@ def test_experiments_are_told_apart(full):
         ("rms", None, 2),
         ("prms", 0.125, 2),
     ]
+
+
+def test_a_heading_says_in_what_experiments_of_a_task_differ(folder):
+    folder.run("rms", 0, 5.0)
+    folder.run("rms", 0, 5.0, model={**SMALL, "init_mean": 0.2}, steps=1000)
+    said = text_of(folder.page())
+    assert "images 40 steps stand-in data" in said
+    assert "images 1,000 steps, init mean 0.2 stand-in data" in said
 
 
 def test_times_alone_and_runs_alone(folder):

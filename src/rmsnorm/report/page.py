@@ -1,7 +1,6 @@
 """The page: what the template shows, put into words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,37 +10,17 @@ import jinja2
 from rmsnorm.analysis import gradients, invariance
 from rmsnorm.analysis.layers import Sizes
 from rmsnorm.analysis.report import law, mark
-from rmsnorm.experiments import hidden_states, tasks
-from rmsnorm.experiments.compare import QualityRow, mixed_machines, quality_row, time_row
-from rmsnorm.experiments.paper import HIDDEN_STATES, PAPER, Published
+from rmsnorm.experiments import tasks
+from rmsnorm.experiments.compare import mixed_machines, quality_row, time_row
+from rmsnorm.experiments.paper import PAPER, Published
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
-from rmsnorm.experiments.table import SETTINGS
-from rmsnorm.experiments.timing import Spread
 from rmsnorm.report import figures
 from rmsnorm.report.collect import Experiment, Line, collect
+from rmsnorm.report.tables import Cell, heading, percent, quality_table, quality_text, states_table, time_table
 
 TRIALS, SEED = 10, 0
 """Of the measured Table 1."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure; beneath it its confidence interval, and the paper's."""
-
-    text: str
-    interval: str = ""
-    paper: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under headings, the first column being the normaliser."""
-
-    title: str
-    headings: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    note: str = ""
 
 
 def render(records: Sequence[Record]) -> str:
@@ -54,7 +33,10 @@ def render(records: Sequence[Record]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [_section(experiment, f"experiment-{place}") for place, experiment in enumerate(experiments, 1)]
+    sections = [
+        _section(experiment, f"experiment-{place}", _apart(experiment, experiments))
+        for place, experiment in enumerate(experiments, 1)
+    ]
     return environment.get_template("page.html").render(
         newest=max(record["finished"] for record in records),
         count=len(records),
@@ -64,11 +46,10 @@ def render(records: Sequence[Record]) -> str:
         gradients=_gradients(),
         machines=_machines(records),
         mixed=mixed_machines(records),
-        LABELS=LABELS,
     )
 
 
-def _section(experiment: Experiment, anchor: str) -> dict[str, Any]:
+def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
     paper = PAPER.get(experiment.task, Published(""))
     source = experiment.common["source"]
     trained = []
@@ -79,8 +60,8 @@ def _section(experiment: Experiment, anchor: str) -> dict[str, Any]:
             shown.append(figures.p_sweep(sweep, main, experiment.result["metrics"][0], f"{name}-p"))
         trained.append(
             {
-                "quality": _quality_table(experiment, kernels, paper),
-                "states": _states_table(experiment, kernels),
+                "quality": quality_table(experiment, kernels, paper),
+                "states": states_table(experiment, kernels),
                 "notes": _notes(experiment, kernels),
                 "figures": shown,
                 "legend": figures.legend([line.norm for line in main]),
@@ -89,106 +70,35 @@ def _section(experiment: Experiment, anchor: str) -> dict[str, Any]:
     return {
         "anchor": anchor,
         "task": experiment.task,
-        "steps": f"{experiment.train['steps']:,} steps" if experiment.train else "times alone",
+        "apart": apart,
         "what": tasks.TASKS.get(experiment.task, ""),
         "stand_in": source["stand_in"],
         "source": source["name"],
         "facts": _facts(experiment),
         "trained": trained,
-        "times": [_time_table(experiment, kernels, paper) for kernels in experiment.timings],
+        "times": [time_table(experiment, kernels, paper) for kernels in experiment.timings],
         "paper": paper.where,
     }
 
 
-def _quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
-    metrics = experiment.result["metrics"]
-    rows = []
-    for line in experiment.main(kernels):
-        row, published = quality_row(line.norm, line.records), paper.quality.get(line.norm, {})
-        cells = [
-            Cell(_quality(row, metric), paper=f"{published[metric['key']]:g}" if metric["key"] in published else "")
-            for metric in metrics
-        ]
-        rows.append((LABELS[line.norm], cells))
-    seeds = sorted({len(line.records) for line in experiment.main(kernels)})
-    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    title = f"Quality on the test split, {_KERNELS[kernels]}: mean ± standard deviation over seeds ({over} each)"
-    return Table(title, [_heading(metric) for metric in metrics], rows)
+def _apart(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
+    """What a heading says beside the task: the steps, and every setting in which the task's experiments differ."""
+    if experiment.train is None:
+        return "times alone"
+    own = _leaves(experiment)
+    others = [_leaves(each) for each in experiments if each.task == experiment.task and each.train is not None]
+    differing = [name for name, value in own.items() if any(other.get(name) != value for other in others)]
+    shown = [
+        f"{name.replace('_', ' ')} {own[name]}" for name in differing if name not in ("steps", "sha256", "details")
+    ]
+    return ", ".join([f"{experiment.train['steps']:,} steps", *shown])
 
 
-_KERNELS = {
-    "unfused": "norms in framework operators",
-    "rmsnorm": "this project's kernels",
-    "best": "torch's LayerNorm, this project's kernels for the others",
-}
-
-
-def _states_table(experiment: Experiment, kernels: str) -> Table | None:
-    """The paper's Table 5, where the network has a decoder to look into."""
-    rows = []
-    for line in experiment.main(kernels):
-        found = quality_row(line.norm, line.records).metrics
-        cells = []
-        for part, keys in hidden_states.KEYS.items():
-            published = HIDDEN_STATES.get(line.norm, {}).get(part, ("",) * len(keys))
-            for key, said in zip(keys, published, strict=True):
-                measured = _signed(found[key].mean, 2) if key in found else "–"
-                cells.append(Cell(measured, paper=_signed(said, 2) if isinstance(said, float) else ""))
-        if any(key in found for key in hidden_states.KEYS["mean"]):
-            rows.append((LABELS[line.norm], cells))
-    words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
-    headings = [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
-    title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5)"
-    return Table(title, headings, rows) if rows else None
-
-
-def _heading(metric: dict[str, Any]) -> str:
-    return f"{metric['label']}\N{NO-BREAK SPACE}{'↑' if metric['higher_is_better'] else '↓'}".replace("\n", " ")
-
-
-def _quality(row: QualityRow, metric: dict[str, Any]) -> str:
-    """'2.345 ± 0.012'; never a mere number where a run diverged."""
-    diverged = f"{row.diverged} of {row.runs} diverged"
-    if metric["key"] not in row.metrics:
-        return "diverged" if row.runs == 1 else diverged
-    quality, form = row.metrics[metric["key"]], metric["form"]
-    spread = "" if quality.sd is None else f" ± {quality.sd:{form}}"
-    return f"{quality.mean:{form}}{spread}" + (f", {diverged}" if row.diverged else "")
-
-
-def _time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
-    record = experiment.timings[kernels]
-    saved = paper.saved if kernels == "unfused" else {}
-    rows = []
-    for norm in record["identity"]["norms"]:
-        row = time_row(norm, record)
-        cells = [
-            Cell(f"{row.milliseconds:.1f}"),
-            _percent(row.saved, saved.get(norm, "")),
-            _percent(row.norm_share),
-            Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
-            Cell(f"{row.peak_memory / 2**20:.1f}"),
-        ]
-        rows.append((LABELS[norm], cells))
-    headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
-    machine, rounds = record["machine"], len(record["result"]["milliseconds"]["layer"])
-    processor = machine["cpu"] if record["identity"]["device"] == "cpu" else machine["gpu"] or machine["cpu"]
-    note = (
-        f"{rounds} rounds of one step each in turn, {record['finished'][:16].replace('T', ' ')} UTC; "
-        f"{processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}"
-    )
-    return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
-
-
-def _percent(spread: Spread | None, paper: str = "") -> Cell:
-    if spread is None:
-        return Cell("–", paper=paper)
-    low, high = spread.interval
-    return Cell(_signed(100 * spread.median), f"[{_signed(100 * low)}, {_signed(100 * high)}]", paper)
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no "−0.0"
+def _leaves(experiment: Experiment) -> dict[str, Any]:
+    common = experiment.common
+    parts = (common["source"], common["model"], common["data"] or {}, experiment.train or {})
+    settings = {name: common[name] for name in ("size", "device", "precision")}
+    return {**settings, **{name: value for part in parts for name, value in part.items()}}
 
 
 def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
@@ -197,15 +107,15 @@ def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
     if experiment.lines:
         kernels = next(iter(experiment.lines))
         headline = experiment.result["metrics"][0]
-        metric = _heading(headline)
+        metric = heading(headline)
         for line in experiment.main(kernels):
             if line.norm in quality:
-                quality[line.norm] = Cell(_quality(quality_row(line.norm, line.records), headline))
+                quality[line.norm] = Cell(quality_text(quality_row(line.norm, line.records), headline))
     cells = [(LABELS[norm], cell) for norm, cell in quality.items()]
     for kernels, label in _SAVED.items():
         timing = experiment.timings.get(kernels)
         timed = timing and "rms" in timing["identity"]["norms"]
-        cells.append((label, _percent(time_row("rms", timing).saved) if timing and timed else Cell("–")))
+        cells.append((label, percent(time_row("rms", timing).saved) if timing and timed else Cell("–")))
     return {"section": section, "metric": metric, "cells": cells, "headings": [label for label, _ in cells]}
 
 
@@ -262,8 +172,13 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
     others = [line for line in experiment.lines[kernels] if line not in main]
     swept = _p_sweep(experiment, kernels)
     if elsewhere := [line for line in others if line not in swept]:
-        listed = sorted({f"{LABELS[line.norm]} at {line.learning_rate:g}" for line in elsewhere})
-        notes.append(f"recorded too, with other settings, and not shown: {', '.join(listed)}")
+        listed = [
+            LABELS[line.norm]
+            + ("" if line.p is None else f" of the first {100 * line.p:g} %")
+            + f" at {line.learning_rate:g}"
+            for line in elsewhere
+        ]
+        notes.append(f"recorded too, and not shown: {', '.join(listed)}")
     if mixed := mixed_machines(experiment.records):
         notes.append(f"the records differ in {'; '.join(mixed)}")
     return notes
