@@ -50,10 +50,10 @@ def show(comparison: Comparison, console: Console) -> None:
     task = comparison.task
     paper = PAPER.get(task.name, Published(""))
     console.print(heading(task, comparison.setup), style="bold", highlight=False, soft_wrap=True)
-    for start in range(0, len(task.metrics), METRICS_A_TABLE):
-        console.print(
-            _quality_table(comparison.quality, task.metrics[start : start + METRICS_A_TABLE], paper), highlight=False
-        )
+    tables = -(-len(task.metrics) // METRICS_A_TABLE)
+    each = -(-len(task.metrics) // tables)
+    for start in range(0, len(task.metrics), each):
+        console.print(_quality_table(comparison.quality, task.metrics[start : start + each], paper), highlight=False)
     for kernels, rows in comparison.times.items():
         console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
         console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
@@ -75,7 +75,7 @@ def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper:
         table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
         published = paper.quality.get(each.norm, {})
         if any(metric.key in published for metric in metrics):
-            cells = (f"{published[m.key]:g}" if m.key in published else "" for m in metrics)
+            cells = (f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics)
             table.add_row("  paper", *cells, style="dim")
     return table
 
