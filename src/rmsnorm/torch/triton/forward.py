@@ -1,0 +1,109 @@
+"""The forward kernels: one that holds its rows in registers, and one that sweeps rows too long for that."""
+
+import triton
+import triton.language as tl
+
+from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
+from rmsnorm.torch.triton.rows import gain, normalized, read, read_parameter, row_offset, statistic, write
+
+
+@triton.jit
+def affine(
+    xhat, g, b, T: tl.constexpr, Y: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND_FIRST: tl.constexpr,
+):  # fmt: skip
+    """ŷ = x̂ ⊙ g + b; with ROUND_FIRST x̂ is rounded to the input's dtype T and the product to the output's, Y."""
+    C: tl.constexpr = xhat.dtype
+    if ROUND_FIRST:
+        xhat = xhat.to(T).to(C)
+    if HAS_WEIGHT:
+        xhat = xhat * g
+        if ROUND_FIRST:
+            xhat = xhat.to(Y).to(C)
+    if HAS_BIAS:
+        xhat = xhat + b
+    return xhat
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+    x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+    y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
+    LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows a program, each read once and held in registers."""
+    T: tl.constexpr = x_ptr.dtype.element_ty
+    C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    cols = tl.arange(0, BLOCK)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again rather than nothing
+    x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
+    if ADD:
+        residual = read(
+            residual_ptr, row_offset(row, middle, inner, residual_outer, residual_middle, residual_inner, LEVELS), cols, N, BLOCK, BYTES
+        )
+    g, b = None, None
+    if HAS_WEIGHT:  # asked for before the reductions below wait
+        w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
+    if HAS_BIAS:
+        b = read_parameter(bias_ptr, row, heads, cols, HEADS, N, BLOCK)
+    x = x.to(C)
+    if ADD:
+        x = (x + residual.to(C)).to(T)
+        write(sum_ptr, row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS), cols, x, inside, N, BLOCK, BYTES)
+        x = x.to(C)
+    mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
+    xhat = normalized(x, mean, rstd, scale, LAYER)
+    if HAS_WEIGHT:
+        g = gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+    if HAS_BIAS:
+        b = b.to(C)
+    y = affine(xhat, g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
+    write(y_ptr, row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS), cols, y, inside, N, BLOCK, BYTES)
+
+
+@triton.jit
+def forward_looped_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+    x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+    y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
+    LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row a program in pieces of BLOCK: the statistic (of K elements alone, but to add), then the elements."""
+    T: tl.constexpr = x_ptr.dtype.element_ty
+    C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    row = tl.program_id(0) + tl.arange(0, 1)
+    x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
+    y_at = row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS)
+    if ADD:
+        residual_at = row_offset(row, middle, inner, residual_outer, residual_middle, residual_inner, LEVELS)
+        sum_at = row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS)
+        for start in range(0, N, BLOCK):
+            cols = start + tl.arange(0, BLOCK)
+            x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
+            x += read_piece(residual_ptr, residual_at, cols, N, N, BLOCK, BYTES).to(C)
+            write_piece(sum_ptr, sum_at, cols, x, N, BLOCK, BYTES)
+        tl.debug_barrier()  # what one thread has written another reads below
+        x_ptr, x_at = sum_ptr, sum_at
+    mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES)
+    for start in range(0, N, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C) * scale
+        if LAYER:
+            x -= mean
+        g, b = None, None
+        if HAS_WEIGHT:
+            w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
+            g = gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+        if HAS_BIAS:
+            b = read_parameter_piece(bias_ptr, row, heads, cols, HEADS, N, BLOCK).to(C)
+        y = affine(x * rstd, g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
+        write_piece(y_ptr, y_at, cols, y, N, BLOCK, BYTES)

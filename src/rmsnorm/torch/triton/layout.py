@@ -1,0 +1,41 @@
+"""Where the rows of tensors of one shape lie: their outer dimensions, folded together as far as all of them allow."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+Levels = tuple[tuple[int, int], tuple[tuple[int, int, int], ...], int]
+
+
+def contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements lie together, in row-major order."""
+    expected = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def levels(tensors: Sequence[Tensor], dims: int, ordered: bool) -> Levels | None:
+    """((middle, inner), strides of each tensor's rows, how many levels there are); None if three do not do.
+
+    Rows are numbered as in memory, that of the first tensor, unless ``ordered``: then as the dimensions are.
+    """
+    outer = tensors[0].dim() - dims
+    found = [
+        (extent, [t.stride(d) for t in tensors]) for d, extent in enumerate(tensors[0].shape[:outer]) if extent != 1
+    ]
+    if not ordered:
+        found.sort(key=lambda level: -level[1][0])
+    folded: list[tuple[int, list[int]]] = []
+    for extent, strides in found:
+        if folded and all(a == b * extent for a, b in zip(folded[-1][1], strides, strict=True)):
+            folded[-1] = folded[-1][0] * extent, strides
+        else:
+            folded.append((extent, strides))
+    if len(folded) > 3:
+        return None
+    full = [(1, [0] * len(tensors))] * (3 - len(folded)) + folded
+    strides = tuple((full[0][1][i], full[1][1][i], full[2][1][i]) for i in range(len(tensors)))
+    return (full[1][0], full[2][0]), strides, max(1, len(folded))
