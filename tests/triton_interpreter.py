@@ -18,10 +18,8 @@ def _cast(self, src, dst_type):
     to = interpreter._get_np_dtype(dst_type)
     values = src.data.view(ml_dtypes.bfloat16) if src.dtype.scalar == tl.bfloat16 else src.data
     with np.errstate(over="ignore"):
-        if dst_type.scalar == tl.bfloat16:
-            values = values.astype(ml_dtypes.bfloat16).view(to)
-        else:
-            values = values.astype(to)
+        bf16 = dst_type.scalar == tl.bfloat16
+        values = values.astype(ml_dtypes.bfloat16).view(to) if bf16 else values.astype(to)
     return interpreter.TensorHandle(values, dst_type.scalar)
 
 

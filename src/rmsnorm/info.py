@@ -43,6 +43,8 @@ def _native() -> dict[str, Any]:
         from rmsnorm import native
     except ImportError as error:
         return {"error": str(error)}
+    if native.missing:
+        return {"error": native.missing}
     return {
         "level": native.level(),
         "available": list(native.available_levels()),
@@ -53,10 +55,12 @@ def _native() -> dict[str, Any]:
 
 def _backends() -> list[dict[str, str]]:
     """One entry for each place a tensor can live: what serves it, or why nothing does."""
-    if "error" in _native():
-        return [{"where": "everywhere", "served by": "nothing", "why": str(_native()["error"])}]
-    found = [{"where": "numpy", "served by": "native kernels", "threads": "own pool (RMSNORM_NUM_THREADS)"}]
-    if importlib.util.find_spec("ml_dtypes") is None:
+    why = _native().get("error")
+    if why:
+        found = [{"where": "numpy", "served by": "nothing", "why": str(why)}]
+    else:
+        found = [{"where": "numpy", "served by": "native kernels", "threads": "own pool (RMSNORM_NUM_THREADS)"}]
+    if not why and importlib.util.find_spec("ml_dtypes") is None:
         found[0]["without"] = "bfloat16: ml_dtypes is not installed (pip install ml_dtypes)"
     if importlib.util.find_spec("torch") is None:
         found.append({"where": "torch", "served by": "nothing", "why": "not installed (pip install 'rmsnorm[torch]')"})
@@ -70,26 +74,38 @@ def _torch() -> list[dict[str, str]]:
     try:
         import torch
 
-        from rmsnorm.torch import kernels
+        from rmsnorm.torch import elsewhere, kernels
     except (ImportError, OSError) as error:  # a torch that is there but does not load
         return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
-    pool = f"torch's ({torch.get_num_threads()})" if kernels.shares_torch_threads else "own pool: torch is before 2.10"
-    tensors = "as they are (DLPack's C exchange API)" if kernels.exchanges else "described from Python, torch < 2.10"
-    found = [
-        {"where": "torch cpu, eager", "served by": "native kernels", "threads": pool, "tensors": tensors},
-        {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
+    why = _native().get("error")
+    if why:
+        found = [{"where": "torch cpu", "served by": "composite", "why": str(why)}]
+    else:
+        pool = f"torch's ({torch.get_num_threads()})" if kernels.shares_torch_threads else "own pool: torch before 2.10"
+        tensors = (
+            "as they are (DLPack's C exchange API)" if kernels.exchanges else "described from Python, torch < 2.10"
+        )
+        found = [
+            {"where": "torch cpu, eager", "served by": "native kernels", "threads": pool, "tensors": tensors},
+            {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
+        ]
+    if elsewhere.why_not:
+        found.append({"where": "torch cuda", "served by": "composite", "why": elsewhere.why_not})
+    else:
+        there = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device is present"
+        found.append({"where": "torch cuda", "served by": "Triton kernels", "device": there})
+    found.append(
         {
-            "where": "torch cpu, vmap, forward mode, torch.func, double backward",
+            "where": "torch cpu and cuda, vmap, forward mode, torch.func, double backward",
             "served by": "composite",
             "why": "kernels have no such derivatives; torch operations have them all",
-        },
-    ]
-    for device, there in (
-        ("cuda", torch.cuda.is_available()),
+        }
+    )
+    for device, present in (
         ("mps", torch.backends.mps.is_available()),
         ("xpu", hasattr(torch, "xpu") and torch.xpu.is_available()),
     ):
-        why = "no kernel for this device yet" if there else "no kernel for this device yet; none is present either"
+        why = "no kernel for this device yet" if present else "no kernel for this device yet; none is present either"
         found.append({"where": f"torch {device}", "served by": "composite", "why": why})
     found.append({"where": "torch meta", "served by": "composite", "why": "there is nothing to compute"})
     return found
@@ -97,7 +113,10 @@ def _torch() -> list[dict[str, str]]:
 
 def _text(facts: dict[str, Any]) -> str:
     native = facts["native"]
-    lines = [f"rmsnorm {facts['rmsnorm']} on Python {facts['python']}", f"processor   {facts['cpu']}"]
+    lines = [
+        f"rmsnorm {facts['rmsnorm'] or '(source tree)'} on Python {facts['python']}",
+        f"processor   {facts['cpu']}",
+    ]
     if "error" in native:
         lines.append(f"kernels     none: {native['error']}")
     else:

@@ -142,9 +142,10 @@ def _isa() -> str | None:
     """The instruction-set level that the native kernels were loaded for."""
     try:
         from rmsnorm.native import level
+
+        return level()
     except ImportError:
         return None
-    return level()
 
 
 def _commit() -> dict[str, Any]:

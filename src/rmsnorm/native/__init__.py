@@ -7,8 +7,10 @@ raise nothing. Who calls them then checks the arguments with :mod:`rmsnorm.spec`
 """
 
 import importlib
+import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 from rmsnorm.spec import partial_count
 
@@ -24,15 +26,24 @@ COMPOSITE, KERNEL, AUTOGRAD = 0, 1, 2
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
+missing = (
+    None
+    if importlib.util.find_spec("rmsnorm.native._cpu")
+    else "the C++ kernels are not built for this Python; `pip install .` in a checkout builds them (g++ or clang++)"
+)
+"""Why there are no kernels, in a source tree that was never built; ``kernels`` then raises this as ImportError."""
+
+
 def available_levels() -> tuple[str, ...]:
     """The instruction-set levels that this processor runs, best last."""
-    from rmsnorm.native import _cpu  # type: ignore[attr-defined]
-
-    return _cpu.levels()
+    cpu = importlib.import_module("rmsnorm.native._cpu")
+    return cpu.levels()
 
 
 def level() -> str:
-    """The level whose kernels are loaded."""
+    """The level whose kernels are loaded; ImportError where there are none."""
+    if missing:
+        raise ImportError(missing)
     return _level
 
 
@@ -56,7 +67,14 @@ def _check_threads() -> None:
         )
 
 
+def __getattr__(name: str) -> Any:
+    if name == "kernels" and missing:
+        raise ImportError(missing)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 _check_threads()
-_level = _choose()
-kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")
-kernels.set_partial_count(partial_count)
+if not missing:
+    _level = _choose()
+    kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")
+    kernels.set_partial_count(partial_count)

@@ -2,7 +2,7 @@
 // call of F.layer_norm on 1024 elements takes 2.7.
 #pragma once
 
-#include <nanobind/nanobind.h>
+#include "bindings.h"
 
 namespace rmsnorm {
 
@@ -13,7 +13,7 @@ inline struct {
   PyObject *tensor = nullptr, *parameter = nullptr;  // the two types that are served as they are
   PyObject* forward_ad = nullptr;                    // the module's dictionary, with _current_level
   PyObject *functorch_level = nullptr, *dispatch_modes = nullptr, *tracing_state = nullptr, *grad_enabled = nullptr;
-  PyObject *level_name = nullptr, *is_cpu = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
+  PyObject *level_name = nullptr, *is_cpu = nullptr, *is_cuda = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
 } watch;
 
 enum Way : int { COMPOSITE = 0, KERNEL = 1, AUTOGRAD = 2 };
@@ -24,8 +24,8 @@ inline void set_gate(nb::handle tensor, nb::handle parameter, nb::handle forward
   watch = {keep(tensor),         keep(parameter),     keep(forward_ad),
            keep(functorch_level), keep(dispatch_modes), keep(tracing_state),
            keep(grad_enabled),   PyUnicode_InternFromString("_current_level"),
-           PyUnicode_InternFromString("is_cpu"), PyUnicode_InternFromString("is_neg"),
-           PyUnicode_InternFromString("requires_grad")};
+           PyUnicode_InternFromString("is_cpu"), PyUnicode_InternFromString("is_cuda"),
+           PyUnicode_InternFromString("is_neg"), PyUnicode_InternFromString("requires_grad")};
 }
 
 inline bool attribute(PyObject* o, PyObject* name) {
@@ -49,7 +49,11 @@ inline bool plain(nb::handle h) {
 // COMPOSITE where tensors are not ordinary, or forward mode, a dispatch mode or a tracer wants to see operations;
 // AUTOGRAD where a gradient may be asked for; else KERNEL. What lives elsewhere than on a CPU and what a transform
 // of torch.func has wrapped has no memory that DLPack would show: the kernels decline it, so that only AUTOGRAD,
-// whose node transforms do not know, has to ask.
+// whose node transforms do not know, has to ask. Devices that nobody serves get the composite's autograd.
+inline bool has_kernels(nb::handle input) {
+  return attribute(input.ptr(), watch.is_cpu) || (elsewhere && attribute(input.ptr(), watch.is_cuda));
+}
+
 inline int gate(nb::handle input, nb::handle weight, nb::handle bias) {
   if (input.is_none() || !plain(input) || !plain(weight) || !plain(bias)) return COMPOSITE;
   PyObject* level = PyDict_GetItemWithError(watch.forward_ad, watch.level_name);
@@ -58,7 +62,7 @@ inline int gate(nb::handle input, nb::handle weight, nb::handle bias) {
   if (!ask(watch.grad_enabled).is(nb::handle(Py_True))) return KERNEL;
   for (nb::handle h : {input, weight, bias})
     if (!h.is_none() && attribute(h.ptr(), watch.requires_grad))
-      return attribute(input.ptr(), watch.is_cpu) && ask(watch.functorch_level).is_none() ? AUTOGRAD : COMPOSITE;
+      return has_kernels(input) && ask(watch.functorch_level).is_none() ? AUTOGRAD : COMPOSITE;
   return KERNEL;
 }
 

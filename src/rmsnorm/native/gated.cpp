@@ -80,9 +80,10 @@ bool backward_call(nb::handle dy_, nb::handle x, nb::handle z_, nb::handle shape
 
 void bind_gated(nb::module_& m) {
   const auto none = nb::arg().none();
-  m.def("rms_norm_gated", &forward_call, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
-  m.def("rms_norm_gated_backward", &backward_call, none, none, none, none, none, none, none, none, none, none, none,
+  m.def("rms_norm_gated", or_elsewhere("rms_norm_gated", &forward_call), none, none, none, none, none, none, none, none,
         nb::arg(), nb::arg());
+  m.def("rms_norm_gated_backward", or_elsewhere("rms_norm_gated_backward", &backward_call), none, none, none, none, none,
+        none, none, none, none, none, none, nb::arg(), nb::arg());
 }
 
 }  // namespace rmsnorm

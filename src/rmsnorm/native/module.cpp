@@ -1,5 +1,6 @@
 // The Python module of one instruction-set level. Its functions return True when they have done the work, and False
-// when the arguments are not ones they serve; they never raise for a wrong argument. rmsnorm.spec does that, once.
+// when the arguments are not ones they serve, nor anybody elsewhere; they never raise for a wrong argument.
+// rmsnorm.spec does that, once.
 
 #include "bindings.h"
 #include "call.h"
@@ -164,11 +165,13 @@ bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::hand
 NB_MODULE(RMSNORM_MODULE, m) {
   using namespace rmsnorm;
   const auto none = nb::arg().none();
-  m.def("rms_norm", &rms_norm, none, none, none, none, none, none, none, nb::arg());
-  m.def("layer_norm", &layer_norm, none, none, none, none, none, none, nb::arg());
-  m.def("add_rms_norm", &add_rms_norm, none, none, none, none, none, none, none, none, none, nb::arg());
-  m.def("rms_norm_backward", &rms_norm_backward, none, none, none, none, none, none, none, none, none, none, nb::arg());
-  m.def("layer_norm_backward", &layer_norm_backward, none, none, none, none, none, none, none, none, none, nb::arg());
+  m.def("rms_norm", or_elsewhere("rms_norm", &rms_norm), none, none, none, none, none, none, none, nb::arg());
+  m.def("layer_norm", or_elsewhere("layer_norm", &layer_norm), none, none, none, none, none, none, nb::arg());
+  m.def("add_rms_norm", or_elsewhere("add_rms_norm", &add_rms_norm), none, none, none, none, none, none, none, none, none, nb::arg());
+  m.def("rms_norm_backward", or_elsewhere("rms_norm_backward", &rms_norm_backward), none, none, none, none, none, none,
+        none, none, none, none, nb::arg());
+  m.def("layer_norm_backward", or_elsewhere("layer_norm_backward", &layer_norm_backward), none, none, none, none, none,
+        none, none, none, none, nb::arg());
   bind_gated(m);
   bind_quantized(m);
   bind_recurrent(m);
@@ -182,6 +185,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
     exchange = api;
     return true;
   });
+  m.def("set_elsewhere", [](nb::handle function) { elsewhere = function.inc_ref().ptr(); });
   m.def("set_gate", &set_gate);
   m.def("gate", &gate, none, none, none);
   m.def("set_partial_count", [](nb::handle function) { partial_count = function.inc_ref().ptr(); });

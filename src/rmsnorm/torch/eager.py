@@ -79,7 +79,7 @@ def rms_norm(
     spec = check_spec(shape, eps, p, zero_centered, casting)
     dtype = _check(input, spec.normalized_shape, weight, bias, casting, out)
     x = rows_contiguous(input, len(spec.normalized_shape))
-    y = torch.empty(x.shape, dtype=dtype)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if not kernels.rms_norm(x, spec.normalized_shape, weight, bias, y, eps, p, flags):
         y = composite.rms_norm(
             x, spec.normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
@@ -105,7 +105,7 @@ def layer_norm(
     spec = check_spec(shape, eps)
     dtype = _check(input, spec.normalized_shape, weight, bias, "once", out)
     x = rows_contiguous(input, len(spec.normalized_shape))
-    y = torch.empty(x.shape, dtype=dtype)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if not kernels.layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
         y = composite.layer_norm(x, spec.normalized_shape, weight, bias, eps)
     return y if out is None else out.copy_(y)

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from rmsnorm.native import AUTOGRAD, COMPOSITE, KERNEL
 from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager, kernels, ops
-from rmsnorm.torch.kernels import FRESH_FLAGS, gate
+from rmsnorm.torch.kernels import FRESH_FLAGS, captured, gate
 
 
 def rms_norm(
@@ -62,7 +62,7 @@ def rms_norm(
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
     """
     if is_compiling():
-        way = ops if input.is_cpu else composite
+        way = ops if captured(input) else composite
         y = way.rms_norm(
             input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
@@ -109,7 +109,7 @@ def layer_norm(
     Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
     """
     if is_compiling():
-        way = ops if input.is_cpu else composite
+        way = ops if captured(input) else composite
         return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
     way = gate(input, weight, bias)
     if way == KERNEL and out is None:
@@ -162,7 +162,7 @@ def add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
     if is_compiling():
-        way = ops if input.is_cpu else composite
+        way = ops if captured(input) else composite
         return way.add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )

@@ -56,7 +56,7 @@ def rms_norm_gated(
     Source: Dao & Gu, "Transformers are SSMs" (2024), the normalisation before the output projection of Mamba-2.
     """
     how = (eps, norm_before_gate, groups, p)
-    if is_compiling() and input.is_cpu:
+    if is_compiling() and kernels.captured(input):
         shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
         return torch.ops.rmsnorm.rms_norm_gated(input, gate, shape, weight, *how)
     way = COMPOSITE if is_compiling() else kernels.gate(input, weight, gate)
@@ -169,7 +169,7 @@ def forward(
             return y
     spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
     x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (input, gate))
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if kernels.rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, kernels.FRESH_FLAGS):
         return y
     return expression(input, gate, weight, spec)

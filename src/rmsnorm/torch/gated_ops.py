@@ -19,7 +19,7 @@ library.define(
 )
 
 
-def _forward_cpu(input, gate, shape, weight, *how):
+def _forward_kernel(input, gate, shape, weight, *how):
     return gated.forward(input, gate, shape, weight, *how).contiguous()
 
 
@@ -28,7 +28,7 @@ def _forward_any(input, gate, shape, weight, *how):
     return gated.expression(input, gate, weight, spec).contiguous()
 
 
-def _backward_cpu(dy, input, gate, shape, weight, wants, *how):
+def _backward_kernel(dy, input, gate, shape, weight, wants, *how):
     return contiguous(gated.backward(dy, input, gate, shape, weight, wants, *how))
 
 
@@ -62,10 +62,10 @@ def _autograd(ctx, dy):
     return dx, dz, None, dweight, None, None, None, None
 
 
-register("rms_norm_gated", _forward_cpu, _forward_any, _forward_fake, _autograd, _save)
+register("rms_norm_gated", _forward_kernel, _forward_any, _forward_fake, _autograd, _save)
 register(
     "rms_norm_gated_backward",
-    _backward_cpu,
+    _backward_kernel,
     _backward_any,
     _backward_fake,
     differentiated(_backward_any, wants_at=5),

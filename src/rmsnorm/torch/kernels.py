@@ -1,18 +1,24 @@
-"""The native kernels as torch calls them: on torch's threads, with tensors as they are.
+"""The kernels as torch calls them: the native ones on torch's threads, with tensors as they are; Triton's for CUDA.
 
 Each function returns ``True``, or ``False`` where the kernels do not serve the arguments (see :mod:`rmsnorm.native`).
+What the native ones decline is offered to :mod:`~rmsnorm.torch.elsewhere`, from C++, so that a CPU's calls do not pay
+for the question.
 """
 
 import ctypes
 import glob
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from rmsnorm import native
+from rmsnorm.torch import elsewhere
+from rmsnorm.torch.elsewhere import captured as captured
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
 _NOT_SERVED = ()
@@ -38,44 +44,52 @@ def _describe(t: object) -> object:
         return _NOT_SERVED
 
 
-def _bind(kernel: Callable[..., bool]) -> Callable[..., bool]:
-    """``kernel`` itself where torch describes tensors through DLPack's C exchange API (since 2.10, 0.03 µs each)."""
+def _prepare() -> bool:
+    """Hands torch's functions over to C++; returns whether torch describes tensors through DLPack's C exchange API."""
+    kernels = native.kernels
+    kernels.set_gate(
+        Tensor,
+        torch.nn.Parameter,
+        vars(forward_ad),
+        torch._C._functorch.peek_interpreter_stack,
+        torch._C._len_torch_dispatch_stack,
+        torch._C._get_tracing_state,
+        torch.is_grad_enabled,
+    )
+    if _address is not None:
+        kernels.set_torch_parallel_for(_address)
+    if not elsewhere.why_not:
+        kernels.set_elsewhere(elsewhere.serve)
+    return hasattr(Tensor, "__dlpack_c_exchange_api__") and kernels.set_exchange(Tensor.__dlpack_c_exchange_api__)
+
+
+def _bind(name: str) -> Callable[..., bool]:
+    """The native kernel itself where torch describes tensors for it (since 2.10, 0.03 µs each)."""
+    if native.missing:
+        return partial(elsewhere.serve, name)
+    kernel = getattr(native.kernels, name)
     if exchanges:
         return kernel
     return lambda *args: kernel(*map(_describe, args))
 
 
-native.kernels.set_gate(
-    Tensor,
-    torch.nn.Parameter,
-    vars(forward_ad),
-    torch._C._functorch.peek_interpreter_stack,
-    torch._C._len_torch_dispatch_stack,
-    torch._C._get_tracing_state,
-    torch.is_grad_enabled,
-)
-gate = native.kernels.gate
-
 _address = _torch_parallel_for()
-if _address is not None:
-    native.kernels.set_torch_parallel_for(_address)
 shares_torch_threads = _address is not None
+exchanges: bool = False if native.missing else _prepare()
+gate: Any = elsewhere.gate if native.missing else native.kernels.gate
 FLAGS = 0 if shares_torch_threads else native.OWN_THREADS
 FRESH_FLAGS = FLAGS | native.FRESH
 
-exchanges: bool = hasattr(Tensor, "__dlpack_c_exchange_api__") and native.kernels.set_exchange(
-    Tensor.__dlpack_c_exchange_api__
-)
-rms_norm = _bind(native.kernels.rms_norm)
-layer_norm = _bind(native.kernels.layer_norm)
-add_rms_norm = _bind(native.kernels.add_rms_norm)
-rms_norm_backward = _bind(native.kernels.rms_norm_backward)
-layer_norm_backward = _bind(native.kernels.layer_norm_backward)
-rms_norm_gated = _bind(native.kernels.rms_norm_gated)
-rms_norm_gated_backward = _bind(native.kernels.rms_norm_gated_backward)
-rms_norm_quantized = _bind(native.kernels.rms_norm_quantized)
+rms_norm = _bind("rms_norm")
+layer_norm = _bind("layer_norm")
+add_rms_norm = _bind("add_rms_norm")
+rms_norm_backward = _bind("rms_norm_backward")
+layer_norm_backward = _bind("layer_norm_backward")
+rms_norm_gated = _bind("rms_norm_gated")
+rms_norm_gated_backward = _bind("rms_norm_gated_backward")
+rms_norm_quantized = _bind("rms_norm_quantized")
 
-recurrent_steps = native.kernels.recurrent_steps
+recurrent_steps: Any = None if native.missing else native.kernels.recurrent_steps
 
 
 def handle(t: Tensor | None) -> object:

@@ -1,7 +1,7 @@
 """The kernels as operators of ``torch.library``: what ``torch.compile`` and ``torch.export`` see.
 
-``torch.ops.rmsnorm.*`` are defined with a CPU implementation, one for every other device (the composite), fakes,
-autograd of first and second order, and a batching rule. Results are contiguous, whatever the input's strides.
+``torch.ops.rmsnorm.*`` are defined for CPU and CUDA by the kernels, elsewhere by the composite, with fakes, autograd
+of first and second order, and a batching rule. Results are contiguous, whatever the input's strides.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def _list(normalized_shape: int | Sequence[int]) -> list[int]:
     return [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
 
 
-# ---- implementations: kernels on a CPU, the composite elsewhere ----
+# ---- implementations: kernels on CPU and CUDA, the composite elsewhere ----
 
 
 def contiguous(outputs):
@@ -64,23 +64,23 @@ def contiguous(outputs):
     return tuple(like.new_empty(0) if t is None else t.contiguous() for t in outputs)
 
 
-def _rms_norm_cpu(input, shape, weight, bias, *how):
+def _rms_norm_kernel(input, shape, weight, bias, *how):
     return eager.rms_norm(input, shape, weight, bias, *how).contiguous()
 
 
-def _rms_norm_backward_cpu(dy, input, shape, weight, bias, plus, wants, *how):
+def _rms_norm_backward_kernel(dy, input, shape, weight, bias, plus, wants, *how):
     return contiguous(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how))
 
 
-def _add_rms_norm_cpu(input, residual, shape, weight, bias, *how):
+def _add_rms_norm_kernel(input, residual, shape, weight, bias, *how):
     return contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, *how))
 
 
-def _layer_norm_cpu(input, shape, weight, bias, eps):
+def _layer_norm_kernel(input, shape, weight, bias, eps):
     return eager.layer_norm(input, shape, weight, bias, eps).contiguous()
 
 
-def _layer_norm_backward_cpu(dy, input, shape, weight, bias, wants, eps):
+def _layer_norm_backward_kernel(dy, input, shape, weight, bias, wants, eps):
     return contiguous(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants))
 
 
@@ -258,9 +258,10 @@ def _batched(operator: Callable) -> Callable:
 
 
 def register(
-    name: str, cpu: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable
+    name: str, kernels: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable
 ) -> None:
-    library.impl(name, cpu, "CPU")
+    library.impl(name, kernels, "CPU")
+    library.impl(name, kernels, "CUDA")
     library.impl(name, any_device, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
     torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=save, lib=library)
@@ -268,14 +269,19 @@ def register(
         torch.library.register_vmap(f"rmsnorm::{name}", _batched(getattr(_ops, name)), lib=library)
 
 
-register("rms_norm", _rms_norm_cpu, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)
+register("rms_norm", _rms_norm_kernel, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)
 register(
-    "add_rms_norm", _add_rms_norm_cpu, _add_rms_norm_any, _add_rms_norm_fake, _add_rms_norm_autograd, _save_add_rms_norm
+    "add_rms_norm",
+    _add_rms_norm_kernel,
+    _add_rms_norm_any,
+    _add_rms_norm_fake,
+    _add_rms_norm_autograd,
+    _save_add_rms_norm,
 )
-register("layer_norm", _layer_norm_cpu, _layer_norm_any, _layer_norm_fake, _layer_norm_autograd, _save_layer_norm)
+register("layer_norm", _layer_norm_kernel, _layer_norm_any, _layer_norm_fake, _layer_norm_autograd, _save_layer_norm)
 register(
     "rms_norm_backward",
-    _rms_norm_backward_cpu,
+    _rms_norm_backward_kernel,
     _rms_norm_backward_any,
     _rms_norm_backward_fake,
     differentiated(_rms_norm_backward_any, wants_at=6),
@@ -283,7 +289,7 @@ register(
 )
 register(
     "layer_norm_backward",
-    _layer_norm_backward_cpu,
+    _layer_norm_backward_kernel,
     _layer_norm_backward_any,
     _layer_norm_backward_fake,
     differentiated(_layer_norm_backward_any, wants_at=5),

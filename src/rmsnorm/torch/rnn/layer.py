@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.native import AUTOGRAD, COMPOSITE
-from rmsnorm.torch.kernels import gate
+from rmsnorm.torch.kernels import captured, gate
 from rmsnorm.torch.rnn import composite, eager, ops
 from rmsnorm.torch.rnn.eager import Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec
@@ -28,7 +28,7 @@ def run_layer(
     each step, falling, as in a packed sequence; None where every step has B.
     """
     if is_compiling():
-        if x.is_cpu:
+        if x.is_cpu and captured(x):
             return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
     way = _way(x, h0, c0, parameters)

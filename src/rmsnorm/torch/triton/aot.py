@@ -126,7 +126,7 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
     parameters |= {"dweight_ptr": compute, "dbias_ptr": compute}
     pointers = [parameters.get(name, variant.dtype) for name in kernel.arg_names if name.endswith("_ptr")]
     source = launch.source(kernel, pointers, False, constants)
-    return triton.compile(source, target=target, options=launch.options(choice.warps, constants)), choice
+    return triton.compile(source, target=target, options=launch.options(choice, constants, target)), choice
 
 
 def counts(variant: Variant, target: GPUTarget) -> Counts:
@@ -160,7 +160,13 @@ def _markdown() -> str:
         if count.spilled:
             lines[0] = f"SPILLS: {variant} on {name}: {count}"
     for operation in OPERATIONS:
-        lines += ["", f"**{operation}**", "", "| n | dtype | elements held × rows | warps | registers |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"**{operation}**",
+            "",
+            "| n | dtype | elements held × rows | warps | registers |",
+            "|---|---|---|---|---|",
+        ]
         for variant in variants():
             if variant.operation == operation:
                 choice = variant.choice(32)

@@ -107,7 +107,16 @@ def backward_kernel(
                     if not HOLD:
                         plus = read(plus_ptr, plus_at, cols, N, BLOCK, BYTES)
                     dx += plus.to(C)
-                write(dx_ptr, row_offset(row, middle, inner, dx_outer, dx_middle, dx_inner, LEVELS), cols, dx, inside, N, BLOCK, BYTES)
+                write(
+                    dx_ptr,
+                    row_offset(row, middle, inner, dx_outer, dx_middle, dx_inner, LEVELS),
+                    cols,
+                    dx,
+                    inside,
+                    N,
+                    BLOCK,
+                    BYTES,
+                )
         if DWEIGHT:
             add_partial(dweight_ptr + partial, cols, tl.sum(dweight, axis=0)[None, :], leaf == own, N)
         if DBIAS:

@@ -4,7 +4,7 @@ Nothing is tuned at run time, and the number of rows changes nothing but the gri
 that its length gives. The register counts that these choices are held to: docs/gpu.md, and tests/test_triton_compile.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 VECTOR = 16  # bytes that a thread reads or writes at once
@@ -23,6 +23,8 @@ class Choice:
         looped: whether a row is swept in pieces because it does not fit into registers.
         hold: backward: whether what a tile needs after its reductions stays in registers meanwhile.
         programs: backward: resident on a multiprocessor, and so many times their number is the grid.
+        registers: backward: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
+            get by with less than it may have.
     """
 
     block: int
@@ -31,6 +33,7 @@ class Choice:
     looped: bool = False
     hold: bool = True
     programs: int = 0
+    registers: int | None = None
 
 
 def power_of_two(n: int) -> int:
@@ -60,11 +63,15 @@ def forward(n: int, itemsize: int, warp_size: int = 32) -> Choice:
     a latency of 700 ns it needs 18.
     """
     block, each = power_of_two(n), 64 // itemsize
-    longest = 16384 if itemsize <= 4 else 8192
+    longest = 16384 if itemsize <= 4 else 4096
     if block > longest:  # 128 bytes of float32 a thread at 512 threads is the most that does not spill
         return Choice(block=8192 if itemsize <= 4 else 4096, rows=1, warps=512 // warp_size, looped=True)
     rows, threads = _tile(block, each, itemsize, warp_size)
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
+
+
+def _resident(choice: Choice, warp_size: int) -> Choice:
+    return replace(choice, registers=min(255, REGISTERS // (choice.programs * choice.warps * warp_size)))
 
 
 @lru_cache
@@ -77,14 +84,15 @@ def backward(n: int, itemsize: int, centred: bool = False, sums: int = 1, warp_s
     """
     block, each = power_of_two(n), 16 if itemsize <= 4 else 4
     if itemsize == 2 and block == 16384 and sums < 2 and not centred:
-        return Choice(block=block, rows=1, warps=8, hold=False, programs=1)
+        return _resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
     if block > 512 * each:
         threads = 128 if itemsize == 8 else 256
-        return Choice(block=8192 // itemsize, rows=1, warps=threads // warp_size, looped=True, programs=2)
+        looped = Choice(block=8192 // itemsize, rows=1, warps=threads // warp_size, looped=True, programs=1)
+        return _resident(looped, warp_size)
     rows, threads = _tile(block, each, itemsize, warp_size)
     if rows > 1 and (centred or sums > 1):
         rows //= 2  # two running sums for each
-    return Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads)
+    return _resident(Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads), warp_size)
 
 
 def finish(warp_size: int = 32) -> Choice:

@@ -45,9 +45,14 @@ def forward_kernel(
     x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
     if ADD:
         residual = read(
-            residual_ptr, row_offset(row, middle, inner, residual_outer, residual_middle, residual_inner, LEVELS), cols, N, BLOCK, BYTES
+            residual_ptr,
+            row_offset(row, middle, inner, residual_outer, residual_middle, residual_inner, LEVELS),
+            cols,
+            N,
+            BLOCK,
+            BYTES,
         )
-    g, b = None, None
+    g, shift = None, None
     if HAS_WEIGHT:  # asked for before the reductions below wait
         w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
     if HAS_BIAS:
@@ -55,15 +60,24 @@ def forward_kernel(
     x = x.to(C)
     if ADD:
         x = (x + residual.to(C)).to(T)
-        write(sum_ptr, row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS), cols, x, inside, N, BLOCK, BYTES)
+        write(
+            sum_ptr,
+            row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS),
+            cols,
+            x,
+            inside,
+            N,
+            BLOCK,
+            BYTES,
+        )
         x = x.to(C)
     mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
     xhat = normalized(x, mean, rstd, scale, LAYER)
     if HAS_WEIGHT:
         g = gain(w, C, ZERO_CENTERED, ROUND_FIRST)
     if HAS_BIAS:
-        b = b.to(C)
-    y = affine(xhat, g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
+        shift = b.to(C)
+    y = affine(xhat, g, shift, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
     write(y_ptr, row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS), cols, y, inside, N, BLOCK, BYTES)
 
 

@@ -37,7 +37,7 @@ def add_rms_norm(x, residual, shape, weight, bias, y, new, eps, p, flags) -> boo
 
 
 def rms_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, p, flags) -> bool:
-    """The gradients of :func:`rms_norm` into ``dx`` (``plus`` added to it), ``dweight`` and ``dbias``; None: unwanted."""
+    """The gradients of :func:`rms_norm` into ``dx`` (``plus`` added), ``dweight`` and ``dbias``; None: unwanted."""
     return _call(_plan_backward, False, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, p, flags)
 
 
@@ -82,7 +82,7 @@ def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape,
 
 
 def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
-    """Whether what is written (the tensors from the fifth on) shares no memory with anything but itself read in place."""
+    """Whether what is written (the tensors from the fifth on) shares no memory with another but a row's own input."""
     extents = [
         (0, 0) if t is None or not t.numel() else (a, a + t.element_size() * (1 + _reach(t)))
         for t, a in zip(tensors, addresses, strict=True)
@@ -192,7 +192,7 @@ def _launcher(kernel: Any, problem: _Problem, tensors: Sequence[Tensor | None], 
     named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
     pointers = tuple(like if t is None else t.dtype for t in tensors)
     device = tensors[0].get_device() if tensors[0] is not None else 0
-    return launch.launcher(kernel, pointers, problem.wide, named, choice.warps, device)
+    return launch.launcher(kernel, pointers, problem.wide, named, choice, device)
 
 
 def _plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
@@ -229,6 +229,12 @@ def _plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | Non
     return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
 
 
+def _zero_sums(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+    for t in tensors[5:]:
+        if t is not None:
+            t.zero_()
+
+
 def _plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
     x, dy, weight, plus, dx, dweight, dbias = tensors
     problem = _Problem(layer, tensors, (0, 1, 3, 4), shape, eps, p, flags, low)
@@ -239,7 +245,7 @@ def _plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | No
         return None
     sums = [t for t in (dweight, dbias) if t is not None]
     if problem.rows == 0:
-        return lambda tensors, addresses: [t.zero_() for t in tensors[5:] if t is not None] and None
+        return _zero_sums
     heads, columns = problem.heads, problem.heads * problem.n
     warp_size, device = launch.target(x.get_device()).warp_size, x.get_device()
     choice = choices.backward(problem.n, dy.element_size(), layer, len(sums), warp_size)

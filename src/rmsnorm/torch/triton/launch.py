@@ -14,6 +14,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from rmsnorm.torch.triton.choices import Choice
+
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run in NumPy, on tensors of a CPU
 INT32 = 2**31 - 2**16  # rows up to here are counted in 32 bits: dividing by 64-bit numbers takes five times as long
@@ -42,14 +44,16 @@ def source(kernel: Any, pointers: Sequence[torch.dtype], wide: bool, constants: 
     return ASTSource(kernel, signature, fixed, attributes)
 
 
-def options(warps: int, constants: Constants) -> dict[str, Any]:
+def options(choice: Choice, constants: Constants, target: GPUTarget) -> dict[str, Any]:
     """Llama's casting rounds a product before a bias is added; a fused multiply-add would not."""
-    return {"num_warps": warps, "enable_fp_fusion": not dict(constants).get("ROUND_FIRST", False)}
+    fused = not dict(constants).get("ROUND_FIRST", False)
+    limit = {"maxnreg": choice.registers} if target.backend == "cuda" else {}
+    return {"num_warps": choice.warps, "enable_fp_fusion": fused, **limit}
 
 
 @functools.lru_cache(maxsize=4096)
 def launcher(
-    kernel: Any, pointers: tuple[torch.dtype, ...], wide: bool, constants: Constants, warps: int, device: int
+    kernel: Any, pointers: tuple[torch.dtype, ...], wide: bool, constants: Constants, choice: Choice, device: int
 ) -> Launcher:
     """A function (grid x, grid y, tensors, their addresses, integers) → None that launches on the current stream.
 
@@ -64,7 +68,7 @@ def launcher(
         return interpret
 
     what = source(kernel, pointers, wide, constants)
-    compiled = triton.compile(what, target=target(device), options=options(warps, constants))
+    compiled = triton.compile(what, target=target(device), options=options(choice, constants, target(device)))
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     values = [dict(constants)[name] for name in kernel.arg_names if name in dict(constants)]
     stream = torch._C._cuda_getCurrentRawStream
@@ -73,6 +77,12 @@ def launcher(
         run(x, y, 1, stream(device), function, metadata, None, None, None, *addresses, *integers, *values)
 
     return launch
+
+
+def check_driver() -> None:
+    """Raises what keeps Triton from running here: it compiles some C against the driver when it is first used."""
+    if not INTERPRETED:
+        triton.runtime.driver.active.get_current_target()
 
 
 @functools.cache

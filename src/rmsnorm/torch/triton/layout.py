@@ -37,5 +37,6 @@ def levels(tensors: Sequence[Tensor], dims: int, ordered: bool) -> Levels | None
     if len(folded) > 3:
         return None
     full = [(1, [0] * len(tensors))] * (3 - len(folded)) + folded
-    strides = tuple((full[0][1][i], full[1][1][i], full[2][1][i]) for i in range(len(tensors)))
-    return (full[1][0], full[2][0]), strides, max(1, len(folded))
+    first, middle, inner = full
+    rows = tuple((first[1][i], middle[1][i], inner[1][i]) for i in range(len(tensors)))
+    return (middle[0], inner[0]), rows, max(1, len(folded))

@@ -102,9 +102,7 @@ def row_scale(x, ROOT: tl.constexpr):
 
 
 @triton.jit
-def statistic(
-    x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr
-):
+def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
     """What the rows of a tile are normalised with, [ROWS] each: mean (LAYER's), 1/RMS or 1/σ, and scale."""
     part = first(x, cols, K, BLOCK)
     scale = row_scale(part, ROOT)
@@ -139,4 +137,3 @@ def gain(w, C: tl.constexpr, ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.conste
         if ROUND_FIRST:
             g = g.to(w.dtype).to(C)
     return g
-

@@ -1,0 +1,167 @@
+"""Tensors that the C++ kernels do not serve, and a source tree in which no C++ was built."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from rmsnorm.torch import elsewhere
+
+HIDDEN = """
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *a: None if name.startswith("rmsnorm.native._") else find(name, *a)
+import torch, rmsnorm
+from rmsnorm import native
+assert native.missing
+"""
+
+
+def test_without_the_native_module_torch_takes_the_composite(run_python):
+    run_python(
+        HIDDEN
+        + """
+from rmsnorm.torch import RMSNorm, add_rms_norm, composite, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+x, w = torch.randn(5, 3, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+y = rms_norm(x, (16,), w, p=0.5)
+assert torch.equal(y, composite.rms_norm(x, (16,), w, p=0.5))
+assert all(g is not None for g in torch.autograd.grad(y.sum(), (x, w)))
+with torch.no_grad():
+    assert torch.equal(layer_norm(x, (16,), w), composite.layer_norm(x, (16,), w))
+    out = torch.empty(5, 3, 16)
+    assert rms_norm(x, (16,), w, out=out) is out
+    a, r = x.clone(), x.clone()
+    add_rms_norm(a, r, (16,), w, inplace=True)
+    rms_norm_gated(x, x, (16,), w), rms_norm_quantized(x, (16,), w)
+RMSNorm(16)(x).sum().backward()
+assert rms_norm(x.transpose(0, 2), (5,)).shape == (16, 3, 5)
+try:
+    rms_norm(torch.ones(2, 8), (9,))
+except ValueError as error:
+    assert "normalized_shape" in str(error)
+compiled = torch.compile(rms_norm, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(x, (16,), w), rms_norm(x, (16,), w))
+y = torch.ops.rmsnorm.rms_norm(x, [16], w, None, None, 1.0, False, "once")
+torch.testing.assert_close(y, rms_norm(x, (16,), w))
+"""
+    )
+
+
+def test_without_the_native_module_everything_says_why(run_python):
+    said = run_python(HIDDEN + "from rmsnorm import cli; assert cli.main(['info']) == 0")
+    assert "kernels     none: the C++ kernels are not built" in said
+    assert "torch cpu: composite (why: the C++ kernels are not built" in said
+    assert "numpy: nothing" in said
+    run_python(
+        HIDDEN
+        + """
+import numpy as np
+from rmsnorm.numpy import rms_norm
+try:
+    rms_norm(np.ones((2, 8)))
+except ImportError as error:
+    assert "pip install" in str(error)
+else:
+    raise AssertionError("no kernels, and no error")
+"""
+    )
+
+
+def test_only_what_the_kernels_decline_is_offered_elsewhere(run_python):
+    """The hook by which CUDA tensors reach Triton: asked after the kernels, with their arguments as they came."""
+    run_python(
+        """
+import torch
+from rmsnorm import native
+from rmsnorm.torch import layer_norm, rms_norm, rms_norm_gated
+asked = []
+native.kernels.set_elsewhere(lambda name, *args: asked.append((name, args)) or False)
+x, w = torch.randn(4, 8, requires_grad=True), torch.randn(8)
+rms_norm(x, (8,), w).backward(torch.ones(4, 8))
+assert not asked
+wide = torch.randn(8, 4).t()
+rms_norm(wide, (8,), w, 1e-3)
+name, args = asked[0]
+assert name == "rms_norm" and args[0] is wide and args[1] == (8,) and args[2] is w and args[5] == 1e-3, args
+layer_norm(wide, (8,), w)
+rms_norm_gated(wide, wide, (8,), w)
+assert {name for name, _ in asked} == {"rms_norm", "layer_norm", "rms_norm_gated"}
+def broken(name, *args):
+    raise RuntimeError("out of memory")
+native.kernels.set_elsewhere(broken)
+try:
+    rms_norm(wide, (8,))
+except RuntimeError as error:
+    assert "out of memory" in str(error)
+else:
+    raise AssertionError("an error elsewhere was swallowed")
+"""
+    )
+
+
+def test_triton_is_not_imported_for_cpu_tensors(run_python):
+    run_python(
+        """
+import sys, torch
+from rmsnorm.torch import RMSNorm
+RMSNorm(8)(torch.randn(2, 8)).sum().backward()
+assert not [name for name in sys.modules if name.startswith("rmsnorm.torch.triton")]
+"""
+    )
+
+
+def test_why_there_is_no_triton(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "without CUDA" in elsewhere._why_no_triton()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in elsewhere._why_no_triton()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for version, served in (
+        ("3.5.1", False),
+        ("3.6.0", True),
+        ("3.6.0+git12", True),
+        ("3.10.0", True),
+        ("4.0.0", True),
+    ):
+        monkeypatch.setattr(elsewhere.metadata, "version", lambda name, version=version: version)
+        assert (elsewhere._why_no_triton() is None) is served
+
+
+def test_a_triton_that_does_not_run_warns_once_and_serves_nothing(monkeypatch):
+    pytest.importorskip("triton")
+    from rmsnorm.torch.triton import launch
+
+    def broken():
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(launch, "check_driver", broken)
+    monkeypatch.setattr(elsewhere, "why_not", None)
+    elsewhere._triton.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="Failed to find C compiler"):
+            assert elsewhere._triton() is None
+        assert "C compiler" in elsewhere.why_not
+    finally:
+        elsewhere._triton.cache_clear()
+
+
+@pytest.mark.parametrize(("wanted", "operators"), [("", 1), ("operator", 1), ("decompose", 0)])
+def test_what_a_compiled_graph_holds(wanted, operators, run_python):
+    run_python(
+        f"""
+import torch
+from rmsnorm.torch import rms_norm
+seen = []
+def backend(graph, inputs):
+    seen.append(sum("rmsnorm" in str(node.target) for node in graph.graph.nodes))
+    return graph
+y = torch.compile(lambda x: rms_norm(x, (8,)), backend=backend, fullgraph=True)(torch.randn(2, 8))
+assert seen == [{operators}], seen
+""",
+        RMSNORM_COMPILE=wanted,
+    )
+
+
+def test_another_word_for_compiled_graphs_is_refused(run_python):
+    assert "RMSNORM_COMPILE must be" in run_python("import rmsnorm.torch", status=1, RMSNORM_COMPILE="fast")

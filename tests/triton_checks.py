@@ -1,0 +1,169 @@
+"""What test_triton_kernels.py runs in processes of its own, where the kernels are interpreted."""
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import triton_interpreter
+from conformance import CASES, EAGER, Case
+from rmsnorm import reference
+from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm
+from rmsnorm.torch.triton import choices, functions, launch
+from test_conformance import conforms
+from tolerances import check, expected
+
+triton_interpreter.install()
+SMALL = [case for case in CASES if case.rows * case.n <= 4000 and case.rows > 0]
+
+
+@contextlib.contextmanager
+def short_registers():
+    """Rows of more than 64 elements are looped, in pieces of 32, and sums leave the registers every second tile."""
+    saved = choices.forward, choices.backward, choices.LEAF
+    looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=1)
+    choices.forward = lambda n, *a: looped if n > 64 else saved[0](n, *a)
+    choices.backward = lambda n, *a: looped if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
+    choices.LEAF = 2
+    functions._plans.clear()
+    try:
+        yield
+    finally:
+        choices.forward, choices.backward, choices.LEAF = saved
+        functions._plans.clear()
+
+
+def conformance(shard, shards):
+    """The conformance suite's small cases, every operation, dtype, layout and casting among them."""
+    before = dict(triton_interpreter.served)
+    for case in SMALL[shard::shards]:
+        conforms(EAGER, case)
+    for name in ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward"):
+        assert triton_interpreter.served.get(name, 0) > before.get(name, 0), f"{name} never ran in Triton"
+
+
+def long_rows():
+    """The kernels that sweep a row, and partial sums over several leaves."""
+    cases = [case for case in SMALL if case.n in (33, 65, 127, 129, 1000)][::14]
+    with short_registers():
+        for case in cases:
+            conforms(EAGER, case)
+        for case in (
+            Case(n=100, rows=40, p=0.3),
+            Case("layer_norm", n=100, rows=9, bias=torch.float32),
+            Case(n=7, rows=90),
+        ):
+            conforms(EAGER, case)
+    return len(cases)
+
+
+def rare_rows():
+    """Rows whose squares leave float32's range, each beside usual ones, in both kinds of kernel."""
+    for n, operation in ((24, "rms_norm"), (100, "rms_norm"), (24, "layer_norm"), (100, "layer_norm")):
+        with short_registers():
+            for exponent in (-148, -130, -80, -50, 0, 50, 62, 100, 126):
+                x = torch.randn(3, n) * torch.tensor([1.0, 2.0**exponent, 1.0])[:, None]
+                eps = 1e-6 if exponent > 0 else 0.0
+                w = torch.randn(n)
+                y = layer_norm(x, (n,), w, None, eps) if operation == "layer_norm" else rms_norm(x, (n,), w, eps, p=0.5)
+                assert torch.isfinite(y).all()
+                case = Case(operation, n=n, rows=3, p=0.5 if operation == "rms_norm" else 1.0, eps=eps)
+                inputs = SimpleNamespace(x=x, dy=torch.zeros_like(x), weight=w, bias=None)
+                check(y, expected(case, inputs)["y"], f"{operation} of rows at 2^{exponent}")
+
+
+def not_finite():
+    """NaN stays in its row, infinity gives what torch gives, zeros at eps = 0 are 0/0."""
+    for n in (8, 100):
+        with short_registers():
+            x = torch.randn(4, n)
+            x[0, 3], x[1, 2], x[2] = float("nan"), float("inf"), 0
+            found = rms_norm(x, (n,), eps=0.0)
+            wanted = torch.nn.functional.rms_norm(x, (n,), eps=0.0)
+            torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-6, atol=1e-6)
+
+
+def a_row_alone():
+    """Bits do not depend on the batch, the place in it, or on how its rows are strided."""
+    for dtype, n in ((torch.float32, 48), (torch.bfloat16, 257), (torch.float32, 1000)):
+        x = torch.randn(70, n).to(dtype)
+        w = torch.randn(n)
+        whole = rms_norm(x, (n,), w)
+        for row in (0, 1, 37, 69):
+            assert torch.equal(rms_norm(x[row : row + 1].clone(), (n,), w)[0], whole[row])
+        padded = torch.zeros(70, 2, n, dtype=dtype)
+        padded[:, 1] = x
+        assert torch.equal(rms_norm(padded[:, 1], (n,), w), whole)
+
+
+def heads():
+    """A gain for each head, forward and backward, whose sums go to the head's own."""
+    x = torch.randn(5, 7, 3, 24, requires_grad=True)
+    w = torch.randn(3, 24, requires_grad=True)
+    b = torch.randn(3, 24, requires_grad=True)
+    dy = torch.randn(5, 3, 7, 24).transpose(1, 2)
+    with short_registers():
+        y = rms_norm(x, (24,), w, 1e-5, bias=b, p=0.5)
+        found = torch.autograd.grad(y, (x, w, b), dy)
+    flat = [t.detach().double().numpy() for t in (dy, x)]
+    for head in range(3):
+        da, dg, db = reference.rms_norm_vjp(
+            flat[0][:, :, head], flat[1][:, :, head], w[head].detach().numpy(), k=12, eps=1e-5
+        )
+        np.testing.assert_allclose(found[0][:, :, head], da, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[1][head], dg, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[2][head], db, rtol=1e-4, atol=1e-5)
+
+
+def awkward_memory():
+    """Zero rows, in place, outputs that interleave, too many levels of strides, transforms."""
+    w = torch.randn(8, requires_grad=True)
+    nothing = torch.empty(0, 8, requires_grad=True)
+    dx, dw = torch.autograd.grad(rms_norm(nothing, (8,), w).sum(), (nothing, w))
+    assert dx.shape == (0, 8)
+    assert torch.equal(dw, torch.zeros(8))
+    x, w = torch.randn(6, 8), w.detach()
+    wanted = rms_norm(x, (8,), w)
+    inplace = x.clone()
+    assert torch.equal(rms_norm(inplace, (8,), w, out=inplace), wanted)
+    assert torch.equal(inplace, wanted)
+    packed = torch.randn(6, 2, 8)
+    expected = rms_norm(packed[:, 0].clone(), (8,), w)
+    assert torch.equal(rms_norm(packed[:, 0], (8,), w, out=packed[:, 1]), expected)
+    shifted = torch.randn(7, 8)
+    expected = rms_norm(shifted[:6].clone(), (8,), w)
+    with pytest.raises(ValueError, match="share memory"):  # an output over rows that are still to be read
+        rms_norm(shifted[:6], (8,), w, out=shifted[1:])
+    a, residual = torch.randn(6, 8), torch.randn(6, 8)
+    normed, new = add_rms_norm(a.clone(), residual, (8,), w)
+    ours, stream = a.clone(), residual.clone()
+    add_rms_norm(ours, stream, (8,), w, inplace=True)
+    assert torch.equal(ours, normed)
+    assert torch.equal(stream, new)
+    spread = torch.randn(2, 2, 2, 2, 2, 2, 2, 2, 8)[:, 0, :, 0, :, 0, :, 0]
+    torch.testing.assert_close(rms_norm(spread, (8,), w), rms_norm(spread.clone(), (8,), w))
+    many = torch.randn(3, 6, 8)
+    torch.testing.assert_close(torch.vmap(lambda t: rms_norm(t, (8,), w))(many), rms_norm(many, (8,), w))
+
+
+def no_compilation_for_another_number_of_rows():
+    """A new batch size makes a plan, and nothing that would be compiled."""
+    launch.launcher.cache_clear()
+    w = torch.randn(16, requires_grad=True)
+    for rows in (1, 2, 3, 16, 17, 100):
+        x = torch.randn(rows, 16, requires_grad=True)
+        rms_norm(x, (16,), w).sum().backward()
+    assert launch.launcher.cache_info().misses == 3  # forward, backward, finish
+    plans = len(functions._plans)
+    rms_norm(torch.randn(17, 16), (16,), w.detach())
+    assert len(functions._plans) == plans
+
+
+def the_same_gradient_twice():
+    """dweight has no order of its own: two calls agree bit for bit."""
+    x, w, dy = torch.randn(300, 20, requires_grad=True), torch.randn(20, requires_grad=True), torch.randn(300, 20)
+    one, other = (torch.autograd.grad(rms_norm(x, (20,), w), (x, w), dy) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
