@@ -6,7 +6,8 @@ ablation (timing.share_beyond), which is of plain steps and cannot say where the
 """
 
 import statistics
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,9 @@ def steps(task: Task, setup: Setup, norm: str) -> Profile:
     for _ in range(STEPS):
         with torch.profiler.profile(profile_memory=True) as profiler, torch.profiler.record_function(_STEP):
             learner.step(batch, 0.0, beta1)
-        shares.append(_norm_share(profiler))
-        peaks.append(before + _peak(profiler))
+        events = profiler.profiler.kineto_results.events()
+        shares.append(_norm_share(events))
+        peaks.append(before + _peak(events))
     return Profile(round(statistics.median(shares), 5) if told else None, max(peaks))
 
 
@@ -80,42 +82,38 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _norm_share(profiler: Any) -> float:
-    events = profiler.events()
-    inside: set[int] = set()  # the ids of events within a norm's call
-    makers: dict[int, Any] = {}  # sequence number -> the forward event that made the node
-    forward = 0.0
+def _norm_share(events: Sequence[Any]) -> float:
+    """Of the raw events: torch's own list of them costs seconds for a recurrence's step."""
+    spans = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == _NORM]
+    outermost: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if not outermost or start >= outermost[-1][1]:
+            outermost.append((start, end))
+    starts = [start for start, _ in outermost]
 
-    def walk(event: Any) -> None:
-        inside.add(event.id)
-        for child in event.cpu_children:
-            walk(child)
+    def within(moment: int) -> bool:
+        place = bisect_right(starts, moment) - 1
+        return place >= 0 and moment < outermost[place][1]
 
+    made: dict[int, int] = {}  # the number of an autograd node -> when the operator began that made it
+    backward: list[tuple[int, int]] = []
     for event in events:
-        if event.name == _NORM and not (event.cpu_parent and event.cpu_parent.name == _NORM):
-            forward += event.time_range.elapsed_us()
-            walk(event)
-    backward = [event for event in events if event.name.startswith("autograd::engine::evaluate_function")]
-    for event in events:
-        # An operator reports the number of the node to come: the last to report one is the one that made it.
-        if event.sequence_nr >= 0 and not event.name.startswith("autograd::") and event.scope == 0:
-            last = makers.get(event.sequence_nr)
-            if last is None or event.time_range.start >= last.time_range.start:
-                makers[event.sequence_nr] = event
-    of_norms = sum(
-        event.time_range.elapsed_us()
-        for event in backward
-        if event.sequence_nr in makers and makers[event.sequence_nr].id in inside
-    )
-    whole = next(event for event in events if event.name == _STEP).time_range.elapsed_us()
+        number = event.sequence_nr()
+        if event.name().startswith("autograd::engine::evaluate_function"):
+            backward.append((number, event.duration_ns()))
+        elif number >= 0 and event.scope() == 0:  # 1: the node itself, running
+            # An operator reports the number of the node to come: the last to report one is the one that made it.
+            made[number] = max(made.get(number, 0), event.start_ns())
+    forward = sum(end - start for start, end in outermost)
+    of_norms = sum(duration for number, duration in backward if number in made and within(made[number]))
+    whole = next(event.duration_ns() for event in events if event.name() == _STEP)
     return float((forward + of_norms) / whole)
 
 
-def _peak(profiler: Any) -> int:
+def _peak(events: Sequence[Any]) -> int:
     """The most that was allocated beyond the start, over the allocations and deallocations of the step in order."""
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
         now += event.nbytes()
         most = max(most, now)
     return most

@@ -66,8 +66,8 @@ class TrainConfig:
 class TimingConfig:
     """One training step of each normaliser a round, in an order drawn anew for each round."""
 
-    warmup_rounds: int = 10
-    rounds: int = 100
+    warmup_rounds: int = 5
+    rounds: int = 60
     seed: int = 0
 
 
