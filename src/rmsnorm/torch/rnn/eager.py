@@ -138,40 +138,37 @@ def forward(
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
     order = _order(rows, batch, batch_sizes, reverse)
     multiply = right_product(weight_hh.detach(), batch, len(order))
-    # (before, after, the running state) of h and c: where lengths differ, rows whose sequence has ended keep theirs.
-    flows = [[h_before, h_after, h0 if uniform else h0.clone()]]
-    if c0 is not None and c_before is not None and c_after is not None:
-        flows.append([c_before, c_after, c0 if uniform else c0.clone()])
+    # Where lengths differ, rows whose sequence has ended keep their state: (before, after, the running one) of h and c.
+    running: list[tuple[Tensor, Tensor, Tensor]] = []
+    if not uniform:
+        running.append((h_before, h_after, h0.clone()))
+        if c0 is not None and c_before is not None and c_after is not None:
+            running.append((c_before, c_after, c0.clone()))
     for row, count in order:
         end, state_row = row + count, row if save else 0
-        if not uniform:
-            for before, _, running in flows:
-                before[row:end].copy_(running[:count])
+        for before, _, now in running:
+            before[row:end].copy_(now[:count])
         to = state[state_row : state_row + count]
         multiply(h_before[row:end], to)
         if where.joint:
             to += input[row:end]
         steps.forward(row, count, state_row)
-        for flow in flows:
-            if uniform:
-                flow[2] = flow[1][row:end]
-            else:
-                flow[2][:count].copy_(flow[1][row:end])
+        for _, after, now in running:
+            now[:count].copy_(after[row:end])
+
+    def last(start: Tensor | None, after: Tensor | None, at: int) -> Tensor:
+        if start is None or after is None:
+            return x.new_empty(0)
+        if running:
+            return running[at][2]
+        return (after[order[-1][0] :][:batch] if order else start).clone()
+
     if not uniform and save:
         h_all = h_before
     # The outputs are the caller's to change in place; what the backward pass needs is not.
     out = h_after.clone() if save or not uniform else h_after
-    empty = x.new_empty(0)
-    return Forward(
-        out,
-        flows[0][2].clone(),
-        empty if c0 is None else flows[1][2].clone(),
-        input,
-        state,
-        empty if gates is None else gates,
-        h_all,
-        c_all,
-    )
+    h_n, c_n = last(h0, h_after, 0), last(c0, c_after, 1)
+    return Forward(out, h_n, c_n, input, state, x.new_empty(0) if gates is None else gates, h_all, c_all)
 
 
 def backward(
@@ -211,8 +208,9 @@ def backward(
     through = torch.empty_like(dh)
     for row, count in reversed(order):
         steps.backward(row, count)
-        multiply(dstate[row : row + count], through[:count])
-        dh[:count] += through[:count]
+        of_step = through if count == batch else through[:count]
+        multiply(dstate[row : row + count], of_step)
+        (dh if count == batch else dh[:count]).add_(of_step)
 
     sums = torch.empty(4 * width + hidden, dtype=torch.float64)
     steps.sums(kernels.handle(sums))
