@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rmsnorm", "numpy", "torch", "jax", "jaxlib", "onnxruntime", "ml_dtypes")
+PACKAGES = ("rmsnorm", "numpy", "torch", "triton", "jax", "jaxlib", "onnxruntime", "ml_dtypes")
 # Variables that change times by factors: threads, their waiting, and where memory comes from.
 SETTINGS = (
     "RMSNORM_ISA",

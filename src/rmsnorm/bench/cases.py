@@ -28,7 +28,7 @@ FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")
 HEADS = 16  # of rms_norm_heads, where they divide the rows
 DIRECTIONS = ("forward", "forward+backward")
 DTYPES = {"float32": 4, "bfloat16": 2}
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda")
 EPS = 1e-6  # given explicitly to every provider: their defaults differ
 P = 0.0625  # of the pRMSNorm beside the other norms of a recurrent network
 
@@ -148,7 +148,8 @@ class Case:
     @property
     def group(self) -> str:
         """Everything but the shape, in words: the heading of a table."""
-        return f"{self.operation}, {self.direction}, {self.dtype}, {count(self.threads, 'thread')}"
+        where = count(self.threads, "thread") if self.device == "cpu" else self.device
+        return f"{self.operation}, {self.direction}, {self.dtype}, {where}"
 
     def __str__(self) -> str:
         return f"{self.group}, {self.shape}"
@@ -219,6 +220,24 @@ def quick_cases(threads: int) -> list[Case]:
         *_product(op=["rms_norm_gated", "rms_norm_heads"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
         *_product(op=FORWARD_ONLY, direction=["forward"], dtype=f32, threads=every, shape=shape),
         *(case for direction in DIRECTIONS for case in _recurrent([(5, 3, 7, 33)], direction, threads)),
+    ]
+
+
+def cuda_cases() -> list[Case]:
+    """The set for a CUDA device: 128 MiB of bfloat16 at every length, and three small cases for the host's overhead."""
+    both, bf16, one, cuda = DIRECTIONS, ["bfloat16"], [1], ["cuda"]
+    large = [((1 << 26) // n, n) for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384)]
+    ends, small = [large[3], large[5], large[7]], [(1, 4096), (64, 4096), (4096, 128)]
+    odd, longest = [(65536, 1000), (65536, 1023), (13107, 5120)], [((1 << 26) // 131072, 131072)]
+    return [
+        *_product(op=["rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=large + odd + longest),
+        *_product(op=["rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=small),
+        *_product(op=["add_rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=large[3:]),
+        *_product(op=["layer_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=ends),
+        *_product(
+            op=["rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, p=[0.0625], shape=[*ends, *longest]
+        ),
+        *_product(op=["rms_norm"], direction=both, dtype=["float32"], threads=one, device=cuda, shape=ends[:2]),
     ]
 
 

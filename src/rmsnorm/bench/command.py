@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("provider", "NAME", "implementation to time; --list names them"),
     ):
         chosen.add_argument(f"--{flag}", nargs="+", metavar=metavar, default=argparse.SUPPRESS, help=text)
-    chosen.add_argument("--device", default="cpu", help="where to run: cpu")
+    chosen.add_argument("--device", default="cpu", help=f"where to run: {' or '.join(cases.DEVICES)}")
     chosen.add_argument("--quick", action="store_true", help="verify every provider on a few small cases in a minute")
     chosen.add_argument("--list", action="store_true", help="show providers, cases and estimated time; measure nothing")
     output = parser.add_argument_group("what to do with the results")
@@ -73,9 +73,15 @@ def run(args: argparse.Namespace) -> int:
                 out.print(report.case_table(record, earlier.get(record.case)))
             out.print(report.about(shown[-1].machine), report.LEGEND, sep="\n\n", style="dim")
     else:
-        selected = cases.choose((cases.quick_cases if args.quick else cases.default_cases)(usable), choices)
+        if args.device == "cuda":
+            from rmsnorm.bench import cuda
+
+            cuda.check()
+            selected = cases.choose(cases.cuda_cases(), choices)
+        else:
+            selected = cases.choose((cases.quick_cases if args.quick else cases.default_cases)(usable), choices)
         known = providers.all_providers(max(case.threads for case in selected))
-        wanted = providers.choose(known, getattr(args, "provider", None))
+        wanted = providers.choose([p for p in known if args.device in p.devices], getattr(args, "provider", None))
         shown, status = _measure(args, selected, wanted, earlier, out)
     if args.markdown:
         print(report.markdown(shown))
@@ -137,7 +143,7 @@ def _measure(
 def _choices(args: argparse.Namespace, usable: int) -> dict[str, list[dict[str, Any]]]:
     """The flags that were given, each as the changes of a case that its values stand for."""
     if args.device not in cases.DEVICES:
-        raise UserError(f"--device must be {' or '.join(cases.DEVICES)} in this version; received {args.device!r}")
+        raise UserError(f"--device must be {' or '.join(cases.DEVICES)}; received {args.device!r}")
     parsers = {
         "op": lambda text: {"op": cases.named("op", text, cases.OPS)},
         "direction": lambda text: {"direction": cases.named("direction", text, cases.DIRECTIONS)},

@@ -153,5 +153,5 @@ def _parts(rows: int, n: int) -> Iterator[slice]:
 def _wide(value: Any) -> Array:
     """A torch, NumPy or JAX array in float64."""
     if isinstance(value, torch.Tensor):
-        return value.detach().double().numpy()
+        return value.detach().double().cpu().numpy()
     return np.asarray(value).astype(np.float64)

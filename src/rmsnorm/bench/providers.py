@@ -34,6 +34,8 @@ class Provider(ABC):
     """Whether this is no norm but the traffic of memory that a norm cannot do without; not verified."""
     recurrent: ClassVar[bool] = False
     """Whether it is a recurrent network; the others are norms, and neither is asked for the other's cases."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Where it runs."""
     needs: ClassVar[tuple[str, ...]] = ()
     """The packages that must be installed, beside torch and this project."""
 
@@ -65,7 +67,7 @@ def all_providers(threads: int) -> list[Provider]:
 
     ``threads`` is what providers with a thread pool of fixed size get: they serve only cases of that many.
     """
-    from rmsnorm.bench import array_providers, recurrent_providers, torch_providers
+    from rmsnorm.bench import array_providers, gpu_providers, recurrent_providers, torch_providers
 
     return [
         torch_providers.Ours(),
@@ -76,6 +78,7 @@ def all_providers(threads: int) -> list[Provider]:
         torch_providers.TorchLayerNorm(),
         torch_providers.Formula(),
         torch_providers.Compiled(),
+        *gpu_providers.providers(),
         array_providers.OnnxRuntime(),
         array_providers.OnnxRuntimeOut(),
         array_providers.Jax(threads),

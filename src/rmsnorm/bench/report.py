@@ -122,7 +122,8 @@ def about(machine: dict[str, Any]) -> str:
     commit = f", commit {machine['commit'][:12]}{' with changes' * machine['dirty']}" if machine["commit"] else ""
     isa = f", {machine['isa']}" if machine["isa"] else ""
     settings = "".join(f"; {name}={value}" for name, value in machine["environment"].items())
-    processor = f"{machine['cpu']}, {count(machine['threads'], 'thread')}{isa}"
+    gpu = f"{machine['gpu']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
+    processor = f"{gpu}{machine['cpu']}, {count(machine['threads'], 'thread')}{isa}"
     return f"{processor}; {machine['os']}; Python {machine['python']}, {versions}{commit}{settings}"
 
 

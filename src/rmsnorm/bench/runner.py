@@ -2,19 +2,21 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from rmsnorm import machine
-from rmsnorm.bench import oracle, recurrent_oracle
+from rmsnorm.bench import cuda, oracle, recurrent_oracle
 from rmsnorm.bench.cases import Case
 from rmsnorm.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm.bench.providers import Prepared, Provider
 from rmsnorm.bench.records import Record, Result
 from rmsnorm.bench.recurrent_oracle import RecurrentOracle
-from rmsnorm.bench.timing import Call, Plan, measure
+from rmsnorm.bench.timing import Call, Plan, measure, wall_clock
 
 
 def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:
@@ -30,13 +32,18 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     errors: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     wrong: dict[str, str] = {}
-    providers = [provider for provider in providers if provider.recurrent == case.recurrent]
+    providers = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    device = cuda.describe() if case.device == "cuda" else {}
     for provider in providers:
         if reason := provider.refuses(case):
             skipped[provider.name] = reason
             continue
         tell(f"verifying {provider.name}")
         try:
+            if device:
+                calls[provider.name], errors[provider.name] = _on_cuda(provider, case, inputs, oracles, device)
+                spins_s[provider.name] = 0.0
+                continue
             prepared = provider.build(case, inputs)
             errors[provider.name] = _verify(provider, prepared, case, inputs, oracles)
             calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
@@ -50,7 +57,13 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     gc.disable()
     start, before = perf_counter(), machine.others_seconds()
     try:
-        times = measure(calls, plan, spins_s=spins_s, pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"))
+        times = measure(
+            calls,
+            plan,
+            spins_s=spins_s,
+            sample=cuda.sample if device else wall_clock,
+            pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"),
+        )
     finally:
         gc.enable()
     after, elapsed = machine.others_seconds(), perf_counter() - start
@@ -66,7 +79,22 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
                 times_ns=[round(time, 1) for time in times[provider.name]],
             )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Record(case, now, machine.describe(), others, results, skipped, wrong)
+    return Record(case, now, machine.describe() | device, others, results, skipped, wrong)
+
+
+def _on_cuda(
+    provider: Provider,
+    case: Case,
+    inputs: Inputs,
+    oracles: dict[Case, Oracle | RecurrentOracle],
+    device: dict[str, Any],
+) -> tuple[Call, dict[str, float]]:
+    """The call to be timed, over sets of inputs in turn, and the provider's errors on the first rows of them."""
+    small = replace(case, rows=min(case.rows, max(1, cuda.CHECKED // case.n)))
+    few = {name: t[: small.full_shape[0]] if t.shape == case.full_shape else t for name, t in inputs.items()}
+    errors = _verify(provider, provider.build(small, cuda.place(few)), small, few, oracles)
+    sets = cuda.copies(case, int(device["l2_mib"] * 2**20))
+    return cuda.in_turn([provider.build(case, cuda.place(inputs)).call for _ in range(sets)]), errors
 
 
 def _verify(
@@ -87,7 +115,10 @@ def _verify(
 
 def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
-    names = [p.name for p in providers if p.recurrent == case.recurrent and p.refuses(case) is None]
+    there = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    names = [p.name for p in there if p.refuses(case) is None]
+    if case.device == "cuda":  # drawing and copying the inputs, the oracle, compiling
+        return 10.0 + 2.0 * len(names)
     if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
         a_round = len(names) * case.work[0] / 1e11
         return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)

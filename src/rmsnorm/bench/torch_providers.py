@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from rmsnorm.bench.providers import Prepared, Provider, only
 
 class TorchProvider(Provider):
     """An operation given as a forward; autograd makes the rest of it."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def refuses(self, case: Case) -> str | None:
         return None
@@ -187,6 +189,7 @@ class Copy(Provider):
     summary = "limit: the same bytes read and written, y.copy_(x), into warm memory"
     fresh = False
     limit = True
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def refuses(self, case: Case) -> str | None:
         return None
