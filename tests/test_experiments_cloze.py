@@ -162,7 +162,7 @@ def test_questions_are_made_of_docstrings_and_code(tmp_path):
     first, second = "Insert node where it belongs .", "Return the depth of node , or nothing ."
     assert asked == {said(first, "node"), said(first, "where"), said(second, "depth"), said(second, "node")}
     for each in found:
-        assert each.context[:4] == ["def", marker["insert"], "(", marker["self"]]
+        assert each.context[:4] == ["def", marker["insert"], marker["self"], marker["node"]]
         assert "comment" not in each.context
         assert each.context[-7:] == [marker["depth"], "+", "number", "if", marker["node"], "else", "none"] or (
             each.context[-8:-1] == [marker["depth"], "+", "number", "if", marker["node"], "else", "none"]

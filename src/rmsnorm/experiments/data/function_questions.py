@@ -17,14 +17,17 @@ from pathlib import Path
 
 from rmsnorm.experiments.data.cloze import FOLDERS, PLACEHOLDER
 
-LENGTHS = (10, 80)
+LENGTHS = (6, 40)
 """Words that a context may have: all of it is read."""
-MOST_LINES = 40
+MOST_NAMES = 10
+MOST_LINES = 30
 """Of a function's code; longer ones are not even split into words."""
 QUESTION_LENGTHS = (3, 40)
 _WORD = re.compile(r"[A-Za-z_]\w*|[^\s\w]|\d+")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n\s*\n")
 """Where a sentence ends: what is said in a heading, an example or a list counts as one too."""
+_LEFT_OUT = frozenset("()[]{},:.")
+"""Half of the words would be these."""
 _KEPT = frozenset(keyword.kwlist) | frozenset(dir(builtins))
 """Names that mean the same everywhere stay words."""
 
@@ -49,7 +52,7 @@ def _records(name: str, text: str) -> Iterator[str]:
             continue
         markers: dict[str, str] = {}
         context = _context(lines, node, markers)
-        if not LENGTHS[0] <= len(context) <= LENGTHS[1]:
+        if not LENGTHS[0] <= len(context) <= LENGTHS[1] or len(markers) > MOST_NAMES:
             continue
         entities = "\n".join(f"{marker}:{each}" for each, marker in markers.items())
         for sentence in _SENTENCE.split(docstring):
@@ -88,6 +91,6 @@ def _context(lines: list[str], node: ast.FunctionDef | ast.AsyncFunctionDef, mar
             words.append("string")
         elif token.type == tokenize.NEWLINE:
             words.append(";")
-        elif token.type == tokenize.OP:
+        elif token.type == tokenize.OP and token.string not in _LEFT_OUT:
             words.append(token.string)
     return words

@@ -61,6 +61,8 @@ class AttentiveReader(nn.Module):
                 uniform(module.weight)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if config.word_bound is not None:
+            nn.init.uniform_(self.words.weight, -config.word_bound, config.word_bound)
 
     def forward(
         self, context_BT: Tensor, context_lengths_B: Tensor, question_BQ: Tensor, question_lengths_B: Tensor
