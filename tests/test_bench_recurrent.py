@@ -80,7 +80,18 @@ def test_what_does_not_go_together_is_refused(arguments, capsys):
 
 def test_recorded_and_read_back(tmp_path, capsys):
     file = tmp_path / "run.json"
-    arguments = ["bench", "--quick", "--op", "lstm", "--direction", "forward", "--threads", "1", "--json", str(file)]
+    arguments = [
+        "bench",
+        "--quick",
+        "--op",
+        "lstm,lstm",
+        "--direction",
+        "forward",
+        "--threads",
+        "1",
+        "--json",
+        str(file),
+    ]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "GFLOP/s" in shown

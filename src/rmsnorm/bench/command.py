@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments. Choices are checked in :func:`run`, whose messages say what to do."""
-    chosen = parser.add_argument_group("what to measure", "each flag takes several values, in place of the defaults'")
+    chosen = parser.add_argument_group(
+        "what to measure", "each flag takes several values, apart or with commas, in place of the defaults'"
+    )
     for flag, metavar, text in (
         ("op", "OP", f"operation: {', '.join(cases.OPS)}"),
         ("direction", "DIRECTION", f"{' or '.join(cases.DIRECTIONS)}"),
         ("dtype", "DTYPE", f"{' or '.join(cases.DTYPES)}"),
-        ("shape", "ROWSxN", "shape of the input, such as 256x1024"),
+        (
+            "shape",
+            "ROWSxN",
+            "shape of the input, such as 256x1024; gru, lstm: 30x64x512x512 (steps, batch, features, hidden)",
+        ),
         ("p", "P", "fraction of a row that the RMS is taken over, such as 0.0625"),
         ("threads", "N", "number of threads, or all"),
         ("provider", "NAME", "implementation to time; --list names them"),
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if hasattr(args, "json_file"):
             raise UserError("--json keeps what is measured, and --from measures nothing; leave one of them out")
         found = [recorded[case] for case in cases.keep(recorded, choices)]
-        shown, status = [_only(record, getattr(args, "provider", None)) for record in found], 0
+        shown, status = [_only(record, _values(args, "provider")) for record in found], 0
         if not args.markdown:
             for record in shown:
                 out.print(report.case_table(record, earlier.get(record.case)))
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             selected = cases.choose((cases.quick_cases if args.quick else cases.default_cases)(usable), choices)
         known = providers.all_providers(max(case.threads for case in selected))
-        wanted = providers.choose([p for p in known if args.device in p.devices], getattr(args, "provider", None))
+        wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))
         shown, status = _measure(args, selected, wanted, earlier, out)
     if args.markdown:
         print(report.markdown(shown))
@@ -152,8 +158,14 @@ def _choices(args: argparse.Namespace, usable: int) -> dict[str, list[dict[str, 
         "p": cases.fraction,
         "threads": lambda text: cases.threads(text, usable),
     }
-    given = {flag: getattr(args, flag) for flag in parsers if hasattr(args, flag)}
+    given = {flag: values for flag in parsers if (values := _values(args, flag)) is not None}
     return {flag: [parsers[flag](text) for text in texts] for flag, texts in given.items()}
+
+
+def _values(args: argparse.Namespace, flag: str) -> list[str] | None:
+    """``gru lstm`` and ``gru,lstm`` are the same."""
+    given = getattr(args, flag, None)
+    return None if given is None else [value for part in given for value in part.split(",") if value]
 
 
 def _only(record: "Record", names: Sequence[str] | None) -> "Record":
