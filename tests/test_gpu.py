@@ -5,8 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import test_torch_gated
+import test_torch_quantized
 from conformance import CASES, EAGER, Case, make_inputs
-from rmsnorm.torch import RMSNorm, add_rms_norm, composite, layer_norm, rms_norm
+from rmsnorm.torch import (
+    RMSNorm,
+    add_rms_norm,
+    composite,
+    layer_norm,
+    quantized,
+    rms_norm,
+    rms_norm_gated,
+    rms_norm_quantized,
+)
 from tolerances import check, expected
 
 pytestmark = [
@@ -55,6 +66,46 @@ def test_every_length(n, operation):
         residual=torch.bfloat16 if operation == "add_rms_norm" else None,
     )
     test_conformance(case)
+
+
+@pytest.mark.parametrize("case", [case for case in test_torch_gated.CASES if case.rows], ids=str)
+def test_gated(case):
+    inputs = test_torch_gated.make_inputs(case)
+    moved = SimpleNamespace(**{name: on_cuda(t) for name, t in vars(inputs).items()})
+    results = test_torch_gated.through(rms_norm_gated, case, moved)
+    # What the kernels decline is torch's: its tolerances.
+    test_torch_gated.conforms(case, {name: t.cpu() for name, t in results.items()}, inputs, composite=True)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("n", [64, 128, 1000, 1023, 4096, 8192, 16384, 16385])
+def test_gated_at_every_length(n, norm_first):
+    case = test_torch_gated.Case(
+        torch.bfloat16, 40, n, 2, 0.5, torch.float32, 1e-5, norm_first, "sliced", "contiguous", 2.0
+    )
+    test_gated(case)
+
+
+@pytest.mark.parametrize("case", [case for case in test_torch_quantized.CASES if case["rows"]], ids=str)
+def test_quantized(case):
+    def function(x, shape, weight, *args, **options):
+        q, scale = rms_norm_quantized(on_cuda(x), shape, on_cuda(weight), *args, **options)
+        return q.cpu(), scale.cpu()
+
+    test_torch_quantized.test_against_the_oracle(function, case)
+    test_torch_quantized.test_every_code_and_every_tie(function, case["code"])
+    test_torch_quantized.test_rows_without_a_scale(function, case["code"])
+
+
+@pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_long_quantized_rows(code):
+    x = torch.randn(3, 131072, device="cuda")
+    (q, scale), (codes, wanted) = (
+        rms_norm_quantized(x, (131072,), dtype=code),
+        quantized.expression(x, (131072,), None, None, dtype=code, p=1.0),
+    )
+    torch.testing.assert_close(scale, wanted, rtol=2e-6, atol=0)
+    assert (q.float() != codes.float()).float().mean() < 0.01
 
 
 def test_a_row_and_a_gradient_do_not_depend_on_the_run():

@@ -107,6 +107,18 @@ def test_rows_without_a_scale(function, code):
         assert torch.equal(scale[i], alone[1])
 
 
+def test_the_scale_is_float32_whatever_the_default():
+    x = torch.randn(3, 8)
+    _, scale = rms_norm_quantized(x, (8,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, found = rms_norm_quantized(x, (8,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, scale)
+
+
 def test_subnormal_scales_do_not_leave_the_codes():
     x = torch.randn(4, 64) * 1e-22
     q, scale = rms_norm_quantized(x, (64,), torch.full((64,), 1e-22), 1.0)

@@ -20,7 +20,9 @@ def test_every_choice_can_be_launched(itemsize, warp_size):
     for n in LENGTHS:
         found = [choices.forward(n, itemsize, warp_size)]
         found += [choices.backward(n, itemsize, c, s, warp_size) for c in (False, True) for s in (0, 1, 2)]
-        for choice in found:
+        found += [c for c in (choices.gated_backward(n, itemsize, warp_size),) if c is not None]
+        plain = [c for c in (choices.gated_forward(n, itemsize, warp_size),) if c is not None]
+        for choice in [*found, *plain, choices.quantized(n, itemsize, warp_size)]:
             assert choice.block & (choice.block - 1) == 0
             assert choice.warps in (1, 2, 4, 8, 16)
             assert choice.looped or choice.block >= n
@@ -39,6 +41,8 @@ def test_bars_lengths_stay_in_registers():
     for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384):
         assert not choices.forward(n, 2).looped
         assert not choices.backward(n, 2).looped
+        assert choices.gated_forward(n, 2) is not None
+        assert n > 8192 or choices.gated_backward(n, 2) is not None
     assert choices.forward(32768, 2).looped
     assert choices.forward(128, 2).rows > 1
 

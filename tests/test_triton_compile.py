@@ -1,7 +1,7 @@
 """The shipped launch choices compiled ahead of time, without a GPU: nothing spills, the gradients' grid is resident.
 
 Here a sample that has every choice of every dtype on one chip and the heaviest on the others;
-``python -m rmsnorm.torch.triton.aot`` compiles all of them for all (720 kernels) and prints docs/gpu.md's table.
+``python -m rmsnorm.torch.triton.aot`` compiles all of them for all (1328 kernels) and prints docs/gpu.md's table.
 """
 
 import re
@@ -44,6 +44,17 @@ SAMPLE = [
     ("sm_100", Variant("layer_norm backward", 512, F32)),
     ("gfx942", Variant("rms_norm", 4096, BF16)),
     ("gfx942", Variant("rms_norm backward", 16384, BF16)),
+    ("sm_90", Variant("rms_norm_gated", 8192, BF16)),
+    ("sm_90", Variant("rms_norm_gated", 128, F32, heads=True, levels=2)),
+    ("sm_90", Variant("rms_norm_gated backward", 4096, BF16)),
+    ("sm_90", Variant("rms_norm_gated, norm first, backward", 8192, BF16)),
+    ("sm_80", Variant("rms_norm_gated, norm first, backward", 128, F32, heads=True, levels=3)),
+    ("sm_100", Variant("rms_norm_gated backward", 2048, F64)),
+    ("sm_100", Variant("rms_norm_gated", 2048, F64)),
+    ("sm_90", Variant("rms_norm_quantized to int8", 4096, BF16)),
+    ("sm_80", Variant("rms_norm_quantized to float8", 16384, BF16)),
+    ("sm_90", Variant("rms_norm_quantized to float8", 131072, F32)),
+    ("gfx942", Variant("rms_norm_quantized to float8", 4096, BF16)),
     ("sm_90", Variant("rms_norm", 128, BF16, k=8, heads=True, levels=3)),
     ("sm_90", Variant("rms_norm backward", 128, BF16, k=8, heads=True, levels=3)),
 ]

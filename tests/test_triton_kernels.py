@@ -9,6 +9,8 @@ GROUPS = {
     "conformance, second half": "conformance(4, 8)",
     "rows": "rare_rows(); not_finite(); a_row_alone(); heads()",
     "memory": "awkward_memory(); no_compilation_for_another_number_of_rows(); the_same_gradient_twice()",
+    "gated": "gated_norm()",
+    "quantized": "quantized_norm()",
     "long rows": "assert long_rows() > 2",
 }
 

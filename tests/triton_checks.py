@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+import test_torch_gated as gated
+import test_torch_quantized as quantized
 import triton_interpreter
 from conformance import CASES, EAGER, Case
 from rmsnorm import reference
-from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm
-from rmsnorm.torch.triton import choices, functions, launch
+from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from rmsnorm.torch.triton import choices, launch, plans
 from test_conformance import conforms
-from tolerances import check, expected
+from tolerances import around, check, expected, smallest, ulp
 
 triton_interpreter.install()
 SMALL = [case for case in CASES if case.rows * case.n <= 4000 and case.rows > 0]
@@ -23,17 +25,20 @@ SMALL = [case for case in CASES if case.rows * case.n <= 4000 and case.rows > 0]
 @contextlib.contextmanager
 def short_registers():
     """Rows of more than 64 elements are looped, in pieces of 32, and sums leave the registers every second tile."""
-    saved = choices.forward, choices.backward, choices.LEAF
+    saved = choices.forward, choices.backward, choices.gated_backward, choices.LEAF
     looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=1)
     choices.forward = lambda n, *a: looped if n > 64 else saved[0](n, *a)
     choices.backward = lambda n, *a: looped if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
+    choices.quantized.cache_clear()
+    choices.gated_backward = lambda n, *a: replace(saved[2](n, *a), hold=n % 2 == 0, rows=4)
     choices.LEAF = 2
-    functions._plans.clear()
+    plans.plans.clear()
     try:
         yield
     finally:
-        choices.forward, choices.backward, choices.LEAF = saved
-        functions._plans.clear()
+        choices.forward, choices.backward, choices.gated_backward, choices.LEAF = saved
+        choices.quantized.cache_clear()
+        plans.plans.clear()
 
 
 def conformance(shard, shards):
@@ -58,6 +63,48 @@ def long_rows():
         ):
             conforms(EAGER, case)
     return len(cases)
+
+
+def gated_norm():
+    """Cases of test_torch_gated: y, dx, dgate, dweight; sums over several leaves, tiles read twice."""
+    cases = [case for case in gated.CASES if 0 < case.rows * case.n <= 3000]
+    for case in cases[::2]:
+        gated.test_kernels(case)
+    with short_registers():
+        for norm_first in (False, True):
+            for group, hold in ((24, True), (33, False)):
+                layout = "sliced" if hold else "contiguous"
+                case = gated.Case(
+                    torch.float32, 40, group, 3, 0.5, torch.bfloat16, 1e-5, norm_first, layout, "contiguous", 2.0
+                )
+                gated.test_kernels(case)
+    z = torch.cat([torch.linspace(-120, 120, 10_000), -torch.logspace(-45, 2, 2000)]).view(12, 1000)
+    y = rms_norm_gated(torch.ones_like(z), z, (1000,), None, 0.0, norm_before_gate=True)
+    exact = z.double().numpy() / (1 + np.exp(-z.double().numpy()))
+    slack = 6 * ulp(exact, torch.float32) + 128 * smallest(torch.float32)
+    check(y, around(exact, slack, torch.float32), "silu")
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, 0.0])
+    found = rms_norm_gated(torch.ones(5), special, (5,), None, 0.0, norm_before_gate=True)
+    torch.testing.assert_close(found, torch.nn.functional.silu(special), equal_nan=True, rtol=0, atol=0)
+    for name in ("rms_norm_gated", "rms_norm_gated_backward"):
+        assert triton_interpreter.served.get(name, 0) >= len(cases) // 2, f"{name} ran rarely in Triton"
+
+
+def quantized_norm():
+    """Cases of test_torch_quantized: both codes, every code and every tie, rows without a scale; long rows too."""
+    cases = [case for case in quantized.CASES if 0 < case["rows"] * case["n"] <= 3000]
+    for case in cases[::2]:
+        quantized.test_against_the_oracle(rms_norm_quantized, case)
+    for code in (torch.int8, quantized.FP8):
+        quantized.test_every_code_and_every_tie(rms_norm_quantized, code)
+        quantized.test_rows_without_a_scale(rms_norm_quantized, code)
+        with short_registers():
+            quantized.test_every_code_and_every_tie(rms_norm_quantized, code)
+            for case in [case for case in cases if case["n"] > 64 and case["code"] == code][:3]:
+                quantized.test_against_the_oracle(rms_norm_quantized, case)
+    quantized.test_subnormal_scales_do_not_leave_the_codes()
+    quantized.test_heads_and_several_dimensions()
+    assert triton_interpreter.served["rms_norm_quantized"] > len(cases) // 2, "ran rarely in Triton"
 
 
 def rare_rows():
@@ -157,9 +204,9 @@ def no_compilation_for_another_number_of_rows():
         x = torch.randn(rows, 16, requires_grad=True)
         rms_norm(x, (16,), w).sum().backward()
     assert launch.launcher.cache_info().misses == 3  # forward, backward, finish
-    plans = len(functions._plans)
+    known = len(plans.plans)
     rms_norm(torch.randn(17, 16), (16,), w.detach())
-    assert len(functions._plans) == plans
+    assert len(plans.plans) == known
 
 
 def the_same_gradient_twice():

@@ -35,7 +35,8 @@ served = {}  # name of a kernel's function → how often it has done the work
 
 def install() -> None:
     """Every call of the package's functions goes to the interpreted kernels from now on, native ones to none."""
-    for name in ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward"):
+    plain = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
+    for name in (*plain, "rms_norm_gated", "rms_norm_gated_backward", "rms_norm_quantized"):
         setattr(kernels, name, _counted(name))
 
 

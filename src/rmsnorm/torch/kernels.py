@@ -87,7 +87,18 @@ rms_norm_backward = _bind("rms_norm_backward")
 layer_norm_backward = _bind("layer_norm_backward")
 rms_norm_gated = _bind("rms_norm_gated")
 rms_norm_gated_backward = _bind("rms_norm_gated_backward")
-rms_norm_quantized = _bind("rms_norm_quantized")
+_quantized = _bind("rms_norm_quantized")
+_CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}
+
+
+def rms_norm_quantized(
+    x: Tensor, shape: Any, weight: Tensor | None, q: Tensor, scale: Tensor, eps: Any, p: Any, flags: int
+) -> bool:
+    """The native kernel takes addresses: DLPack's reader knows no eight-bit types there."""
+    if x.is_cpu:
+        return _quantized(x, shape, weight, q.data_ptr(), scale.data_ptr(), _CODES[q.dtype], eps, p, flags)
+    return elsewhere.serve("rms_norm_quantized", x, shape, weight, q, scale, eps, p, flags)
+
 
 recurrent_steps: Any = None if native.missing else native.kernels.recurrent_steps
 

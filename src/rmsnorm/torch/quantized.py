@@ -9,8 +9,7 @@ from torch.compiler import is_compiling
 from rmsnorm.native import COMPOSITE
 from rmsnorm.torch import checks, composite, eager, kernels
 
-# How the kernels know a dtype, and its largest number.
-CODES = {torch.int8: (0, 127.0), torch.float8_e4m3fn: (1, 448.0)}
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def rms_norm_quantized(
@@ -51,17 +50,17 @@ def rms_norm_quantized(
     Source: one dynamic scale a token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
     """
     checks.check_no_gradient("rms_norm_quantized", input, weight)
-    if dtype not in CODES:
+    if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
     shape, eps, _ = composite.checked_spec(normalized_shape, eps, p)
     dims = len(shape)
     checks.check_tensors(shape, input, weight, None)
-    if not is_compiling() and kernels.gate(input, weight, None) != COMPOSITE and input.is_cpu:
-        code = CODES[dtype][0]
-        q = torch.empty(input.shape, dtype=dtype)
-        scale = torch.empty(*input.shape[: input.dim() - dims], *(1,) * dims)
-        x, to = eager.rows_contiguous(input, dims), (q.data_ptr(), scale.data_ptr(), code)
-        if kernels.rms_norm_quantized(x, shape, weight, *to, eps, p, kernels.FLAGS):
+    if not is_compiling() and kernels.gate(input, weight, None) != COMPOSITE:
+        q = torch.empty(input.shape, dtype=dtype, device=input.device)
+        one_a_row = *input.shape[: input.dim() - dims], *(1,) * dims
+        scale = torch.empty(one_a_row, dtype=torch.float32, device=input.device)
+        x = eager.rows_contiguous(input, dims)
+        if kernels.rms_norm_quantized(x, shape, weight, q, scale, eps, p, kernels.FLAGS):
             return q, scale
     return expression(input, shape, weight, eps, dtype=dtype, p=p)
 
@@ -70,7 +69,7 @@ def expression(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None, *, dtype: torch.dtype, p: float
 ) -> tuple[Tensor, Tensor]:
     """:func:`rms_norm_quantized` in torch's own operations."""
-    most = CODES[dtype][1]
+    most = LARGEST[dtype]
     y = composite.rms_norm(input.to(composite.compute_dtype(input.dtype)), shape, weight, eps, p=p)
     one_a_row = *y.shape[: -len(shape)], *(1,) * len(shape)
     largest = y.abs().flatten(-len(shape)).amax(-1).reshape(one_a_row) if y.numel() else y.new_zeros(one_a_row)

@@ -23,7 +23,7 @@ class Choice:
         looped: whether a row is swept in pieces because it does not fit into registers.
         hold: backward: whether what a tile needs after its reductions stays in registers meanwhile.
         programs: backward: resident on a multiprocessor, and so many times their number is the grid.
-        registers: backward: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
+        registers: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
             get by with less than it may have.
     """
 
@@ -93,6 +93,45 @@ def backward(n: int, itemsize: int, centred: bool = False, sums: int = 1, warp_s
     if rows > 1 and (centred or sums > 1):
         rows //= 2  # two running sums for each
     return _resident(Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads), warp_size)
+
+
+@lru_cache
+def quantized(n: int, itemsize: int, warp_size: int = 32) -> Choice:
+    """As forward, but a looped row's threads may have all registers there are: told of no limit, 64 and a spill."""
+    choice = forward(n, itemsize, warp_size)
+    return replace(choice, registers=REGISTERS // (choice.warps * warp_size)) if choice.looped else choice
+
+
+@lru_cache
+def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
+    """Half as many elements a thread as a plain norm has: x and the gate are held. None where a row does not fit.
+
+    The longest have as many. In float64 the assembler has to be told that 128 registers are there, or spills at 64.
+    """
+    block, each = power_of_two(n), 32 // itemsize
+    if block > 512 * 2 * each:
+        return None
+    rows, threads = _tile(block, each, itemsize, warp_size)
+    registers = 128 if itemsize == 8 else None
+    return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size, registers=registers)
+
+
+@lru_cache
+def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
+    """8 elements a thread (4 in float64), of which x, the gate, dy, the gain and a sum are held; else 16, read again.
+
+    Programs of several rows want a few registers more than 128. None where a row does not fit.
+    """
+    block, each = power_of_two(n), 8 if itemsize <= 4 else 4
+    if block > (8192 if itemsize <= 4 else 2048):
+        return None
+    rows, threads = _tile(block, each, itemsize, warp_size)
+    hold, threads = threads <= 512, min(threads, 512)
+    programs = (384 if rows > 1 else 512) // threads
+    if rows > 1 and itemsize == 8:
+        rows //= 2
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, hold=hold, programs=programs)
+    return _resident(choice, warp_size)
 
 
 def finish(warp_size: int = 32) -> Choice:

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 from rmsnorm.torch.triton.choices import Choice
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+POINTERS = TYPES | {torch.int8: "i8"}
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run in NumPy, on tensors of a CPU
 INT32 = 2**31 - 2**16  # rows up to here are counted in 32 bits: dividing by 64-bit numbers takes five times as long
 
@@ -36,7 +37,7 @@ def source(kernel: Any, pointers: Sequence[torch.dtype], wide: bool, constants: 
         if name in fixed:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = "*" + TYPES[next(given)]
+            signature[name] = "*" + POINTERS[next(given)]
             attributes[(place,)] = aligned
         else:
             stride = name.endswith(("_outer", "_middle", "_inner"))

@@ -1,0 +1,177 @@
+"""How a kernel's call is served: looked up by what its tensors look like, or checked and laid out once, as a plan.
+
+The same again costs a look in a dictionary and the launch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsnorm import native
+from rmsnorm.spec import check_eps, check_shape, partial_count
+from rmsnorm.torch.triton import choices, launch, layout
+
+Plan = Callable[[Sequence[Tensor | None], Sequence[int]], None]
+plans: dict[Any, Plan | None] = {}
+_MOST = 8192  # plans kept: a server that has seen more shapes than this begins anew
+_interpreters = torch._C._functorch.peek_interpreter_stack
+
+
+def call(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape, eps, p, flags) -> bool:
+    x = tensors[0]
+    if launch.INTERPRETED:
+        return _interpreters() is None and _serve(make, layer, tensors, shape, eps, p, flags)
+    if not x.is_cuda or _interpreters() is not None:  # what a transform has wrapped has no memory
+        return False
+    if x.get_device() == torch.cuda.current_device():
+        return _serve(make, layer, tensors, shape, eps, p, flags)
+    with torch.cuda.device(x.get_device()):
+        return _serve(make, layer, tensors, shape, eps, p, flags)
+
+
+def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape, eps, p, flags) -> bool:
+    if isinstance(shape, list):
+        shape = tuple(shape)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    low = 0
+    for address in addresses:
+        low |= address
+    seen = [None if t is None else (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg()) for t in tensors]
+    key = (make, layer, shape, eps, p, flags, low & 15, *seen)
+    try:
+        plan = plans[key]
+    except KeyError:
+        if len(plans) >= _MOST:
+            plans.clear()
+        plan = plans[key] = make(layer, tensors, shape, eps, p, flags, low)
+    except TypeError:  # an argument that cannot be hashed is none that is served
+        return False
+    if plan is None or not (flags & native.FRESH or _apart(tensors, addresses)):
+        return False
+    plan(tensors, addresses)
+    return True
+
+
+def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
+    """Whether what is written (the tensors from the fifth on) shares no memory with another but a row's own input."""
+    extents = [
+        (0, 0) if t is None or not t.numel() else (a, a + t.element_size() * (1 + _reach(t)))
+        for t, a in zip(tensors, addresses, strict=True)
+    ]
+    for i in range(4, len(tensors)):
+        for j, other in enumerate(tensors):
+            overlap = extents[i][0] < extents[j][1] and extents[j][0] < extents[i][1]
+            if i != j and overlap and not _same_rows(tensors[i], other, j):
+                return False
+    return True
+
+
+def _same_rows(written: Any, read: Any, place: int) -> bool:
+    """A row is read before it is written: an input may be overwritten, each row by its own result."""
+    return (
+        place in (0, 1)
+        and written.data_ptr() == read.data_ptr()
+        and written.dtype == read.dtype
+        and written.stride() == read.stride()
+    )
+
+
+def _reach(t: Tensor) -> int:
+    return sum((extent - 1) * stride for extent, stride in zip(t.shape, t.stride(), strict=True))
+
+
+class Problem:
+    """The arguments, checked; ``served`` is False where some are wrong or not for these kernels."""
+
+    served = False
+
+    def __init__(
+        self,
+        layer: bool,
+        tensors: Sequence[Tensor | None],
+        rows: Sequence[int],
+        shape: Any,
+        eps: Any,
+        p: Any,
+        flags: int,
+        low: int,
+        ordered: bool = False,
+    ):
+        """``rows``: the places of the tensors that have x's shape, the others are parameters; ``ordered``: layout's."""
+        x = tensors[0]
+        assert x is not None
+        try:
+            self.shape = check_shape(shape)
+            eps = check_eps(eps)
+            self.n = math.prod(self.shape)
+            self.k = partial_count(self.n, p)
+        except (TypeError, ValueError):
+            return
+        self.dims = len(self.shape)
+        if x.dtype not in launch.TYPES or tuple(x.shape[x.dim() - self.dims :]) != self.shape or x.dim() < self.dims:
+            return
+        alike = [t for place in rows if (t := tensors[place]) is not None]
+        for t in alike:
+            if t.shape != x.shape:  # their dtypes are for the operation to check
+                return
+            if not layout.contiguous(self.shape, t.stride()[t.dim() - self.dims :]):
+                return
+        if any(t is not None and (t.get_device() != x.get_device() or t.is_neg()) for t in tensors):
+            return
+        heads = {self._heads(x, t) for place, t in enumerate(tensors) if t is not None and place not in rows} or {1}
+        if len(heads) > 1 or 0 in heads:
+            return
+        (self.heads,) = heads
+        folded = layout.levels(alike, self.dims, ordered=ordered or self.heads > 1)
+        if folded is None:
+            return
+        (self.middle, self.inner), strides, self.levels = folded
+        self.rows = x.numel() // self.n if self.n else 0
+        if self.rows == 0:
+            self.served = True
+            return
+        given = iter(strides)
+        self.strides = [s for place in rows for s in (next(given) if tensors[place] is not None else (0, 0, 0))]
+        low |= self.n * x.element_size()
+        for t, found in zip(alike, strides, strict=True):
+            for stride in found:
+                low |= stride * t.element_size()
+        self.bytes = min(choices.VECTOR, low & -low)
+        self.wide = self.rows > launch.INT32
+        compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.compute, self.layer = compute, layer
+        self.constants: dict[str, Any] = {
+            "N": self.n,
+            "K": self.k,
+            "ROOT": math.sqrt(torch.finfo(compute).eps if eps is None else eps),
+            "LAYER": layer,
+            "HEADS": self.heads > 1,
+            "ZERO_CENTERED": bool(flags & native.ZERO_CENTERED),
+            "ROUND_FIRST": bool(flags & native.ROUND_FIRST),
+            "LEVELS": self.levels,
+            "BYTES": self.bytes,
+        }
+        self.served = True
+
+    def _heads(self, x: Tensor, t: Tensor) -> int:
+        """1 for a gain that all rows share, the number of heads if each has its own, 0 for neither."""
+        if not t.is_contiguous() or t.dtype not in launch.TYPES:
+            return 0
+        if tuple(t.shape) == self.shape:
+            return 1
+        outer = x.dim() - self.dims
+        return x.shape[outer - 1] if outer and tuple(t.shape) == tuple(x.shape[outer - 1 :]) else 0
+
+    def integers(self) -> list[int]:
+        return [self.rows, self.middle, self.inner, self.heads, *self.strides]
+
+
+def launcher(kernel: Any, problem: Problem, tensors: Sequence[Tensor | None], like: torch.dtype, choice, **constants):
+    fixed = problem.constants | constants | {"ROWS": choice.rows, "BLOCK": choice.block}
+    named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
+    pointers = tuple(like if t is None else t.dtype for t in tensors)
+    device = tensors[0].get_device() if tensors[0] is not None else 0
+    return launch.launcher(kernel, pointers, problem.wide, named, choice, device)
