@@ -37,7 +37,7 @@ def run_python():
             env={**os.environ, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,  # seconds: ten times what the slowest needs on idle cores
             check=False,
         )
         assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -247,7 +247,7 @@ def test_two_processes(tmp_path):
 
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "same\n", done.stderr
 
 
