@@ -207,6 +207,16 @@ def test_meta_and_autocast(cell):
 
 
 @pytest.mark.parametrize("cell", LAYERS)
+def test_autocast_leaves_float64_and_refuses_integers_as_torch_does(cell):
+    module, x = make(cell), torch.randn(4, 3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)[0]
+        with pytest.raises(ValueError, match=r"must have the parameters' dtype torch\.float64, got torch\.int64"):
+            module(x.long())
+    assert torch.equal(out, module(x)[0])
+
+
+@pytest.mark.parametrize("cell", LAYERS)
 def test_copies(cell):
     module = make(cell, num_layers=2, bidirectional=True, p=0.25)
     x = torch.randn(4, 3, 5, dtype=torch.float64)

@@ -41,12 +41,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
+MOST_THREADS = 1024
+"""OpenMP keeps its team on the stack, which 99,999 threads overflow."""
+
+
 def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
-    """Refuse smaller numbers."""
+    """Refuse smaller numbers, and more threads than can be."""
     for flag in flags:
         number = getattr(args, flag.replace("-", "_"))
         if number is not None and number < least:
             raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
+    if args.threads is not None and args.threads > MOST_THREADS:
+        raise UserError(f"--threads must be at most {MOST_THREADS}; got {args.threads}. Pass the number of cores.")
 
 
 def recipe_of(args: argparse.Namespace, task: str) -> Recipe:

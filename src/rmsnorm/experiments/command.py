@@ -1,6 +1,7 @@
 """``rmsnorm compare``: the command line of the comparison."""
 
 import argparse
+import math
 from dataclasses import replace
 
 from rmsnorm.errors import UserError
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = list(tasks.TASKS) if ALL in args.tasks else list(dict.fromkeys(args.tasks))
     if args.data and len(chosen) > 1:
         raise UserError(f"--data must be given for one task; got {len(chosen)} tasks. Compare them one by one.")
-    if any(rate <= 0 for rate in args.sweep_lr or ()):
-        raise UserError(f"--sweep-lr must be learning rates above 0; got {min(args.sweep_lr):g}. Pass others.")
+    if wrong := [rate for rate in args.sweep_lr or () if not 0 < rate < math.inf]:
+        raise UserError(f"--sweep-lr must be learning rates above 0; got {wrong[0]:g}. Pass others.")
     if args.sweep_p is not None:
         _check_p(args)
     recipes = {task: arguments.recipe_of(args, task) for task in chosen}

@@ -1,6 +1,7 @@
 """``--set train.learning_rate=0.001``: a recipe with single values changed, each checked against what it replaces."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -9,6 +10,16 @@ from rmsnorm.errors import UserError
 from rmsnorm.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
 
 _CHOICES = {"train.optimizer": OPTIMIZERS, "train.schedule": SCHEDULES, "train.clip": CLIPS}
+_LEAST = {
+    "train.steps": 1,
+    "train.batch": 1,
+    "train.evaluations": 1,
+    "train.learning_rate": 0,
+    "train.weight_decay": 0,
+    "train.warmup_steps": 0,
+    "timing.rounds": 0,
+    "timing.warmup_rounds": 0,
+}
 _NOT_SINGLE = {"size", "learning_rates", "data"}
 
 
@@ -42,7 +53,19 @@ def names(part: Any, prefix: str = "") -> list[str]:
 def _set(part: Any, path: list[str], name: str, text: str) -> Any:
     head, *rest = path
     present = getattr(part, head)
-    return replace(part, **{head: _set(present, rest, name, text) if rest else _value(name, text, present)})
+    return replace(part, **{head: _set(present, rest, name, text) if rest else _sound(name, text, present)})
+
+
+def _sound(name: str, text: str, present: Any) -> Any:
+    """:func:`_value`, if the training can have it."""
+    value = _value(name, text, present)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be finite; got {value:g}. Pass another number.")
+    if name in _LEAST and value < _LEAST[name]:
+        raise UserError(f"{name} must be at least {_LEAST[name]}; got {value:g}. Set it to {_LEAST[name]} or more.")
+    if name == "p" and not 0 < value <= 1:
+        raise UserError(f"p must be above 0 and at most 1; got {value:g}. It is the share of elements in the RMS.")
+    return value
 
 
 def _value(name: str, text: str, present: Any) -> Any:

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def autocast_enabled(x: Tensor) -> bool:
+    """Whether autocast converts ``x``: like torch's operators, neither float64 nor integers."""
     device = x.device.type
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return False
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
