@@ -301,7 +301,9 @@ def test_spread_of_known_numbers():
     assert spread.median == 50.5
     assert spread.quartiles == (25.75, 75.25)
     assert spread.interval == (41, 61)  # the 41st and the 61st of 100: ±1.96·√100/2 about 50
-    assert timing.spread([7.0]) == timing.Spread(7.0, (7.0, 7.0), (7.0, 7.0))
+    assert timing.spread([7.0]) == timing.Spread(7.0, (7.0, 7.0), None)
+    assert timing.spread([1.0] * 5).interval is None  # the extremes of five: 1 - 2/2**5 = 94 %
+    assert timing.spread([*range(6)]).interval == (0, 5)
 
 
 def test_the_interval_covers_the_median_in_95_of_100_cases():

@@ -85,6 +85,17 @@ def test_backward_twice_and_outputs_changed_in_place(cell):
 
 
 @pytest.mark.parametrize("cell", LAYERS)
+def test_hooks_that_change_strides(cell):
+    module = make(cell)
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(module(x)[0].square().sum(), x)
+    turned = lambda t: t.t().contiguous().t() if t.dim() == 2 else t  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(turned, lambda t: t):
+        loss = module(x)[0].square().sum()
+    assert_near(torch.autograd.grad(loss, x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
 def test_truncated_backpropagation(cell):
     """Detached states cut the graph, and nothing else."""
     module = make(cell)
@@ -224,6 +235,8 @@ def test_copies(cell):
         assert torch.equal(twin(x)[0], module(x)[0])
         assert repr(twin) == repr(module)
     assert "p=0.25" in repr(module)
+    with pytest.raises(AttributeError):
+        module.p = 0.5  # would change nothing
     assert "norm='rms'" in repr(module)
 
 
@@ -300,6 +313,9 @@ for cell in MODULES:
         (lambda: GRU(5, 8, num_layers=0), r"num_layers must be a positive int, got 0"),
         (lambda: GRU(5, 8, dropout=1.5), r"dropout must be a number from 0 to 1, got 1.5"),
         (lambda: GRU(5, 8, eps=-1.0), r"finite and not negative, got -1.0"),
+        (lambda: GRU(5, 8, eps=0), r"eps must be above 0, got 0"),
+        (lambda: LSTM(5, 8, placement="haste", eps=0.0), r"eps must be above 0, got 0"),
+        (lambda: GRU(5, 8, norm=["rms"]), r"norm must be 'rms', 'layer' or None, got \['rms'\]"),
         (lambda: GRU(5, 8, eps=None), r"eps must be a number, got None"),
         (lambda: GRU(5, 8)(torch.randn(4, 3, 6)), r"must have 5 features .* got \(4, 3, 6\)"),
         (lambda: GRU(5, 8)(torch.randn(4, 3, 2, 5)), r"must be \(steps, batch, features\).* got \(4, 3, 2, 5\)"),
@@ -330,6 +346,11 @@ def test_wrong_types_and_what_is_not_supported():
         LSTM(5, 8)(torch.randn(4, 3, 5), torch.randn(1, 3, 8))
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got list"):
         GRU(5, 8)([1.0])
+    with pytest.raises(TypeError, match="input of a cell must be a Tensor, got list"):
+        GRUCell(5, 8)([1.0])
+    with pytest.raises(TypeError, match="lengths must be integers, one for each of 3 sequences, got 'abc'"):
+        GRU(5, 8)(torch.randn(4, 3, 5), lengths="abc")
+    assert GRU(5, 8, placement="input", eps=0)(torch.randn(4, 3, 5))[0].isfinite().all()
     with pytest.raises(TypeError, match="an initial state must be a Tensor, got int"):
         LSTMCell(5, 8)(torch.randn(3, 5), (1, 2))
 

@@ -110,6 +110,8 @@ _SHARES = ("norms, %\nablation", "\nprofiler")
 
 
 def _interval(spread: Spread) -> str:
+    if spread.interval is None:
+        return f"{100 * spread.median:.1f} [too few rounds]"
     low, high = spread.interval
     return f"{100 * spread.median:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 

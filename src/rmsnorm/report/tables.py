@@ -118,6 +118,8 @@ def percent(spread: Spread | None, paper: str = "") -> Cell:
     """A share with its confidence interval."""
     if spread is None:
         return Cell("–", paper=paper)
+    if spread.interval is None:
+        return Cell(_signed(100 * spread.median), "too few rounds", paper)
     low, high = spread.interval
     return Cell(_signed(100 * spread.median), f"[{_signed(100 * low)}, {_signed(100 * high)}]", paper)
 

@@ -46,6 +46,8 @@ def padded(x: Tensor, size: int, batch_first: bool, weight: Tensor) -> None:
 
 
 def cell_input(x: Tensor, size: int, weight: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input of a cell must be a Tensor, got {type(x).__name__}")
     features(x, size, weight)
     if x.dim() not in (1, 2):
         raise ValueError(f"input of a cell must be (batch, features) or (features,), got {tuple(x.shape)}")
@@ -76,7 +78,10 @@ def lengths(given: Tensor | Sequence[int], x: Tensor, batch_first: bool) -> Tens
     if x.dim() != 3:
         raise ValueError(f"lengths need a batch of sequences, got input of shape {tuple(x.shape)}")
     batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
-    found = torch.as_tensor(given, device="cpu")
+    try:
+        found = torch.as_tensor(given, device="cpu", dtype=None if len(given) else torch.int64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"lengths must be integers, one for each of {batch} sequences, got {given!r}") from None
     if found.dim() != 1 or len(found) != batch or found.dtype.is_floating_point or found.dtype == torch.bool:
         raise ValueError(
             f"lengths must be {batch} integers, one for each sequence, got {tuple(found.shape)} of {found.dtype}"

@@ -247,7 +247,7 @@ class LayerFunction(torch.autograd.Function):
             inputs = (x, h0, c0, *parameters)
             gradients = composite.backward(ctx.spec, inputs, *how, (dout, dh_n, dc_n), ctx.needs_input_grad[3:])
             return None, None, None, *gradients
-        kept = Forward(x, h0, h0, *rest[7:])
+        kept = Forward(x, h0, h0, *(t.contiguous() for t in rest[7:]))  # hooks on saved tensors may change strides
         dx, dh0, dc0, of_parameters = backward(
             ctx.spec, x, h0, parameters, *how, kept, dout, dh_n, dc_n, ctx.needs_input_grad[3]
         )

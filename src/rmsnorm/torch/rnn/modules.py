@@ -30,7 +30,13 @@ class _Recurrent(nn.Module):
         self.spec = check_recurrent(self.cell, hidden_size, norm, p, eps, placement)
         self.input_size = checks.positive("input_size", input_size)
         self.hidden_size = self.spec.hidden
-        self.bias, self.norm, self.p, self.eps, self.placement = bias, norm, self.spec.p, self.spec.eps, placement
+        self.bias = bias
+
+    # What the kernels are asked to do is fixed at construction.
+    norm = property(lambda self: self.spec.norm)
+    p = property(lambda self: self.spec.p)
+    eps = property(lambda self: self.spec.eps)
+    placement = property(lambda self: self.spec.placement)
 
     def _register(self, suffix: str, input_size: int, device: Device, dtype: torch.dtype | None) -> None:
         width, where = GATES[self.cell] * self.hidden_size, self.spec.where

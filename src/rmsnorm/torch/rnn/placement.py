@@ -5,7 +5,6 @@ LSTM: i, f, g, o, as in torch). A *segment* is a run of gates that share one sta
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from rmsnorm.spec import check_eps, check_p, partial_count
 
@@ -69,10 +68,9 @@ class RecurrentSpec:
         return partial_count((segment[1] - segment[0]) * self.hidden, self.p)
 
 
-@lru_cache
 def check_recurrent(cell: str, hidden: int, norm: str | None, p: float, eps: float, placement: str) -> RecurrentSpec:
     """The specification, or an error that says what must hold."""
-    if norm not in NORMS:
+    if not isinstance(norm, (str, type(None))) or norm not in NORMS:
         raise ValueError(f"norm must be 'rms', 'layer' or None, got {norm!r}")
     if placement not in PLACEMENTS[cell]:
         known = ", ".join(map(repr, PLACEMENTS[cell]))
@@ -82,6 +80,9 @@ def check_recurrent(cell: str, hidden: int, norm: str | None, p: float, eps: flo
     checked_eps = check_eps(eps)
     if checked_eps is None:
         raise ValueError("eps must be a number, got None: the state is zero at the start, and so is its first norm")
+    where = PLACEMENTS[cell][placement]
+    if norm and checked_eps == 0 and (where.state or where.cell):
+        raise ValueError("eps must be above 0, got 0: the state is zero at the start, and 0/0 its first norm")
     p = check_p(p)
     if norm != "rms" and p != 1.0:
         raise ValueError(f"p < 1 is for norm='rms' (pRMSNorm), got p={p} with norm={norm!r}")
