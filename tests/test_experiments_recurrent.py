@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 import rmsnorm.torch  # noqa: E402
 from rmsnorm import reference  # noqa: E402
 from rmsnorm.experiments.models import recurrent  # noqa: E402
-from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm  # noqa: E402
+from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, still_running  # noqa: E402
 
 T, B, WIDTH, H = 7, 5, 6, 9
 KERNELS = ("rmsnorm", "unfused", "best")
@@ -172,31 +172,39 @@ def test_each_sequence_is_read_alone_and_backwards_from_its_own_end(make):
         torch.testing.assert_close(last[b], torch.cat((forward[-1], backward[-1]), -1)[0], rtol=0, atol=UNITS)
 
 
-def test_batch_norm_takes_the_statistics_of_each_step_over_what_still_runs():
+@pytest.mark.parametrize("unfused", [False, True])
+def test_batch_norm_takes_the_statistics_of_each_step_over_what_still_runs(unfused):
     rng = np.random.default_rng(3)
-    x, lengths = rng.normal(2, 3, (T, B, WIDTH)), np.array([3, 7, 1, 5, 6])
+    x, gain, lengths = rng.normal(2, 3, (T, B, WIDTH)), rng.normal(1, 0.3, WIDTH), np.array([3, 7, 1, 5, 6])
     mask = np.arange(T)[:, None] < lengths
-    norm = StepBatchNorm(WIDTH, max_steps=T, momentum=1.0)
-    found = norm(torch.tensor(x).float(), torch.tensor(mask), 0).numpy()
+    rows = still_running(torch.tensor(lengths), T + 1)
+    assert rows[0] is None
+    assert rows[T].numel() == 0
+    norm = StepBatchNorm(WIDTH, unfused, max_steps=T, momentum=1.0)
+
+    def normed_at(t):
+        return norm(torch.tensor(x[t]).float(), torch.tensor(gain).float(), rows[t], t).numpy()
+
     for t in range(T - 1):  # at the last step one example runs alone
-        rows = x[t, mask[t]]
-        expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + EPS)
-        np.testing.assert_allclose(found[t, mask[t]], expected, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(norm.running_mean[t].numpy(), rows.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(norm.running_var[t].numpy(), rows.var(0, ddof=1), rtol=1e-5)
-    np.testing.assert_allclose(found[T - 1, mask[T - 1]], x[T - 1, mask[T - 1]] / np.sqrt(1 + EPS), rtol=1e-5)
+        found, own = normed_at(t), x[t, mask[t]]
+        expected = (own - own.mean(0)) / np.sqrt(own.var(0) + EPS) * gain
+        np.testing.assert_allclose(found[mask[t]], expected, rtol=0, atol=1e-5)
+        assert not found[~mask[t]].any()
+        np.testing.assert_allclose(norm.running_mean[t].numpy(), own.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(norm.running_var[t].numpy(), own.var(0, ddof=1), rtol=1e-5)
+    alone = x[T - 1, mask[T - 1]] / np.sqrt(1 + EPS) * gain  # by the running statistics: 0 and 1 as yet
+    np.testing.assert_allclose(normed_at(T - 1)[mask[T - 1]], alone, rtol=1e-5)
 
     norm.eval()
-    evaluated = norm(torch.tensor(x[2:3]).float(), torch.tensor(mask[2:3]), 2).numpy()[0]
-    rows = x[2, mask[2]]
-    np.testing.assert_allclose(
-        evaluated, (x[2] - rows.mean(0)) / np.sqrt(rows.var(0, ddof=1) + EPS), rtol=1e-4, atol=1e-5
-    )
+    own = x[2, mask[2]]
+    expected = (own - own.mean(0)) / np.sqrt(own.var(0, ddof=1) + EPS) * gain
+    np.testing.assert_allclose(normed_at(2)[mask[2]], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_normalised_lstm_is_torchs_on_normalised_sides():
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_batch_normalised_lstm_is_torchs_on_normalised_sides(kernels):
     """One step by hand: N(a) and N(c) over the batch, gains, b_hh after them, the cell normalised before its tanh."""
-    layer = randomised(recurrent.LoopLSTM(WIDTH, H, "batch", "unfused"))
+    layer = randomised(recurrent.LoopLSTM(WIDTH, H, "batch", kernels))
     x, h, m = inputs()
     found = layer(x[:1], (h, m), torch.ones(B, dtype=torch.long))[0][0].detach().numpy()
     w, x, h, m = plain(layer), *(v[0].double().numpy() for v in (x, h, m))

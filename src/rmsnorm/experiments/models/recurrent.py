@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from rmsnorm.experiments.models.step_batch_norm import StepBatchNorm, active
+from rmsnorm.experiments.models.step_batch_norm import Running, StepBatchNorm, active, still_running
 from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.experiments.vector_norms import vector_norm
 from rmsnorm.torch import GRU, LSTM
@@ -135,7 +135,8 @@ class _LSTM(_Recurrent):
     def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
         super().__init__(input_size, hidden_size, norm, kernels, p)
         if norm == "batch":
-            self.batch_norms = nn.ModuleDict({name: StepBatchNorm(size) for name, size in self.gain_sizes().items()})
+            unfused = kernels == "unfused"
+            self.batch_norms = nn.ModuleDict({n: StepBatchNorm(size, unfused) for n, size in self.gain_sizes().items()})
             for name in self.gain_sizes():  # Cooijmans et al. 2017, §4: at 1 the tanh's gradients vanish
                 nn.init.constant_(self.parameter(name), 0.1)
 
@@ -143,24 +144,25 @@ class _LSTM(_Recurrent):
         gains = super().gain_sizes()
         return gains | {"gain_cell": self.hidden_size} if gains else gains
 
-    def _normalise(self, x_TBN: Tensor, gain: str, mask_TB: Tensor | None, step: int = 0) -> Tensor:
+    def _normalise(self, x: Tensor, gain: str, rows: Tensor | None = None, step: int = 0) -> Tensor:
         if self.norm == "batch":
-            return self.batch_norms[gain](x_TBN, mask_TB, step) * self.parameter(gain)
-        return x_TBN if self.normalise is None else self.normalise(x_TBN, self.parameter(gain))
+            return self.batch_norms[gain](x, self.parameter(gain), rows, step)
+        return x if self.normalise is None else self.normalise(x, self.parameter(gain))
 
-    def input_side(self, x_TBI: Tensor, mask_TB: Tensor | None = None) -> Tensor:
-        a = nn.functional.linear(x_TBI, self.parameter("weight_ih"), self.parameter("bias_ih"))
-        return self._normalise(a, "gain_ih", mask_TB)
+    def input_side(self, x: Tensor) -> Tensor:
+        """N(W_ih x + b_ih), (..., I) -> (..., G), all steps at once; batch norm is left to each step."""
+        a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
+        return a if self.norm == "batch" else self._normalise(a, "gain_ih")
 
     def step(
-        self, a_BG: Tensor, state: tuple[Tensor, Tensor], weight_hh: Tensor, mask_B: Tensor | None = None, step: int = 0
+        self, a_BG: Tensor, state: tuple[Tensor, Tensor], weight_hh: Tensor, rows: Tensor | None = None, step: int = 0
     ) -> tuple[Tensor, Tensor]:
         h_BH, m_BH = state
-        mask_1B = None if mask_B is None else mask_B[None]
-        c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh)[None], "gain_hh", mask_1B, step)[0]
+        a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm == "batch" else a_BG
+        c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh", rows, step)
         i, f, g, o = (a_BG + c_BG + self.parameter("bias_hh")).chunk(4, dim=-1)
         m_BH = torch.sigmoid(f) * m_BH + torch.sigmoid(i) * torch.tanh(g)
-        seen_BH = self._normalise(m_BH[None], "gain_cell", mask_1B, step)[0]
+        seen_BH = self._normalise(m_BH, "gain_cell", rows, step)
         return torch.sigmoid(o) * torch.tanh(seen_BH), m_BH
 
 
@@ -184,11 +186,12 @@ class LoopLSTM(_LSTM):
     def forward(
         self, x_TBI: Tensor, state: tuple[Tensor, Tensor], lengths_B: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        masked = self.norm == "batch" and lengths_B is not None
-        mask_TB = active(lengths_B, len(x_TBI)) if masked and lengths_B is not None else None
+        rows: Running = [None] * len(x_TBI)
+        if self.norm == "batch" and lengths_B is not None:
+            rows = still_running(lengths_B, len(x_TBI))
         weight_hh, current, outputs = self.parameter("weight_hh"), (state[0][0], state[1][0]), []
-        for t, a_BG in enumerate(self.input_side(x_TBI, mask_TB)):
-            current = self.step(a_BG, current, weight_hh, None if mask_TB is None else mask_TB[t], t)
+        for t, a_BG in enumerate(self.input_side(x_TBI)):
+            current = self.step(a_BG, current, weight_hh, rows[t], t)
             outputs.append(current[0])
         return torch.stack(outputs), (current[0][None], current[1][None])
 

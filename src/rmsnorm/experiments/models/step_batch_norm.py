@@ -1,9 +1,13 @@
 """Batch norm inside a recurrence: the statistics of each time step are its own (Cooijmans et al. 2017, §3)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.experiments.recipes.common import EPS
+
+Running = list[Tensor | None]
+"""For each step the indices of the sequences that still run; None: all of them."""
 
 
 def active(lengths_B: Tensor, steps: int) -> Tensor:
@@ -11,37 +15,46 @@ def active(lengths_B: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths_B.device)[:, None] < lengths_B
 
 
-class StepBatchNorm(nn.Module):
-    """(x − mean_t) / √(var_t + eps) for each feature, over the examples that still run at step t; no gain, no bias.
+def still_running(lengths_B: Tensor, steps: int) -> Running:
+    every = active(lengths_B, steps)
+    return [None if row.all() else row.nonzero()[:, 0] for row in every]
 
-    (x_TBN, mask_TB or None, the first row's step) -> the shape of x. Evaluation uses running statistics of each step;
-    steps from ``max_steps`` on share the last one's. So does training where fewer than two examples still run: their
-    own statistics would make them 0.
+
+class StepBatchNorm(nn.Module):
+    """(x − mean_t) / √(var_t + eps) ⊙ gain for each feature, over the examples that still run at step t.
+
+    (x_BN, gain_N, their indices or None, t) -> (B, N), 0 for those that do not. Evaluation uses running statistics of
+    each step; steps from ``max_steps`` on share the last one's. So does training where fewer than two examples still
+    run: their own statistics would make them 0.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int, max_steps: int = 512, momentum: float = 0.1) -> None:
+    def __init__(self, width: int, unfused: bool, max_steps: int = 512, momentum: float = 0.1) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.unfused, self.momentum = unfused, momentum
         self.register_buffer("running_mean", torch.zeros(max_steps, width))
         self.register_buffer("running_var", torch.ones(max_steps, width))
 
-    def forward(self, x_TBN: Tensor, mask_TB: Tensor | None, step: int) -> Tensor:
-        rows_T = torch.arange(step, step + len(x_TBN), device=x_TBN.device).clamp(max=len(self.running_mean) - 1)
-        running = (self.running_mean[rows_T, None], self.running_var[rows_T, None])
-        if not self.training:
-            mean_T1N, var_T1N = running
+    def forward(self, x_BN: Tensor, gain_N: Tensor, rows: Tensor | None, step: int) -> Tensor:
+        step = min(step, len(self.running_mean) - 1)
+        mean, var = self.running_mean[step], self.running_var[step]
+        x = x_BN if rows is None else x_BN[rows]
+        own = self.training and len(x) > 1
+        if self.unfused:
+            y = self._in_operators(x, mean, var, own) * gain_N
         else:
-            mask_TB1 = torch.ones_like(x_TBN[..., :1]) if mask_TB is None else mask_TB[..., None].type_as(x_TBN)
-            count_T11 = mask_TB1.sum(1, keepdim=True)
-            own_mean = (x_TBN * mask_TB1).sum(1, keepdim=True) / count_T11.clamp(min=1)
-            own_var = ((x_TBN - own_mean).square() * mask_TB1).sum(1, keepdim=True) / count_T11.clamp(min=1)
-            enough = count_T11 > 1
-            mean_T1N, var_T1N = torch.where(enough, own_mean, running[0]), torch.where(enough, own_var, running[1])
-            with torch.no_grad():
-                self.running_mean[rows_T] += self.momentum * (mean_T1N - running[0])[:, 0]
-                unbiased = torch.where(enough, own_var * count_T11 / (count_T11 - 1).clamp(min=1), running[1])
-                self.running_var[rows_T] += self.momentum * (unbiased - running[1])[:, 0]
-        return (x_TBN - mean_T1N) * torch.rsqrt(var_T1N + EPS)
+            y = F.batch_norm(x, mean, var, gain_N, None, own, self.momentum, EPS)
+        return y if rows is None else torch.zeros_like(x_BN).index_copy(0, rows, y)
+
+    def _in_operators(self, x: Tensor, mean: Tensor, var: Tensor, own: bool) -> Tensor:
+        """Without the gain; ``mean`` and ``var``, rows of the running statistics, follow ``x`` in place."""
+        if not own:
+            return (x - mean) * torch.rsqrt(var + EPS)
+        centre = x.mean(0)
+        spread = (x - centre).square().mean(0)
+        with torch.no_grad():
+            mean.lerp_(centre, self.momentum)
+            var.lerp_(spread * len(x) / (len(x) - 1), self.momentum)  # unbiased, as torch keeps it
+        return (x - centre) * torch.rsqrt(spread + EPS)

@@ -28,7 +28,7 @@ class DataConfig:
 def small() -> Recipe:
     """Width 64, for half a minute a run on two cores. Until a network has learnt to copy a marker from the context, its
     loss stays at that of guessing: without dropout and with word vectors in ±1 for a few hundred steps, else longer."""
-    train = TrainConfig(steps=700, batch=32, learning_rate=3e-3, clip="global", clip_norm=10.0)
+    train = TrainConfig(steps=700, batch=32, learning_rate=1e-3, clip="global", clip_norm=10.0)
     model = ModelConfig(word_width=64, width=64, dropout=0.0, word_bound=1.0)
     return Recipe("small", model, train, data=DataConfig(vocabulary=1000, sentences=None, longest=40))
 
