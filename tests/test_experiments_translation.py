@@ -430,7 +430,7 @@ def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     [
         (translation, "data.vocabulary=258", r"data\.vocabulary must be at least 259; got 258"),
         (translation, "data.beam=0", r"data\.beam must be at least 1"),
-        (translation, "data.length_penalty=NaN", r"data\.length_penalty must be at least 0; got nan"),
+        (translation, "data.length_penalty=NaN", r"data\.length_penalty must be finite; got nan"),
         (translation, "data.stand_in_pairs=[300, 0, 5]", r"data\.stand_in_pairs, each of them, must be at least 1"),
         (translation, "train.batch=0", r"train\.batch must be at least 1"),
         (translation, "data.target=xx", r"locales that Babel knows; got 'xx'"),
