@@ -46,7 +46,7 @@ class StepBatchNorm(nn.Module):
             y = self._in_operators(x, mean, var, own) * gain_N
         else:
             y = F.batch_norm(x, mean, var, gain_N, None, own, self.momentum, EPS)
-        return y if rows is None else torch.zeros_like(x_BN).index_copy(0, rows, y)
+        return y if rows is None else y.new_zeros(x_BN.shape).index_copy(0, rows, y)
 
     def _in_operators(self, x: Tensor, mean: Tensor, var: Tensor, own: bool) -> Tensor:
         """Without the gain; ``mean`` and ``var``, rows of the running statistics, follow ``x`` in place."""
