@@ -206,3 +206,14 @@ def test_too_little_data_is_refused(found):
     few = {**found, "train": found["train"][:5]}
     with pytest.raises(UserError, match=r"a step takes 6 questions; the training part of 'few' has 5"):
         reading.Reading(RECIPE, Source("few", False, ""), Questions(few, "Danqi", ""))
+
+
+def test_a_users_folder_is_loaded_under_its_name(tmp_path, found):
+    for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        lines = [f"{' '.join(q.question)}\n{q.answer}\n{' '.join(q.context)}\n\n" for q in found[split]]
+        (tmp_path / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    loaded = reading.load(tmp_path, RECIPE)
+    assert (loaded.source.name, loaded.source.stand_in) == (tmp_path.name, False)
+    counts = {"train questions": 20, "valid questions": 5, "test questions": 9, "layout": "Danqi"}
+    assert loaded.source.details == counts
+    assert loaded.batch(0, 0).answer.shape == (6,)

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments.data import digit_scenes  # noqa: E402
 from rmsnorm.experiments.data.captions import Captions, Split  # noqa: E402
 from rmsnorm.experiments.models import order_embedding  # noqa: E402
 from rmsnorm.experiments.recipes import retrieval as recipes  # noqa: E402
@@ -186,6 +187,15 @@ def test_too_little_data_is_refused():
     splits |= {"train": split(rng, 6), "test": split(rng, 1)}
     with pytest.raises(UserError, match=r"the test part of 'few' must have 2 images or more"):
         retrieval.Retrieval(RECIPE, Source("few", False, ""), Captions(splits, "VSE++", ""))
+
+
+def test_a_users_folder_is_loaded_under_its_name(tmp_path):
+    pytest.importorskip("sklearn")
+    digit_scenes.write(tmp_path, {"train": 8, "valid": 3, "test": 4})
+    found = retrieval.load(tmp_path, RECIPE)
+    assert (found.source.name, found.source.stand_in) == (tmp_path.name, False)
+    assert found.source.details == {"train images": 8, "valid images": 3, "test images": 4, "layout": "VSE++"}
+    assert found.batch(0, 0).images.shape == (6, 256)
 
 
 def _half(rank, folder, images, captions, results):
