@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp)
 
 SLUG = $(shell PYTHONPATH=src $(PYTHON) -c 'import re, torch; print(re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))')
 RESULTS ?= benchmarks/results
@@ -17,11 +17,13 @@ help:
 	@echo "make smoke  the same for a minute: every peer installed is verified"
 	@echo "make lint   ruff and mypy"
 
-# With the build's own tools in the environment a second set of extras does not compile the kernels anew.
+# With the build's own tools in the environment a second set of extras does not compile the kernels anew; with torch
+# there, its autograd nodes are built too.
 $(VENV)/.tools:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsnorm needs Python >= 3.10: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q 'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
+	$(PIP) install -q -c constraints.txt torch
 	@touch $@
 
 # One stamp for each set of extras; the package is installed editable and rebuilt when its C++ sources change.

@@ -59,6 +59,7 @@ def tiny(path, steps=60, **train):
             data=DataConfig(evaluation_windows=32),
             train=replace(recipe.train, steps=steps, evaluations=3, **train),
             timing=TimingConfig(warmup_rounds=1, rounds=5),
+            learning_rates=(),
         ),
     )
 

@@ -74,7 +74,7 @@ def _torch() -> list[dict[str, str]]:
     try:
         import torch
 
-        from rmsnorm.torch import elsewhere, kernels
+        from rmsnorm.torch import elsewhere, kernels, nodes
     except (ImportError, OSError) as error:  # a torch that is there but does not load
         return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
     why = _native().get("error")
@@ -86,7 +86,13 @@ def _torch() -> list[dict[str, str]]:
             "as they are (DLPack's C exchange API)" if kernels.exchanges else "described from Python, torch < 2.10"
         )
         found = [
-            {"where": "torch cpu, eager", "served by": "native kernels", "threads": pool, "tensors": tensors},
+            {
+                "where": "torch cpu, eager",
+                "served by": "native kernels",
+                "threads": pool,
+                "tensors": tensors,
+                "autograd nodes": f"in Python: {nodes.why_not}" if nodes.why_not else "in C++",
+            },
             {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
         ]
     if elsewhere.why_not:

@@ -6,6 +6,7 @@
 #endif
 
 #include "batch.h"
+#include "c_api.h"
 #include "passes.h"
 #include "tensors.h"
 
@@ -17,7 +18,8 @@ constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, OWN_THREADS = 4, FRESH = 8;
 constexpr int64_t RELEASE_GIL = 1 << 16;
 class MaybeReleased {
  public:
-  explicit MaybeReleased(int64_t elements) : state_(elements >= RELEASE_GIL ? PyEval_SaveThread() : nullptr) {}
+  explicit MaybeReleased(int64_t elements)  // autograd's threads come without the lock
+      : state_(elements >= RELEASE_GIL && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
   ~MaybeReleased() {
     if (state_) PyEval_RestoreThread(state_);
   }
@@ -74,27 +76,43 @@ inline int64_t counted(int64_t n, nb::handle p_) {
   return found;
 }
 
+using c_api::How;
+
+// The normalised shape, eps and p of a call on x.
+inline bool read_how(const View& x, nb::handle shape, nb::handle eps, nb::handle p, How& how) {
+  if (!trailing(shape, x, how.dims, how.n)) return false;
+  if (eps.is_none())
+    how.eps = x.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  else if (!number(eps, how.eps))
+    return false;
+  if (!(how.eps >= 0) || std::isinf(how.eps)) return false;
+  how.k = counted(how.n, p);
+  return how.k >= 0;
+}
+
 // What every call has in common: x, the normalised shape, gain and bias, eps, p, flags.
 struct Call {
+  explicit Call(int norm = c_api::RMS) : norm(norm) {}
+
+  int norm;
   View x, weight, bias;
   bool has_weight = false, has_bias = false;
   int dims = 0, parameter_dims = -1;
   int flags = 0;
   Problem problem{};
 
-  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, nb::handle p, int flags_) {
-    flags = flags_;
-    if (!read(x_, x) || !trailing(shape, x, dims, problem.n) || !x.contiguous(x.ndim - dims)) return false;
+  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, nb::handle p, int flags) {
+    How how;
+    how.flags = flags;
+    if (!read(x_, x) || !read_how(x, shape, eps, p, how)) return false;
     has_weight = !w.is_none(), has_bias = !b.is_none();
-    if (has_weight && (!read(w, weight) || !takes(weight))) return false;
-    if (has_bias && (!read(b, bias) || !takes(bias))) return false;
-    if (eps.is_none())
-      problem.eps = x.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-    else if (!number(eps, problem.eps))
-      return false;
-    if (!(problem.eps >= 0) || std::isinf(problem.eps)) return false;
-    problem.k = counted(problem.n, p);
-    if (problem.k < 0) return false;
+    return (!has_weight || read(w, weight)) && (!has_bias || read(b, bias)) && accept(how);
+  }
+  // Whether x, weight and bias, which have been read, are the kernels'.
+  bool accept(const How& how) {
+    dims = how.dims, flags = how.flags;
+    if (!x.contiguous(x.ndim - dims) || (has_weight && !takes(weight)) || (has_bias && !takes(bias))) return false;
+    problem.n = how.n, problem.k = how.k, problem.eps = how.eps;
     problem.rows = x.size(0, x.ndim - dims);
     problem.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
     problem.fresh = flags & FRESH;

@@ -3,9 +3,8 @@
 // rmsnorm.spec does that, once.
 
 #include "bindings.h"
-#include "call.h"
 #include "gate.h"
-#include "operations.h"
+#include "norms.h"
 
 #ifndef RMSNORM_MODULE
 #error "RMSNORM_MODULE names the module; CMakeLists.txt sets it"
@@ -14,150 +13,99 @@
 namespace rmsnorm {
 namespace {
 
-// ---- the operations ----
-
-template <class Norm, class T, class Y>
-void run_forward(const Call& call, const View& y, const View* residual, const View* sum) {
-  if (call.problem.fresh) {
-    prepare_fresh(y);
-    if (sum) prepare_fresh(*sum);
-  }
-  MaybeReleased released(call.problem.rows * call.problem.n);
-  Parameters<compute_t<T>> parameters(call);
-  Forward<T, Y> f;
-  f.x = call.tensor<const T>(call.x);
-  f.y = call.tensor<Y>(y);
-  if (residual) {
-    f.residual = call.tensor<const T>(*residual);
-    f.sum = call.tensor<T>(*sum);
-  }
-  f.affine = parameters.affine;
-  forward<Norm>(call.problem, f);
-}
-
-template <class Norm>
-bool any_forward(const Call& call, const View& y, const View* residual = nullptr, const View* sum = nullptr) {
-  if (!call.is_like_x(y)) return false;
-  if (call.problem.rows == 0 || call.problem.n == 0) return true;
-  // A row is read before it is written, so that y may be x itself; but no other memory that is still to be read.
-  if (!y.contiguous(0) && !y.writable()) return false;
-  if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
-  if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
-  DType expected = call.x.dtype;
-  if (call.flags & ROUND_FIRST) {
-    if (call.has_weight) expected = promote(expected, call.weight.dtype);
-    const DType product = expected;
-    if (call.has_bias) expected = promote(expected, call.bias.dtype);
-    // One rounding between product and sum is made, to y's dtype; and products in float64 are for float64 rows.
-    if (call.has_weight && product != expected) return false;
-    if (expected == DType::f64 && call.x.dtype != DType::f64) return false;
-  }
-  if (y.dtype != expected) return false;
-  const bool widened = expected != call.x.dtype;
-  with_type(call.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if constexpr (sizeof(T) == 2) {
-      if (widened) return run_forward<Norm, T, float>(call, y, residual, sum);
-    }
-    run_forward<Norm, T, T>(call, y, residual, sum);
-  });
-  return true;
-}
-
-template <class Norm, class T, class D>
-void run_backward(const Call& call, const View& dy, const View* dx, const View* plus, const View* dweight,
-                  const View* dbias) {
-  const int64_t columns = call.problem.heads * call.problem.n;
-  if (dx) prepare_fresh(*dx);
-  MaybeReleased released(call.problem.rows * call.problem.n);
-  Parameters<compute_t<T>> parameters(call);
-  const auto sums = allocate<double>(2 * columns);
-  Backward<T, D> b{};
-  b.dy = call.tensor<const D>(dy);
-  b.x = call.tensor<const T>(call.x);
-  if (dx) b.dx = call.tensor<T>(*dx);
-  if (plus) b.plus = call.tensor<const T>(*plus);
-  b.affine = parameters.affine;
-  b.affine.b = nullptr;
-  b.dweight = dweight ? sums.get() : nullptr;
-  b.dbias = dbias ? sums.get() + columns : nullptr;
-  backward<Norm>(call.problem, b);
-  if (dweight) write_sums(*dweight, b.dweight);
-  if (dbias) write_sums(*dbias, b.dbias);
-}
-
-template <class Norm>
-bool any_backward(Call& call, nb::handle dy_, nb::handle dx_, nb::handle plus_, nb::handle dweight_,
-                  nb::handle dbias_) {
-  View dy, dx, plus, dweight, dbias;
-  const bool has_dx = !dx_.is_none(), has_plus = !plus_.is_none(), has_dweight = !dweight_.is_none(),
-             has_dbias = !dbias_.is_none();
-  if (!read(dy_, dy) || !call.is_like_x(dy)) return false;
-  if (has_dx && (!read(dx_, dx) || !call.is_like_x(dx) || dx.dtype != call.x.dtype)) return false;
-  if (has_plus && (!read(plus_, plus) || !call.is_like_x(plus) || plus.dtype != call.x.dtype)) return false;
-  if (has_dweight && (!read(dweight_, dweight) || !call.takes(dweight))) return false;
-  if (has_dbias && (!read(dbias_, dbias) || !call.takes(dbias))) return false;
-  const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
-  const bool widened = half && dy.dtype == DType::f32;
-  if (dy.dtype != call.x.dtype && !widened) return false;
-  if (call.problem.n == 0) return true;
-  const auto given = [](bool has, const View& v) { return has ? &v : nullptr; };
-  with_type(call.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const auto run = [&](auto d) {
-      run_backward<Norm, T, decltype(d)>(call, dy, given(has_dx, dx), given(has_plus, plus), given(has_dweight, dweight),
-                                         given(has_dbias, dbias));
-    };
-    if constexpr (sizeof(T) == 2) {
-      if (widened) return run(float{});
-    }
-    run(T{});
-  });
-  return true;
-}
-
 bool rms_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, nb::handle p,
               int flags) {
   Call call;
   View y;
-  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && any_forward<RMS>(call, y);
+  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && forward(call, y);
 }
 
 bool layer_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int flags) {
-  Call call;
+  Call call(c_api::LAYER);
   View y;
-  return call.read_all(x, shape, w, b, eps, nb::float_(1.0), flags) && read(y_, y) && any_forward<Layer>(call, y);
+  return call.read_all(x, shape, w, b, eps, nb::float_(1.0), flags) && read(y_, y) && forward(call, y);
 }
 
 bool add_rms_norm(nb::handle x, nb::handle residual_, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_,
                   nb::handle sum_, nb::handle eps, nb::handle p, int flags) {
   Call call;
   View y, residual, sum;
-  if (!call.read_all(x, shape, w, b, eps, p, flags) || !read(y_, y) || !read(residual_, residual) || !read(sum_, sum))
-    return false;
-  for (const View* v : {&residual, &sum})
-    if (!call.is_like_x(*v) || v->dtype != call.x.dtype) return false;
-  if (!(flags & FRESH)) {  // sum may be residual itself, but no other memory that is still to be read
-    if (!sum.contiguous(0) && !sum.writable()) return false;
-    if (sum.overlaps(residual) && !sum.is_same_memory(residual)) return false;
-    if (sum.overlaps(call.x) || sum.overlaps(y) || residual.overlaps(y)) return false;
-    if ((call.has_weight && sum.overlaps(call.weight)) || (call.has_bias && sum.overlaps(call.bias))) return false;
+  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && read(residual_, residual) && read(sum_, sum) &&
+         forward(call, y, &residual, &sum);
+}
+
+bool any_backward(Call& call, nb::handle dy_, nb::handle dx_, nb::handle plus_, nb::handle dweight_,
+                  nb::handle dbias_) {
+  View dy, views[4];
+  const View* given[4];
+  const nb::handle handles[4] = {dx_, plus_, dweight_, dbias_};
+  if (!read(dy_, dy)) return false;
+  for (int i = 0; i < 4; ++i) {
+    given[i] = handles[i].is_none() ? nullptr : &views[i];
+    if (given[i] && !read(handles[i], views[i])) return false;
   }
-  return any_forward<RMS>(call, y, &residual, &sum);
+  return backward(call, dy, given[0], given[1], given[2], given[3]);
 }
 
 bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                        nb::handle dweight, nb::handle dbias, nb::handle eps, nb::handle p, int flags) {
   Call call;
-  return call.read_all(x, shape, w, nb::none(), eps, p, flags) && any_backward<RMS>(call, dy, dx, plus, dweight, dbias);
+  return call.read_all(x, shape, w, nb::none(), eps, p, flags) && any_backward(call, dy, dx, plus, dweight, dbias);
 }
 
 bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                          nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
-  Call call;
+  Call call(c_api::LAYER);
   return call.read_all(x, shape, w, nb::none(), eps, nb::float_(1.0), flags) &&
-         any_backward<Layer>(call, dy, dx, plus, dweight, dbias);
+         any_backward(call, dy, dx, plus, dweight, dbias);
 }
+
+// ---- the same for compiled callers ----
+
+View viewed(const c_api::Strided& t) {
+  View v;
+  v.data = static_cast<char*>(t.data), v.dtype = DType(t.dtype), v.ndim = t.ndim;
+  std::copy_n(t.shape, t.ndim, v.shape);
+  std::copy_n(t.strides, t.ndim, v.stride);
+  return v;
+}
+
+struct Viewed {  // of a tensor that may not be there
+  explicit Viewed(const c_api::Strided* t) : given(t) {
+    if (t) view = viewed(*t);
+  }
+  const View* get() const { return given ? &view : nullptr; }
+  bool given;
+  View view;
+};
+
+bool accept(Call& call, const c_api::How& how, const c_api::Strided& x, const c_api::Strided* weight,
+            const c_api::Strided* bias) {
+  call.x = viewed(x);
+  if ((call.has_weight = weight)) call.weight = viewed(*weight);
+  if ((call.has_bias = bias)) call.bias = viewed(*bias);
+  return call.accept(how);
+}
+
+constexpr c_api::Api API = {
+    c_api::VERSION,
+    [](const c_api::Strided& x, void* shape, void* eps, void* p, c_api::How& how) {
+      const auto handle = [](void* o) { return nb::handle(static_cast<PyObject*>(o)); };
+      return read_how(viewed(x), handle(shape), handle(eps), handle(p), how);
+    },
+    [](const c_api::How& how, const c_api::Strided& x, const c_api::Strided* weight, const c_api::Strided* bias,
+       const c_api::Strided& y, const c_api::Strided* residual, const c_api::Strided* sum) {
+      Call call(how.norm);
+      return accept(call, how, x, weight, bias) &&
+             forward(call, viewed(y), Viewed(residual).get(), Viewed(sum).get());
+    },
+    [](const c_api::How& how, const c_api::Strided& dy, const c_api::Strided& x, const c_api::Strided* weight,
+       const c_api::Strided* dx, const c_api::Strided* plus, const c_api::Strided* dweight, const c_api::Strided* dbias) {
+      Call call(how.norm);
+      return accept(call, how, x, weight, nullptr) && backward(call, viewed(dy), Viewed(dx).get(), Viewed(plus).get(),
+                                                               Viewed(dweight).get(), Viewed(dbias).get());
+    },
+};
 
 }  // namespace
 }  // namespace rmsnorm
@@ -175,6 +123,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   bind_gated(m);
   bind_quantized(m);
   bind_recurrent(m);
+  m.attr("c_api") = nb::capsule(&API, c_api::CAPSULE);
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
   });

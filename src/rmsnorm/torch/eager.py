@@ -10,7 +10,7 @@ the row's statistic again on the way (one more multiply-add an element, from the
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -234,8 +234,32 @@ def first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
     return not torch.is_grad_enabled() and kernels.gate(dy, input, weight) != native.COMPOSITE
 
 
+def gradients(
+    norm: str,
+    dy: Tensor,
+    plus: Tensor | None,
+    input: Tensor,
+    shape: Shape,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wants: Wants,
+    *how: Any,
+) -> Gradients:
+    """(dx + plus, dweight, dbias) in a backward pass, which may be differentiated itself; ``how``: from eps on."""
+    ordinary = first_order(dy, input, weight) and (plus is None or first_order(plus, input, None))
+    if norm == "layer":
+        (eps,) = how
+        if ordinary:
+            return layer_norm_backward(dy, input, shape, weight, bias, eps, wants)
+        return composite.layer_norm_backward(dy, input, weight, bias, check_spec(shape, eps), wants)
+    if ordinary:
+        return rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how)
+    dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, check_spec(shape, *how), wants)
+    return (dx if plus is None or dx is None else dx + plus), dweight, dbias
+
+
 class RMSNormFunction(torch.autograd.Function):
-    """rms_norm for autograd; ``how`` is (eps, p, zero_centered, casting)."""
+    """rms_norm for autograd where :mod:`~rmsnorm.torch.nodes` has none; ``how`` is (eps, p, zero_centered, casting)."""
 
     @staticmethod
     def forward(ctx, input, shape, weight, bias, *how):
@@ -248,11 +272,7 @@ class RMSNormFunction(torch.autograd.Function):
         input, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
-        if first_order(dy, input, weight):
-            dx, dweight, dbias = rms_norm_backward(dy, input, ctx.shape, weight, bias, wants, None, *ctx.how)
-        else:
-            spec = check_spec(ctx.shape, *ctx.how)
-            dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
+        dx, dweight, dbias = gradients("rms", dy, None, input, ctx.shape, weight, bias, wants, *ctx.how)
         return dx, None, dweight, dbias, None, None, None, None
 
 
@@ -270,11 +290,7 @@ class LayerNormFunction(torch.autograd.Function):
         input, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[2], needs[3])
-        if first_order(dy, input, weight):
-            dx, dweight, dbias = layer_norm_backward(dy, input, ctx.shape, weight, bias, ctx.eps, wants)
-        else:
-            spec = check_spec(ctx.shape, ctx.eps)
-            dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
+        dx, dweight, dbias = gradients("layer", dy, None, input, ctx.shape, weight, bias, wants, ctx.eps)
         return dx, None, dweight, dbias, None
 
 
@@ -296,13 +312,9 @@ class AddRMSNormFunction(torch.autograd.Function):
         wants = (needs[0] or needs[1], needs[3], needs[4])
         if dnormed is None:  # only the sum was used
             dsum, dweight, dbias = dnew, None, None
-        elif first_order(dnormed, x, weight) and (dnew is None or first_order(dnew, x, None)):
+        else:
             dy = dnormed if ctx.input_dtype == x.dtype else dnormed.to(x.dtype)
             plus = dnew if wants[0] else None
-            dsum, dweight, dbias = rms_norm_backward(dy, x, ctx.shape, weight, bias, wants, plus, *ctx.how)
-        else:
-            spec = check_spec(ctx.shape, *ctx.how)
-            dsum, dweight, dbias = composite.rms_norm_backward(dnormed, x, weight, bias, spec, wants)
-            dsum = dsum + dnew if wants[0] and dnew is not None else dsum
+            dsum, dweight, dbias = gradients("rms", dy, plus, x, ctx.shape, weight, bias, wants, *ctx.how)
         dinput = dsum.to(ctx.input_dtype) if needs[0] and dsum is not None else None
         return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None

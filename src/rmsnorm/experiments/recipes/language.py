@@ -25,7 +25,7 @@ class DataConfig:
 
 
 _SWEPT = (("prms", 8e-3),)
-"""Best in validation of 0.001, 0.002, 0.004 and 0.008, one seed (rmsnorm compare language --sweep-lr); all others: 0.004."""
+"""Best in validation of 0.001, 0.002, 0.004 and 0.008, one seed (rmsnorm compare language --sweep-lr); else 0.004."""
 
 
 def small() -> Recipe:

@@ -1,0 +1,312 @@
+// The usual calls on CPU tensors, and their autograd nodes, in C++ against torch's headers: a call costs a third of
+// what it does through torch.autograd.Function, whose Python code and objects a training step finds in cold caches.
+//
+// What is not usual (subclasses, transforms, modes, tracing, other devices and layouts, wrong arguments) gets None and
+// goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
+// the same Python function. Serves the torch it was built with and no other (see nodes.py).
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/version.h>
+
+#include "../native/c_api.h"
+
+namespace rmsnorm::torch_nodes {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, FRESH = 8;  // as in native/call.h
+
+// What nodes.py hands over, kept for the life of the process.
+const c_api::Api* kernels = nullptr;
+PyObject* gradients = nullptr;  // nodes.gradients
+int usual_flags = 0;
+PyObject *once = nullptr, *llama = nullptr;
+
+// ---- which tensors are usual ----
+
+// A dense tensor in a CPU's memory, whose sign is no flag, and which nothing has wrapped.
+bool is_plain(const Tensor& t) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet plain({Key::CPU, Key::AutogradCPU, Key::AutocastCPU, Key::ADInplaceOrView});
+  if (!((t.key_set() | plain) == plain)) return false;
+  const auto* meta = torch::autograd::impl::get_autograd_meta(t);
+  return !meta || !meta->fw_grad_ || meta->fw_grad_->empty();  // forward mode
+}
+
+// Modes, transforms and tracers stand in the thread's sets of dispatch keys; autocast does not concern the norms.
+bool nobody_watches() {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  const auto usual = c10::default_included_set | c10::autocast_dispatch_keyset;
+  return (local.included_ | usual) == usual;
+}
+
+bool dtype_of(const Tensor& t, int& code) {
+  switch (t.scalar_type()) {
+    case at::kFloat: code = 0; return true;
+    case at::kDouble: code = 1; return true;
+    case at::kBFloat16: code = 2; return true;
+    case at::kHalf: code = 3; return true;
+    default: return false;
+  }
+}
+
+struct Described : c_api::Strided {
+  bool served = false;
+  explicit Described(const Tensor& t) {
+    served = t.defined() && dtype_of(t, dtype);
+    if (!served) return;
+    data = t.data_ptr();
+    ndim = int(t.dim()), shape = t.sizes().data(), strides = t.strides().data();
+    served = ndim <= 64;
+  }
+  const c_api::Strided* get() const { return served ? this : nullptr; }  // null: not there
+};
+
+Tensor fresh_like(const Tensor& t) {
+  return t.is_contiguous() ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
+}
+
+const Tensor& or_undefined(const OptionalTensor& t) {
+  static const Tensor undefined;
+  return t ? *t : undefined;
+}
+
+// ---- the node ----
+
+struct Call {
+  c_api::How how;
+  double p;
+};
+
+struct Outputs {  // y, and with a residual the sum: not a variable to autograd's reading of a call's arguments
+  variable_list made;
+};
+
+struct Node : torch::autograd::Function<Node> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& residual,
+                               const OptionalTensor& weight, const OptionalTensor& bias, const Call& call,
+                               const Outputs& outputs) {
+    const bool sums = residual.has_value();
+    ctx->save_for_backward({sums ? outputs.made[1] : input, or_undefined(weight), or_undefined(bias)});
+    ctx->set_materialize_grads(false);
+    const auto& how = call.how;
+    ctx->saved_data["numbers"] = c10::List<double>({how.eps, call.p});
+    ctx->saved_data["counts"] = c10::List<int64_t>(
+        {how.norm, how.flags, how.dims, how.n, how.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
+    return outputs.made;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto counts = ctx->saved_data["counts"].toIntList();
+    const auto numbers = ctx->saved_data["numbers"].toDoubleList();
+    const Call call{{int(counts[0]), int(counts[1]) & ~FRESH, int(counts[2]), counts[3], counts[4], numbers[0]},
+                    numbers[1]};
+    const bool sums = counts[5], has_weight = counts[6], has_bias = counts[7];
+    // Gradients are asked for by edge, and what is not a tensor has none.
+    size_t edge = 0;
+    const bool wants_input = ctx->needs_input_grad(edge++);
+    const bool wants_residual = sums && ctx->needs_input_grad(edge++);
+    const bool wants_weight = has_weight && ctx->needs_input_grad(edge++);
+    const bool wants_bias = has_bias && ctx->needs_input_grad(edge++);
+    const bool wants_dx = wants_input || wants_residual;
+
+    Tensor dx, dweight, dbias;
+    const Tensor &dy = grads[0], plus = sums ? grads[1] : Tensor();
+    if (!dy.defined()) {
+      dx = plus;  // only the sum was used
+    } else {
+      if (wants_dx) dx = Tensor();
+      gradients_of(call, dy, wants_dx ? plus : Tensor(), saved, wants_dx, wants_weight, wants_bias, dx, dweight, dbias);
+    }
+    const auto if_wanted = [](bool wanted, const Tensor& t) { return wanted ? t : Tensor(); };
+    return {if_wanted(wants_input, dx), if_wanted(wants_residual, dx), dweight, dbias, Tensor(), Tensor()};
+  }
+
+ private:
+  static void gradients_of(const Call& call, const Tensor& dy, const Tensor& plus, const variable_list& saved,
+                           bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight,
+                           Tensor& dbias) {
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
+    const auto usual = [](const Tensor& t) { return !t.defined() || is_plain(t); };
+    if (!at::GradMode::is_enabled() && nobody_watches() && usual(dy) && usual(plus) && usual(x) && usual(weight)) {
+      if (wants_dx) dx = fresh_like(x);
+      if (wants_weight) dweight = fresh_like(weight);
+      if (wants_bias) dbias = fresh_like(bias);
+      const Described d(dy), of_x(x), of_weight(weight), of_dx(dx), of_plus(plus), of_dweight(dweight), of_dbias(dbias);
+      if (d.served && of_x.served && of_plus.served == plus.defined() &&
+          kernels->backward(call.how, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
+                            of_dbias.get()))
+        return;
+    }
+    in_python(call, dy, plus, saved, wants_dx, wants_weight, wants_bias, dx, dweight, dbias);
+  }
+
+  static void in_python(const Call& call, const Tensor& dy, const Tensor& plus, const variable_list& saved,
+                        bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight,
+                        Tensor& dbias) {
+    pybind11::gil_scoped_acquire lock;
+    const auto object = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
+    const auto fail = [] {
+      python_error error;
+      error.persist();
+      throw error;
+    };
+    const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
+        gradients, "iOOOOOi(NNN)ddNs", call.how.norm, object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
+        object(saved[1]).ptr(), object(saved[2]).ptr(), call.how.dims, PyBool_FromLong(wants_dx),
+        PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.how.eps, call.p,
+        PyBool_FromLong(call.how.flags & ZERO_CENTERED), call.how.flags & ROUND_FIRST ? "llama" : "once"));
+    if (!found) fail();
+    Tensor* to[3] = {&dx, &dweight, &dbias};
+    for (int i = 0; i < 3; ++i) {
+      PyObject* t = PyTuple_GetItem(found.ptr(), i);
+      if (!t) fail();
+      *to[i] = t == Py_None ? Tensor() : THPVariable_Unpack(t);
+    }
+  }
+};
+
+// ---- the calls ----
+
+// An argument that must be a plain tensor, or None where that is allowed.
+bool unpack(PyObject* o, bool optional, OptionalTensor& t) {
+  if (optional && o == Py_None) return true;
+  if (!THPVariable_CheckExact(o)) return false;
+  t = THPVariable_Unpack(o);
+  return is_plain(*t);
+}
+
+bool read_flags(PyObject* zero_centered, PyObject* casting, int& flags) {
+  flags = usual_flags | FRESH;
+  if (zero_centered == Py_True)
+    flags |= ZERO_CENTERED;
+  else if (zero_centered != Py_False)
+    return false;
+  if (casting == llama)
+    flags |= ROUND_FIRST;
+  else if (casting != once)
+    return false;
+  return true;
+}
+
+bool read_number(PyObject* o, double& value) {
+  value = PyFloat_AsDouble(o);
+  if (value != -1 || !PyErr_Occurred()) return true;
+  PyErr_Clear();
+  return false;
+}
+
+bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
+
+// y (and the sum) of a usual call, or an empty list.
+variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, PyObject* p, const Tensor& input,
+                  const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias) {
+  if (!nobody_watches()) return {};
+  const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
+  if (!x.served || w.served != weight.has_value() || b.served != bias.has_value() || r.served != residual.has_value())
+    return {};
+  // With Llama's casting parameters of another dtype change the result's: eager.output_dtype.
+  const auto changes = [&](const Described& t) { return t.served && t.dtype != x.dtype; };
+  if (call.how.flags & ROUND_FIRST && (changes(w) || changes(b))) return {};
+  if (!kernels->read(x, shape, eps, p, call.how)) return {};
+  const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
+                                                             requires_grad(weight) || requires_grad(bias));
+  at::RecordFunction guard(at::RecordScope::FUNCTION);
+  if (guard.isActive()) guard.before(name, differentiable ? int64_t(at::sequence_number::peek()) : -1);
+  Outputs outputs;
+  outputs.made.push_back(fresh_like(input));
+  if (residual) outputs.made.push_back(fresh_like(*residual));
+  const Described y(outputs.made[0]), sum(outputs.made.back());
+  if (!kernels->forward(call.how, x, w.get(), b.get(), y, r.get(), residual ? sum.get() : nullptr)) return {};
+  if (!differentiable) return std::move(outputs.made);
+  return Node::apply(input, residual, weight, bias, call, outputs);
+}
+
+// (input, normalized_shape, weight, bias, eps, p, zero_centered, casting) → y or None
+PyObject* rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 8, "rms_norm takes 8 arguments");
+  OptionalTensor input, weight, bias;
+  Call call;
+  call.how.norm = c_api::RMS;
+  if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
+      !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.how.flags))
+    Py_RETURN_NONE;
+  const auto made = run("rmsnorm::rms_norm", call, args[1], args[4], args[5], *input, {}, weight, bias);
+  if (made.empty()) Py_RETURN_NONE;
+  return THPVariable_Wrap(made[0]);
+  END_HANDLE_TH_ERRORS
+}
+
+// (input, normalized_shape, weight, bias, eps) → y or None
+PyObject* layer_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 5, "layer_norm takes 5 arguments");
+  OptionalTensor input, weight, bias;
+  Call call;
+  call.how.norm = c_api::LAYER, call.how.flags = usual_flags | FRESH, call.p = 1;
+  if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias)) Py_RETURN_NONE;
+  static PyObject* const whole = PyFloat_FromDouble(1);
+  const auto made = run("rmsnorm::layer_norm", call, args[1], args[4], whole, *input, {}, weight, bias);
+  if (made.empty()) Py_RETURN_NONE;
+  return THPVariable_Wrap(made[0]);
+  END_HANDLE_TH_ERRORS
+}
+
+// (input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting) → (y, sum) or None
+PyObject* add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 9, "add_rms_norm takes 9 arguments");
+  OptionalTensor input, residual, weight, bias;
+  Call call;
+  call.how.norm = c_api::RMS;
+  if (!unpack(args[0], false, input) || !unpack(args[1], false, residual) || !unpack(args[3], true, weight) ||
+      !unpack(args[4], true, bias) || !read_number(args[6], call.p) || !read_flags(args[7], args[8], call.how.flags))
+    Py_RETURN_NONE;
+  const auto made = run("rmsnorm::add_rms_norm", call, args[2], args[5], args[6], *input, residual, weight, bias);
+  if (made.empty()) Py_RETURN_NONE;
+  const auto y = pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(made[0]));
+  const auto sum = pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(made[1]));
+  return PyTuple_Pack(2, y.ptr(), sum.ptr());
+  END_HANDLE_TH_ERRORS
+}
+
+// (kernels.c_api, nodes.gradients, flags) → whether the kernels speak this module's version of the interface
+PyObject* connect(PyObject*, PyObject* args) {
+  PyObject* capsule;
+  PyObject* function;
+  if (!PyArg_ParseTuple(args, "OOi", &capsule, &function, &usual_flags)) return nullptr;
+  const auto* api = static_cast<const c_api::Api*>(PyCapsule_GetPointer(capsule, c_api::CAPSULE));
+  if (!api) return nullptr;
+  if (api->version != c_api::VERSION) Py_RETURN_FALSE;
+  kernels = api, gradients = Py_NewRef(function);
+  once = PyUnicode_InternFromString("once"), llama = PyUnicode_InternFromString("llama");
+  Py_RETURN_TRUE;
+}
+
+PyMethodDef methods[] = {
+    {"rms_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(rms_norm)), METH_FASTCALL, nullptr},
+    {"layer_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(layer_norm)), METH_FASTCALL, nullptr},
+    {"add_rms_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(add_rms_norm)), METH_FASTCALL, nullptr},
+    {"connect", connect, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_nodes", nullptr, -1, methods};
+
+}  // namespace
+}  // namespace rmsnorm::torch_nodes
+
+PyMODINIT_FUNC PyInit__nodes() {
+  PyObject* module = PyModule_Create(&rmsnorm::torch_nodes::definition);
+  if (module && PyModule_AddStringConstant(module, "built_for", TORCH_VERSION) < 0) return nullptr;
+  return module;
+}

@@ -1,0 +1,250 @@
+"""The calls and autograd nodes in C++: what they serve, what they leave alone, the same bits as through Python."""
+
+import threading
+from itertools import product
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from rmsnorm.torch import add_rms_norm, functional, layer_norm, nodes, rms_norm  # noqa: E402
+
+if nodes.module is None:
+    pytest.skip(f"C++ nodes: {nodes.why_not}", allow_module_level=True)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensors(rows=5, n=37, dtype=torch.float32, requires_grad=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(requires_grad)
+
+    return draw(rows, n), draw(rows, n), draw(n), draw(n)
+
+
+def usual(x, *, weight=None, bias=None, shape=None, eps=1e-5, p=1.0, zero_centered=False, casting="once"):
+    return nodes.module.rms_norm(
+        x, x.shape[-1:] if shape is None else shape, weight, bias, eps, p, zero_centered, casting
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_usual_calls_are_served(dtype, requires_grad):
+    x, residual, weight, bias = tensors(dtype=dtype, requires_grad=requires_grad)
+    shape = (37,)
+    served = [
+        usual(x),
+        usual(x, weight=weight, bias=bias, p=0.3, eps=None, zero_centered=True, casting="llama"),
+        usual(x, weight=torch.nn.Parameter(weight.detach(), requires_grad), shape=[37], p=1),
+        usual(x[1:, :], shape=37),
+        nodes.module.layer_norm(x, shape, weight, bias, 1e-5),
+        *nodes.module.add_rms_norm(x, residual, shape, weight, bias, 1e-5, 0.5, False, "once"),
+    ]
+    assert all(y.dtype == dtype and (y.grad_fn is not None) == requires_grad for y in served)
+    with torch.no_grad():
+        assert usual(x, weight=weight).grad_fn is None
+    with torch.inference_mode():
+        assert usual(x, weight=weight).is_inference()
+
+
+def watched(x):
+    """Calls that somebody else has to see."""
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def under(mode):
+        with mode:
+            return usual(x)
+
+    found = []
+    torch.vmap(lambda row: found.append(usual(row)) or row)(x)
+    torch.func.grad(lambda x: found.append(usual(x)) or x.sum())(x)
+    torch.func.jvp(lambda x: found.append(usual(x)) or x, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        found.append(usual(torch.autograd.forward_ad.make_dual(x, x)))
+    return [*found, under(Mode()), under(torch._subclasses.FakeTensorMode())]
+
+
+def test_everything_else_is_left_alone():
+    class Subclass(torch.Tensor):
+        pass
+
+    x = torch.randn(4, 8)
+    wrong = [
+        {"shape": (7,)},
+        {"shape": ()},
+        {"shape": "8"},
+        {"p": 0.0},
+        {"p": 1.5},
+        {"p": None},
+        {"p": float("nan")},
+        {"eps": -1.0},
+        {"eps": "1"},
+        {"zero_centered": 1},
+        {"casting": "twice"},
+        {"casting": None},
+        {"weight": torch.randn(7)},
+        {"weight": torch.ones(8, dtype=torch.int32)},
+        {"weight": [1.0] * 8},
+        {"weight": torch.randn(8).double(), "casting": "llama"},  # the result is float64
+    ]
+    assert [usual(x, **arguments) for arguments in wrong] == [None] * len(wrong)
+    others = [
+        x.to("meta"),
+        x.to_sparse(),
+        x.int(),
+        x.to(torch.complex64),
+        x.to(torch.complex64).conj().imag,
+        x.as_subclass(Subclass),
+        x.t(),  # rows do not lie together
+        torch._subclasses.FakeTensorMode().from_tensor(x),
+        None,
+        x.numpy(),
+    ]
+    assert [usual(other, shape=(8,)) for other in others] == [None] * len(others)
+    assert usual(x, shape=(8,), weight=torch.randn(8).as_subclass(Subclass)) is None
+    assert nodes.module.add_rms_norm(x, x.double(), (8,), None, None, None, 1.0, False, "once") is None
+    assert nodes.module.add_rms_norm(x, x[:2], (8,), None, None, None, 1.0, False, "once") is None
+    assert watched(x) == [None] * 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("needs", list(product([False, True], repeat=4)))
+def test_the_same_bits_as_through_python(dtype, needs, monkeypatch):
+    """Also of gradients that are expanded, transposed, or asked for of the sum alone."""
+    x, residual, weight, bias = (t.detach() for t in tensors(rows=33, dtype=dtype))
+    dy, dsum, _, _ = tensors(rows=33, dtype=dtype, requires_grad=False, seed=1)
+    expanded, transposed = dy[:1].expand(33, 37), dy.t().contiguous().t()
+
+    def all_of_it():
+        leaves = [t.clone().requires_grad_(need) for t, need in zip((x, residual, weight, bias), needs, strict=True)]
+        of = [leaf for leaf in leaves if leaf.requires_grad]
+        found = []
+        for options in ({}, {"p": 0.2, "zero_centered": True}, {"casting": "llama", "eps": 1e-3}):
+            a, r, w, b = leaves
+            normed, total = add_rms_norm(a, r, (37,), w, bias=b, **options)
+            outputs = {
+                "rms": [(rms_norm(a, 37, w, bias=b, **options), dy)],
+                "expanded": [(rms_norm(a, (37,), w, **options), expanded)],
+                "transposed": [(rms_norm(a, (37,), None, bias=b, **options), transposed)],
+                "layer": [(layer_norm(a, (37,), w, b), dy)],
+                "both": [(normed, dy), (total, dsum)],
+                "sum": [(total, dsum)],
+                "normed": [(normed, dy)],
+            }
+            for pairs in outputs.values():
+                found += [y for y, _ in pairs]
+                pairs = [(y, d) for y, d in pairs if y.requires_grad]
+                if pairs:
+                    ys, ds = zip(*pairs, strict=True)
+                    found += torch.autograd.grad(ys, of, ds, allow_unused=True, retain_graph=True)
+        return found
+
+    in_cpp = all_of_it()
+    monkeypatch.setattr(functional, "usual", None)
+    in_python = all_of_it()
+    assert len(in_cpp) == len(in_python)
+    for a, b in zip(in_cpp, in_python, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+            assert torch.equal(a, b)
+
+
+def gradients(function, *leaves):
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    y = function(*leaves)
+    return torch.autograd.grad((y * y.detach().cos()).sum(), leaves)
+
+
+def norm(x, weight, bias):
+    return rms_norm(x, (37,), weight, bias=bias, p=0.5)
+
+
+def test_checkpointing_and_hooks_on_what_is_saved():
+    x, _, weight, bias = tensors()
+    plain = gradients(norm, x, weight, bias)
+    again = gradients(lambda *leaves: checkpoint(norm, *leaves, use_reentrant=False), x, weight, bias)
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: seen.append(t.shape) or t.numpy(force=True), torch.from_numpy
+    ):
+        hooked = gradients(norm, x, weight, bias)
+    assert len(seen) >= 3
+    for found in (again, hooked):
+        assert all(map(torch.equal, plain, found))
+
+
+def test_a_graph_may_be_run_twice_if_it_is_kept():
+    x, _, weight, _ = tensors()
+    y = rms_norm(x, (37,), weight)
+    first = torch.autograd.grad(y, (x, weight), y.detach(), retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(y, (x, weight), y.detach())))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, (x, weight), y.detach())
+
+
+def test_what_is_saved_must_not_change():
+    x, _, weight, _ = tensors()
+    inner = x * 1
+    y = rms_norm(inner, (37,), weight)
+    inner.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_compiled_autograd():
+    compiled_autograd = pytest.importorskip("torch._dynamo.compiled_autograd")
+    x, _, weight, bias = tensors()
+    plain = gradients(norm, x, weight, bias)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        compiled = gradients(norm, x, weight, bias)
+    assert all(map(torch.equal, plain, compiled))
+
+
+def test_backward_passes_in_many_threads():
+    x, _, weight, bias = tensors(rows=2048)  # enough to work without the interpreter's lock
+    plain = gradients(norm, x, weight, bias)
+    found = [None] * 4
+
+    def work(i):
+        found[i] = gradients(norm, x, weight, bias)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(all(map(torch.equal, plain, each)) for each in found)
+
+
+def test_an_error_in_the_python_half_of_a_backward_pass_is_raised(monkeypatch):
+    x, _, weight, _ = tensors()
+    y = rms_norm(x, (37,), weight)
+    monkeypatch.setattr(nodes.eager, "gradients", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        y.sum().backward()  # an expanded gradient, which Python copies
+
+
+def test_the_profiler_names_them():
+    x, residual, weight, bias = tensors()
+    with torch.profiler.profile() as profiler:
+        rms_norm(x, (37,), weight).sum().backward()
+        layer_norm(x, (37,), weight, bias)
+        add_rms_norm(x, residual, (37,), weight)
+    names = {event.key for event in profiler.key_averages()}
+    assert {"rmsnorm::rms_norm", "rmsnorm::layer_norm", "rmsnorm::add_rms_norm"} <= names
+
+
+def test_modules_of_another_torch_are_not_used(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    module, why_not = nodes._connected()
+    assert module is None
+    assert "2.99.0" in why_not
