@@ -141,11 +141,12 @@ struct Call {
   }
 };
 
-// Gain and bias in the computation dtype, converted once a call where they are not so already.
+// Gain and bias in the computation dtype, converted once a call where they are not so already; for paired loops, in
+// their order.
 template <class C>
 class Parameters {
  public:
-  Parameters(const Call& call) {
+  explicit Parameters(const Call& call, bool paired = false) : paired_(paired) {
     affine.round_first = call.flags & ROUND_FIRST;
     if (call.has_weight) affine.g = prepare(call.weight, call, gain_, call.flags & ZERO_CENTERED);
     if (call.has_bias) affine.b = prepare(call.bias, call, bias_, false);
@@ -156,28 +157,53 @@ class Parameters {
   const C* prepare(const View& v, const Call& call, Buffer<C>& buffer, bool plus_one) {
     const int64_t n = v.size(0, v.ndim);
     const bool direct = v.dtype == (sizeof(C) == 8 ? DType::f64 : DType::f32) && v.contiguous(0) && !plus_one;
-    if (direct) return reinterpret_cast<const C*>(v.data);
+    const C* straight = reinterpret_cast<const C*>(v.data);
+    if (direct && !paired_) return straight;
     buffer = allocate<C>(n);
+    if (!direct) {
+      convert(v, n, plus_one, buffer.get());
+      straight = buffer.get();
+    }
+    if constexpr (sizeof(C) == 4) {
+      const int64_t row = call.problem.n;
+      for (int64_t begin = 0; paired_ && begin < n; begin += row) pair(straight + begin, row, buffer.get() + begin);
+    }
+    return buffer.get();
+  }
+  void convert(const View& v, int64_t n, bool plus_one, C* to) const {
     with_type(v.dtype, [&](auto zero) {
       using W = decltype(zero);
       const W* data = reinterpret_cast<const W*>(v.data);
       if constexpr (sizeof(W) == 2 && sizeof(C) == 4) {  // the usual one is worth vectors: 1024 gains in 40 ns
         if (v.contiguous(0) && !plus_one)
-          return sweep<C>(0, n, [&](int64_t i, int count) { put(buffer.get() + i, get(data + i, count), count); });
+          return sweep<C>(0, n, [&](int64_t i, int count) { put(to + i, get(data + i, count), count); });
       }
       const Rows elements(v, v.ndim);
       Cursor<const W> from(data, elements, 0);
       for (int64_t i = 0; i < n; ++i, ++from) {
         if (!plus_one)
-          buffer[i] = C(widen(**from));
+          to[i] = C(widen(**from));
         else if (affine.round_first)  // 1 + w as the framework's expression has it: rounded to the weight's dtype
-          buffer[i] = C(widen(narrow<W>(1 + double(widen(**from)))));
+          to[i] = C(widen(narrow<W>(1 + double(widen(**from)))));
         else
-          buffer[i] = C(1) + C(widen(**from));
+          to[i] = C(1) + C(widen(**from));
       }
     });
-    return buffer.get();
   }
+  // A row to the order of paired loops, and its NaNs to what those may round (simd.h); `to` may be `from` itself.
+  static void pair(const float* from, int64_t n, float* to) {
+    constexpr int N = LANES<float>;
+    const auto sound = [](Vec<float> v) { return v == v ? v : splat(std::numeric_limits<float>::quiet_NaN()); };
+    int64_t i = 0;
+    for (; i + 2 * N <= n; i += 2 * N) {
+      Vec<float> even, odd;
+      take_apart(load(from + i), load(from + i + N), even, odd);
+      store(to + i, sound(even));
+      store(to + i + N, sound(odd));
+    }
+    sweep<float>(i, n, [&](int64_t j, int count) { put(to + j, sound(get(from + j, count)), count); });
+  }
+  bool paired_;
   Buffer<C> gain_, bias_;
 };
 
@@ -195,13 +221,15 @@ inline void prepare_fresh(const View& v) {
 #endif
 }
 
-inline void write_sums(const View& v, const double* sums) {
+// Sums over the rows of `heads` heads of n elements each, which a paired loop has left in its order.
+inline void write_sums(const View& v, const double* sums, int64_t n, bool paired) {
   with_type(v.dtype, [&](auto zero) {
     using W = decltype(zero);
     const Rows elements(v, v.ndim);  // each element a row of one: any strides
     const int64_t count = v.size(0, v.ndim);
     Cursor<W> at(reinterpret_cast<W*>(v.data), elements, 0);
-    for (int64_t i = 0; i < count; ++i, ++at) **at = narrow<W>(sums[i]);
+    for (int64_t begin = 0; begin < count; begin += n)
+      for (int64_t i = 0; i < n; ++i, ++at) **at = narrow<W>(sums[begin + (paired ? paired_place(i, n) : i)]);
   });
 }
 

@@ -71,7 +71,7 @@ bool backward_call(nb::handle dy_, nb::handle x, nb::handle z_, nb::handle shape
     gated_backward<T>(call.problem,
                       {call.grouped<const T>(dy), call.grouped<const T>(call.x), call.grouped<const T>(z),
                        call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, norm_first, sums.get()});
-    if (has_dweight) write_sums(dweight, sums.get());
+    if (has_dweight) write_sums(dweight, sums.get(), call.problem.n, false);
   });
   return true;
 }

@@ -14,7 +14,7 @@ void run_forward(const Call& call, const View& y, const View* residual, const Vi
     if (sum) prepare_fresh(*sum);
   }
   MaybeReleased released(call.problem.rows * call.problem.n);
-  Parameters<compute_t<T>> parameters(call);
+  Parameters<compute_t<T>> parameters(call, PAIRED<T> && PAIRED<Y>);
   Forward<T, Y> f;
   f.x = call.tensor<const T>(call.x);
   f.y = call.tensor<Y>(y);
@@ -73,7 +73,8 @@ void run_backward(const Call& call, const View& dy, const View* dx, const View* 
   const int64_t columns = call.problem.heads * call.problem.n;
   if (dx) prepare_fresh(*dx);
   MaybeReleased released(call.problem.rows * call.problem.n);
-  Parameters<compute_t<T>> parameters(call);
+  constexpr bool paired = PAIRED<T> && PAIRED<D>;
+  Parameters<compute_t<T>> parameters(call, paired);
   const auto sums = allocate<double>(2 * columns);
   Backward<T, D> b{};
   b.dy = call.tensor<const D>(dy);
@@ -85,8 +86,8 @@ void run_backward(const Call& call, const View& dy, const View* dx, const View* 
   b.dweight = dweight ? sums.get() : nullptr;
   b.dbias = dbias ? sums.get() + columns : nullptr;
   backward<Norm>(call.problem, b);
-  if (dweight) write_sums(*dweight, b.dweight);
-  if (dbias) write_sums(*dbias, b.dbias);
+  if (dweight) write_sums(*dweight, b.dweight, call.problem.n, paired);
+  if (dbias) write_sums(*dbias, b.dbias, call.problem.n, paired);
 }
 
 template <class Norm>

@@ -11,7 +11,7 @@ namespace rmsnorm {
 // since the system has just cleared them (7.0 ms streamed, 5.1 not).
 constexpr int64_t STREAM_BYTES = 32 << 20;
 // Short rows are read, then written, so many at a time: streaming stores between loads cost 250 ns a row (n = 64).
-constexpr int64_t BATCH_BYTES = 8192, MAX_BATCH = 32;
+constexpr int64_t BATCH_BYTES = 8192;
 
 template <class T, class Y>
 struct Forward {
@@ -25,8 +25,10 @@ struct Forward {
 
 template <class T>
 RMSNORM_NOINLINE void add_rows(const T* a, const T* b, T* sum, int64_t n) {
-  sweep<compute_t<T>>(0, n, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
-    put(sum + i, get(a + i, count) + get(b + i, count), count);
+  using C = compute_t<T>;
+  sweep_at<C, PAIRED<T>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v[] = {at.get(a) + at.get(b)...};
+    put_at(sum, v, at...);
   });
 }
 
@@ -51,8 +53,8 @@ void forward_rows(const Problem& problem, const Forward<T, Y>& call) {
           add_rows(*x, *residual, *sum, n);
           input[i] = *sum;
         }
-        statistics[i] = Norm::statistics(input[i], n, problem.k, problem.eps);
       }
+      Norm::of_batch(input, rows, n, problem.k, problem.eps, statistics);
       for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
         const auto& s = statistics[i];
         const auto affine = call.affine.from(*head * n);
@@ -68,7 +70,7 @@ void forward_rows(const Problem& problem, const Forward<T, Y>& call) {
 
 template <class Norm, class T, class Y>
 void forward(const Problem& problem, const Forward<T, Y>& call) {
-  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y);
+  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y) * (PAIRED<T> && PAIRED<Y> ? 2 : 1);
   const bool streamed = !problem.fresh && problem.rows * problem.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
                         reinterpret_cast<uintptr_t>(call.y.data) % bytes == 0 && call.y.rows.aligned(sizeof(Y), bytes);
   const auto& affine = call.affine;

@@ -1,5 +1,7 @@
 // The element-wise passes over a row whose statistics are known: forward, and backward with its two dot products.
 //
+// Where all that is of 16 bits is bfloat16 the loops are paired (lanes.h), and so are gain, bias and sums over rows.
+//
 // The variants that training and inference use are compiled for themselves; GENERIC serves all others by branches
 // inside the loop, which costs them a few per cent.
 #pragma once
@@ -22,13 +24,13 @@ struct Affine {
   }
 };
 
-template <class Norm, unsigned V, class T, class C>
-RMSNORM_INLINE Vec<C> normalized(Row<T> x, int64_t i, int count, const Statistics<C>& s, bool round_first) {
+template <class Norm, unsigned V, class T, class C, Part P>
+RMSNORM_INLINE Vec<C> normalized(Row<T> x, At<C, P> at, const Statistics<C>& s, bool round_first) {
   if constexpr (V & GENERIC) {
-    const Vec<C> v = Norm::normalize(x.template get<true>(i, count), s);
+    const Vec<C> v = Norm::normalize(x.template get<true>(at), s);
     return round_first ? round_to<T>(v) : v;
   } else {
-    return Norm::normalize(x.template get<false>(i, count), s);
+    return Norm::normalize(x.template get<false>(at), s);
   }
 }
 
@@ -37,17 +39,18 @@ template <class Norm, unsigned V, bool STREAM, class T, class Y, class C>
 RMSNORM_INLINE void forward_pass(Row<T> x, Y* y, int64_t n, const Statistics<C> s, const Affine<C> affine) {
   const C *g = affine.g, *b = affine.b;
   const bool round_first = affine.round_first;
-  sweep<C>(0, n, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
-    Vec<C> v = normalized<Norm, V>(x, i, count, s, round_first);
-    if ((V & GENERIC) ? g != nullptr : bool(V & GAIN)) v *= get(g + i, count);
+  const auto value = [=](auto at) RMSNORM_INLINE_LAMBDA {
+    Vec<C> v = normalized<Norm, V>(x, at, s, round_first);
+    if ((V & GENERIC) ? g != nullptr : bool(V & GAIN)) v *= at.get(g);
     if ((V & GENERIC) ? b != nullptr : bool(V & BIAS)) {
       if ((V & GENERIC) && round_first) v = unfused(round_to<Y>(v));
-      v += get(b + i, count);
+      v += at.get(b);
     }
-    if (STREAM && count == LANES<C>)
-      stream(y + i, v);
-    else
-      put(y + i, v, count);
+    return v;
+  };
+  sweep_at<C, PAIRED<T> && PAIRED<Y>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v[] = {value(at)...};
+    put_at<STREAM>(y, v, at...);
   });
 }
 
@@ -75,10 +78,10 @@ struct Projection {
 template <class Norm, unsigned V, class T, class D, class C>
 RMSNORM_INLINE Projection<C> project(Row<T> x, const D* dy, int64_t n, int64_t k, const Statistics<C> s, const C* g) {
   const bool with_g = (V & GENERIC) ? g != nullptr : bool(V & GAIN);
-  const auto [dot, sum] = reduce<C, 2>(n, [=](int64_t i, Vec<C>* total, int count) RMSNORM_INLINE_LAMBDA {
-    Vec<C> u = get(dy + i, count);
-    if (with_g) u *= get(g + i, count);
-    total[0] += u * normalized<Norm, V>(x, i, count, s, false);
+  const auto [dot, sum] = reduce<C, 2, PAIRED<T> && PAIRED<D>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+    Vec<C> u = at.get(dy);
+    if (with_g) u *= at.get(g);
+    total[0] += u * normalized<Norm, V>(x, at, s, false);
     if (Norm::centred) total[1] += u;
   });
   return {C(dot / double(k)), C(sum / double(n))};
@@ -89,10 +92,11 @@ RMSNORM_INLINE Projection<C> project(Row<T> x, const D* dy, int64_t n, int64_t k
 template <bool WITH_G, class T, class D, class C>
 RMSNORM_NOINLINE bool statistic_and_projection(const T* x, const D* dy, const C* g, int64_t n, double eps,
                                                Statistics<C>& s, Projection<C>& projection) {
-  const auto [squares, dot] = reduce<C, 2>(n, [=](int64_t i, Vec<C>* total, int count) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> v = get(x + i, count);
-    Vec<C> u = get(dy + i, count);
-    if (WITH_G) u *= get(g + i, count);
+  constexpr bool pairs = PAIRED<T> && PAIRED<D>;
+  const auto [squares, dot] = reduce<C, 2, pairs>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v = at.get(x);
+    Vec<C> u = at.get(dy);
+    if (WITH_G) u *= at.get(g);
     total[0] += v * v;
     total[1] += u * v;
   });
@@ -116,35 +120,70 @@ RMSNORM_INLINE void backward_pass(Row<T> x, const D* dy, int64_t n, int64_t k, c
   const C rstd = (V & GENERIC) ? s.rstd * s.scale : s.rstd;
   const C level = projection.level;
   const bool round_first = affine.round_first;
+  const bool with_dweight = (V & GENERIC) ? out.dweight != nullptr : bool(V & DWEIGHT);
+  const bool with_dbias = (V & GENERIC) ? out.dbias != nullptr : bool(V & DBIAS);
+  struct Parts {
+    Vec<C> dx, dweight, dbias;
+  };
+  const auto parts = [=](auto at, Vec<C> along) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> d = at.get(dy);
+    const Vec<C> xhat = normalized<Norm, V>(x, at, s, false);
+    Parts found = {};
+    if (with_dweight) {
+      const Vec<C> seen = (V & GENERIC) && round_first ? round_to<T>(xhat) : xhat;
+      found.dweight = at.get(out.dweight) + d * seen;
+    }
+    if (with_dbias) found.dbias = at.get(out.dbias) + d;
+    if (with_dx) {
+      Vec<C> dx = (with_g ? d * at.get(g) : d) - xhat * along;
+      if (Norm::centred) dx -= level;
+      dx *= rstd;
+      if ((V & GENERIC) && out.plus) dx += at.get(out.plus);
+      found.dx = dx;
+    }
+    return found;
+  };
+  // All loads come before the stores: rows of 4 KiB lie at one offset of their pages, and a load behind a store
+  // to the same offset of another page waits for it.
+  const auto write = [=](const auto& found, auto... at) RMSNORM_INLINE_LAMBDA {
+    const auto all = [&](auto member) RMSNORM_INLINE_LAMBDA {
+      std::array<Vec<C>, sizeof...(at)> v;
+      for (size_t i = 0; i < sizeof...(at); ++i) v[i] = found[i].*member;
+      return v;
+    };
+    if (with_dx) put_at(out.dx, all(&Parts::dx).data(), at...);
+    if (with_dweight) put_at(out.dweight, all(&Parts::dweight).data(), at...);
+    if (with_dbias) put_at(out.dbias, all(&Parts::dbias).data(), at...);
+  };
   const auto elements = [=](C along) RMSNORM_INLINE_LAMBDA {
-    return [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
-      __builtin_prefetch(next_x + i, 0, 2);
-      __builtin_prefetch(next_dy + i, 0, 2);
-      // All loads come before the stores: rows of 4 KiB lie at one offset of their pages, and a load behind a store
-      // to the same offset of another page waits for it.
-      const bool with_dweight = (V & GENERIC) ? out.dweight != nullptr : bool(V & DWEIGHT);
-      const bool with_dbias = (V & GENERIC) ? out.dbias != nullptr : bool(V & DBIAS);
-      const Vec<C> d = get(dy + i, count);
-      const Vec<C> xhat = normalized<Norm, V>(x, i, count, s, false);
-      Vec<C> dweight = {}, dbias = {}, dx = {};
-      if (with_dweight) {
-        const Vec<C> seen = (V & GENERIC) && round_first ? round_to<T>(xhat) : xhat;
-        dweight = get(out.dweight + i, count) + d * seen;
-      }
-      if (with_dbias) dbias = get(out.dbias + i, count) + d;
-      if (with_dx) {
-        dx = (with_g ? d * get(g + i, count) : d) - xhat * along;
-        if (Norm::centred) dx -= level;
-        dx *= rstd;
-        if ((V & GENERIC) && out.plus) dx += get(out.plus + i, count);
-        put(out.dx + i, dx, count);
-      }
-      if (with_dweight) put(out.dweight + i, dweight, count);
-      if (with_dbias) put(out.dbias + i, dbias, count);
+    return [=](auto first, auto... second) RMSNORM_INLINE_LAMBDA {
+      __builtin_prefetch(next_x + first.i, 0, 2);
+      __builtin_prefetch(next_dy + first.i, 0, 2);
+      const Parts found[] = {parts(first, splat<C>(along)), parts(second, splat<C>(along))...};
+      write(found, first, second...);
     };
   };
-  sweep<C>(0, k, elements(projection.along));
-  if (k < n) sweep<C>(k, n, elements(0));
+  constexpr bool pairs = PAIRED<T> && PAIRED<D>;
+  if constexpr (pairs) {
+    constexpr int64_t N = LANES<C>;
+    const int64_t block = k / (2 * N) * (2 * N);
+    if (k < n && block + 2 * N <= n) {  // the block in which the first k elements end is of both kinds
+      const auto masked = [=](int64_t odd) RMSNORM_INLINE_LAMBDA {
+        Vec<C> along = {};
+        for (int64_t lane = 0; lane < N; ++lane) along[lane] = block + 2 * lane + odd < k ? projection.along : 0;
+        return along;
+      };
+      sweep_at<C, true>(0, block, elements(projection.along));
+      const At<C, Part::even> even{block};
+      const At<C, Part::odd> odd{block};
+      const Parts found[] = {parts(even, masked(0)), parts(odd, masked(1))};
+      write(found, even, odd);
+      sweep_at<C, true>(block + 2 * N, n, elements(0));
+      return;
+    }
+  }
+  sweep_at<C, pairs>(0, k, elements(projection.along));
+  if (k < n) sweep_at<C>(k, n, elements(0));
 }
 
 template <class Norm, class T, class D, class C>

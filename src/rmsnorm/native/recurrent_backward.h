@@ -36,9 +36,9 @@ RMSNORM_NOINLINE void stretch_backward(const T* x, const C* d, const C* gain, D*
   const int64_t k = part.k ? part.k : n;
   C along = 0, level = 0;
   if (part.k) {
-    const auto [dot, sum] = reduce<C, 2>(n, [&](int64_t i, Vec<C>* total, int count) RMSNORM_INLINE_LAMBDA {
-      const Vec<C> u = get(d + i, count) * get(gain + i, count);
-      total[0] += u * normalize_any<C>(get(x + i, count), s);
+    const auto [dot, sum] = reduce<C, 2>(n, [&](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+      const Vec<C> u = at.get(d) * at.get(gain);
+      total[0] += u * normalize_any<C>(at.get(x), s);
       total[1] += u;
     });
     along = C(dot / double(k));

@@ -4,76 +4,11 @@
 // The order of every sum depends on the row's length alone, never on its address or its neighbours.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cmath>
 
-#include "simd.h"
+#include "lanes.h"
 
 namespace rmsnorm {
-
-// float32 partial sums span at most this many elements (16 a lane with AVX-512) and are then added up in float64,
-// so that the error of a statistic does not grow with the length of the row.
-constexpr int64_t BLOCK = 2048;
-constexpr int ACCUMULATORS = 8;  // a fused multiply-add takes 4 cycles and two start in each: 8 keep both units busy
-
-// Calls body(i, sums, count) for whole vectors (count == LANES) and one tail, sums being M vectors to add to;
-// returns the M totals over all lanes.
-template <class C, int M = 1, class Body>
-RMSNORM_INLINE std::array<double, M> reduce(int64_t n, Body body) {
-  constexpr int N = LANES<C>, A = std::max(2, ACCUMULATORS / M);
-  std::array<double, M> total = {};
-  if (n < A * N) {  // a short row has no work for so many: two keep their sum short
-    Vec<C> sum[2][M] = {};
-    int64_t i = 0;
-    for (; i + 2 * N <= n; i += 2 * N) body(i, sum[0], N), body(i + N, sum[1], N);
-    if (i + N <= n) body(i, sum[0], N), i += N;
-    if (i < n) body(i, sum[1], int(n - i));
-    for (int m = 0; m < M; ++m) total[m] = double(lanes_sum<C>(sum[0][m] + sum[1][m]));
-    return total;
-  }
-  for (int64_t begin = 0; begin < n; begin += BLOCK) {
-    const int64_t end = std::min(n, begin + BLOCK);
-    Vec<C> sum[A][M] = {};
-    int64_t i = begin;
-    for (; i + A * N <= end; i += A * N)
-#pragma GCC unroll 8
-      for (int a = 0; a < A; ++a) body(i + a * N, sum[a], N);
-    for (; i + N <= end; i += N) body(i, sum[0], N);
-    if (i < end) body(i, sum[1], int(end - i));
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 3
-      for (int half = A / 2; half > 0; half /= 2)
-#pragma GCC unroll 4
-        for (int a = 0; a < half; ++a) sum[a][m] += sum[a + half][m];
-      total[m] += double(lanes_sum<C>(sum[0][m]));
-    }
-  }
-  return total;
-}
-
-// Calls body(i, count) for whole vectors and one tail of the elements [begin, end).
-template <class C, class Body>
-RMSNORM_INLINE void sweep(int64_t begin, int64_t end, Body body) {
-  constexpr int N = LANES<C>;
-  int64_t i = begin;
-#pragma GCC unroll 4
-  for (; i + N <= end; i += N) body(i, N);
-  if (i < end) body(i, int(end - i));
-}
-
-template <class T>
-RMSNORM_INLINE Vec<compute_t<T>> get(const T* p, int count) {
-  return count == LANES<compute_t<T>> ? load(p) : load_first(p, count);
-}
-template <class T>
-RMSNORM_INLINE void put(T* p, Vec<compute_t<T>> v, int count) {
-  if (count == LANES<compute_t<T>>)
-    store(p, v);
-  else
-    store_first(p, v, count);
-}
 
 // The input row, multiplied by a power of two: 1 but for the rare row whose sum of squares leaves the normal range.
 template <class T>
@@ -87,13 +22,18 @@ struct Row {
     const Vec<C> v = rmsnorm::get(data + i, count);
     return SCALED ? v * scale : v;
   }
+  template <bool SCALED, Part P>
+  RMSNORM_INLINE Vec<C> get(At<C, P> at) const {
+    const Vec<C> v = at.get(data);
+    return SCALED ? v * scale : v;
+  }
 };
 
 template <bool SCALED, class T>
 RMSNORM_INLINE double sum_of_squares(Row<T> x, int64_t k) {
   using C = compute_t<T>;
-  return reduce<C>(k, [=](int64_t i, Vec<C>* sum, int count) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> v = x.template get<SCALED>(i, count);
+  return reduce<C, 1, PAIRED<T>>(k, [=](auto at, Vec<C>* sum) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v = x.template get<SCALED>(at);
     sum[0] += v * v;
   })[0];
 }
@@ -138,6 +78,9 @@ inline double reciprocal_root(double mean_square, double eps, double scale) {
   return scale == 1 ? 1 / std::sqrt(mean_square + eps) : 1 / std::hypot(std::sqrt(mean_square), std::sqrt(eps) * scale);
 }
 
+// Short rows are taken so many at a time: see RMS::of_batch.
+constexpr int64_t MAX_BATCH = 32;
+
 template <class C>
 RMSNORM_INLINE bool left_the_range(double square_sum, int64_t k, double eps) {
   return !std::isfinite(square_sum) ||
@@ -158,6 +101,29 @@ struct RMS {
     s.rstd = C(reciprocal_root(squares / double(k), eps, s.scale));
     return s;
   }
+  // Of up to MAX_BATCH rows: roots and quotients of eight rows take the time of one's (a row of 64: half of it all).
+  template <class T>
+  static RMSNORM_NOINLINE void of_batch(const T* const* rows, int64_t count, int64_t n, int64_t k, double eps,
+                                        Statistics<compute_t<T>>* out) {
+    using C = compute_t<T>;
+    constexpr int64_t GROUP = 8;
+    if (count < GROUP / 2) {
+      for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], n, k, eps);
+      return;
+    }
+    const double least = eps < range<C>::enough_eps ? range<C>::smallest_square * double(k) : 0;
+    for (int64_t begin = 0; begin < count; begin += GROUP) {
+      const int64_t here = std::min(GROUP, count - begin);
+      double squares[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1}, rstd[GROUP];
+      for (int64_t i = 0; i < here; ++i) squares[i] = sum_of_squares<false>(Row<T>{rows[begin + i], 1}, k);
+      for (int64_t i = 0; i < GROUP; ++i) rstd[i] = 1 / std::sqrt(squares[i] / double(k) + eps);
+      for (int64_t i = 0; i < here; ++i) {
+        const bool usual = squares[i] >= least && squares[i] <= std::numeric_limits<double>::max();
+        out[begin + i].scale = 1, out[begin + i].rstd = C(rstd[i]);
+        if (__builtin_expect(!usual, 0)) out[begin + i] = statistics(rows[begin + i], n, k, eps);
+      }
+    }
+  }
   template <class C>
   static RMSNORM_INLINE Vec<C> normalize(Vec<C> x, const Statistics<C>& s) {
     return x * s.rstd;
@@ -171,12 +137,12 @@ struct Layer {
   template <bool SCALED, class T>
   static RMSNORM_INLINE double moments(Row<T> x, int64_t n, Statistics<compute_t<T>>& s, double& correction) {
     using C = compute_t<T>;
-    const auto [sum] = reduce<C>(n, [=](int64_t i, Vec<C>* total, int count) RMSNORM_INLINE_LAMBDA {
-      total[0] += x.template get<SCALED>(i, count);
+    const auto [sum] = reduce<C, 1, PAIRED<T>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+      total[0] += x.template get<SCALED>(at);
     });
     const C mean = s.mean = C(sum / double(n));
-    const auto [first, second] = reduce<C, 2>(n, [=](int64_t i, Vec<C>* total, int count) RMSNORM_INLINE_LAMBDA {
-      const Vec<C> d = keep_first<C>(x.template get<SCALED>(i, count) - mean, count);
+    const auto [first, second] = reduce<C, 2, PAIRED<T>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+      const Vec<C> d = keep_first<C>(x.template get<SCALED>(at) - mean, at.count);
       total[0] += d;
       total[1] += d * d;
     });
@@ -198,6 +164,11 @@ struct Layer {
     s.rstd = C(rstd);
     s.shift = C(-correction * rstd);
     return s;
+  }
+  template <class T>
+  static void of_batch(const T* const* rows, int64_t count, int64_t n, int64_t k, double eps,
+                       Statistics<compute_t<T>>* out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], n, k, eps);
   }
   template <class C>
   static RMSNORM_INLINE Vec<C> normalize(Vec<C> x, const Statistics<C>& s) {

@@ -78,6 +78,43 @@ RMSNORM_INLINE HalfU16 pack(Vec<float> v, bf16) {
 #endif
 }
 
+// Two vectors of bfloat16, taken apart into the even and the odd elements: one instruction each, where a vector of
+// neighbours takes two, one of them a shuffle.
+RMSNORM_INLINE Vec<float> even_of(const bf16* p) {
+  VecU32 both;
+  std::memcpy(&both, p, sizeof both);
+  return (Vec<float>)(both << 16);
+}
+RMSNORM_INLINE Vec<float> odd_of(const bf16* p) {
+  VecU32 both;
+  std::memcpy(&both, p, sizeof both);
+  return (Vec<float>)(both & 0xffff0000u);
+}
+// Of two vectors of neighbours the even and the odd elements.
+RMSNORM_INLINE void take_apart(Vec<float> a, Vec<float> b, Vec<float>& even, Vec<float>& odd) {
+#if defined(RMSNORM_AVX512)
+  const __m512i place = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  even = (Vec<float>)_mm512_permutex2var_ps((__m512)a, place, (__m512)b);
+  odd = (Vec<float>)_mm512_permutex2var_ps((__m512)a, _mm512_add_epi32(place, _mm512_set1_epi32(1)), (__m512)b);
+#elif defined(RMSNORM_AVX2)
+  const auto joined = [](__m256 v) { return (Vec<float>)_mm256_permute4x64_pd((__m256d)v, 0xd8); };  // was by 128 bits
+  even = joined(_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88));
+  odd = joined(_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
+#else
+  constexpr int N = LANES<float>;
+  for (int i = 0; i < N; ++i) {
+    even[i] = 2 * i < N ? a[2 * i] : b[2 * i - N];
+    odd[i] = 2 * i < N ? a[2 * i + 1] : b[2 * i + 1 - N];
+  }
+#endif
+}
+// And back, rounded. A NaN must have the lower half of its bits clear, as those have that come of bfloat16 numbers and
+// of arithmetic itself: rounding would carry others into the sign.
+RMSNORM_INLINE VecU32 joined(Vec<float> even, Vec<float> odd) {
+  const auto rounded = [](VecU32 bits) RMSNORM_INLINE_LAMBDA { return bits + (((bits >> 16) & 1u) + 0x7fffu); };
+  return (rounded((VecU32)even) >> 16) | (rounded((VecU32)odd) & 0xffff0000u);
+}
+
 #if defined(RMSNORM_AVX512)
 RMSNORM_INLINE Vec<float> unpack(HalfU16 h, f16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
 RMSNORM_INLINE HalfU16 pack(Vec<float> v, f16) {
@@ -144,6 +181,18 @@ RMSNORM_INLINE void stream(T* p, Vec<compute_t<T>> v) {
     _mm_stream_si128((__m128i*)p, (__m128i)v);
 #else
   store(p, v);
+#endif
+}
+
+RMSNORM_INLINE void stream(uint32_t* p, VecU32 v) {
+#if defined(RMSNORM_AVX512)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(RMSNORM_AVX2)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  std::memcpy(p, &v, sizeof v);
 #endif
 }
 
