@@ -25,7 +25,8 @@ def results(function, x, weight, bias, dy, dtype):
 
 def agree(found, expected):
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a.double(), b.double(), rtol=3 * EPSILON, atol=3 * EPSILON * float(b.detach().abs().max()))
+        largest = float(b.detach().abs().max())
+        torch.testing.assert_close(a.double(), b.double(), rtol=3 * EPSILON, atol=3 * EPSILON * largest)
 
 
 def norms(n, p):
