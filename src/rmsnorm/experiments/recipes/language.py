@@ -1,6 +1,7 @@
 """Characters of text: a small decoder-only transformer of today's shape, where RMSNorm is used now."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from rmsnorm.experiments.recipes.common import Recipe, TrainConfig
 
@@ -24,42 +25,42 @@ class DataConfig:
     """Fixed windows of the held-out text, as many for the curve and as many others for the end."""
 
 
+def _train(**of_size: Any) -> TrainConfig:
+    """As such models are usually trained."""
+    return TrainConfig(
+        final_share=0.1,
+        schedule="cosine",
+        optimizer="adamw",
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        clip="global",
+        clip_norm=1.0,
+        **of_size,
+    )
+
+
 _SWEPT = (("prms", 8e-3),)
 """Best in validation of 0.001, 0.002, 0.004 and 0.008, one seed (rmsnorm compare language --sweep-lr); else 0.004."""
 
 
 def small() -> Recipe:
     """0.66 million parameters, 1024 characters a step, under four minutes for four normalisers on two cores."""
-    train = TrainConfig(
+    train = _train(
         steps=280,
         batch=16,
         learning_rate=4e-3,
-        final_share=0.1,
         warmup_steps=20,
-        schedule="cosine",
-        optimizer="adamw",
-        betas=(0.9, 0.95),
-        weight_decay=0.1,
-        clip="global",
-        clip_norm=1.0,
     )
     return Recipe("small", ModelConfig(), train, data=DataConfig(), learning_rates=_SWEPT)
 
 
 def paper() -> Recipe:
     """The paper has no language model: GPT-2's smallest dimensions, for a GPU."""
-    train = TrainConfig(
+    train = _train(
         steps=20_000,
         batch=64,
         learning_rate=6e-4,
-        final_share=0.1,
         warmup_steps=500,
-        schedule="cosine",
-        optimizer="adamw",
-        betas=(0.9, 0.95),
-        weight_decay=0.1,
-        clip="global",
-        clip_norm=1.0,
         evaluations=20,
     )
     model = ModelConfig(width=768, layers=12, heads=12, feed_forward=2048, context=512)
