@@ -23,3 +23,29 @@ class DataConfig:
     target: str = "de"
     stand_in_pairs: tuple[int, int, int] = (0, 0, 0)
     """Training, validation and test pairs of the stand-in: of the ``small`` recipes."""
+
+
+def small(*, by_tokens: bool, length_penalty: float) -> DataConfig:
+    """Dates."""
+    return DataConfig(
+        vocabulary=512,
+        max_length=80,
+        by_tokens=by_tokens,
+        valid_pairs=200,
+        beam=4,
+        length_penalty=length_penalty,
+        stand_in_pairs=(20_000, 200, 500),
+    )
+
+
+def paper(*, by_tokens: bool, max_length: int, length_penalty: float) -> DataConfig:
+    """WMT14 En-De, 32k joint subwords."""
+    return DataConfig(
+        vocabulary=32_000,
+        max_length=max_length,
+        by_tokens=by_tokens,
+        valid_pairs=3000,
+        beam=4,
+        length_penalty=length_penalty,
+        stand_in_pairs=(60_000, 1000, 3000),
+    )

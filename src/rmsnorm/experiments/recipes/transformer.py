@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from rmsnorm.experiments.recipes import parallel_text
 from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
-from rmsnorm.experiments.recipes.parallel_text import DataConfig
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,7 @@ def small() -> Recipe:
             evaluations=8,
         ),
         TimingConfig(rounds=40),
-        DataConfig(
-            vocabulary=512,
-            max_length=80,
-            by_tokens=True,
-            valid_pairs=200,
-            beam=4,
-            length_penalty=0.6,
-            stand_in_pairs=(20_000, 200, 500),
-        ),
+        parallel_text.small(by_tokens=True, length_penalty=0.6),
         learning_rates=_SWEPT,
     )
 
@@ -70,13 +62,5 @@ def paper() -> Recipe:
             warmup_steps=4000,
             evaluations=60,
         ),
-        data=DataConfig(
-            vocabulary=32_000,
-            max_length=256,
-            by_tokens=True,
-            valid_pairs=3000,
-            beam=4,
-            length_penalty=0.6,
-            stand_in_pairs=(60_000, 1000, 3000),
-        ),
+        data=parallel_text.paper(by_tokens=True, max_length=256, length_penalty=0.6),
     )

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from rmsnorm.experiments.recipes import parallel_text
 from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
-from rmsnorm.experiments.recipes.parallel_text import DataConfig
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,7 @@ def small() -> Recipe:
             evaluations=8,
         ),
         TimingConfig(rounds=40),
-        DataConfig(
-            vocabulary=512,
-            max_length=80,
-            by_tokens=False,
-            valid_pairs=200,
-            beam=4,
-            length_penalty=1.0,
-            stand_in_pairs=(20_000, 200, 500),
-        ),
+        parallel_text.small(by_tokens=False, length_penalty=1.0),
     )
 
 
@@ -50,13 +42,5 @@ def paper() -> Recipe:
         "paper",
         ModelConfig(embedding=512, hidden=1024),
         TrainConfig(steps=300_000, batch=80, learning_rate=1e-4, evaluations=60),
-        data=DataConfig(
-            vocabulary=32_000,
-            max_length=80,
-            by_tokens=False,
-            valid_pairs=3000,
-            beam=4,
-            length_penalty=1.0,
-            stand_in_pairs=(60_000, 1000, 3000),
-        ),
+        data=parallel_text.paper(by_tokens=False, max_length=80, length_penalty=1.0),
     )
