@@ -12,6 +12,8 @@ namespace rmsnorm {
 constexpr int64_t STREAM_BYTES = 32 << 20;
 // Short rows are read, then written, so many at a time: streaming stores between loads cost 250 ns a row (n = 64).
 constexpr int64_t BATCH_BYTES = 8192;
+// Rows of so many bytes are short to the backward pass: a group of them and their gradients fit the first cache level.
+constexpr int64_t SHORT_BYTES = 1024;
 
 template <class T, class Y>
 struct Forward {
@@ -106,24 +108,37 @@ void backward_range(const Problem& problem, const Backward<T, D>& call, int64_t 
   auto plus = call.plus.from(begin);
   const int64_t n = problem.n, k = problem.k;
   Head head(problem, begin);
-  for (int64_t row = begin; row < end; ++row, ++dx, ++plus, ++head) {
-    const T* x_row = *x;
-    const D* dy_row = *dy;
-    ++x, ++dy;  // now the next row, or beyond the last one, where prefetching does no harm
-    const int64_t own = *head * n;
-    const auto affine = call.affine.from(own);
-    const Gradients<T, C> out{*dx, *plus, dweight ? dweight + own : nullptr, dbias ? dbias + own : nullptr};
-    Statistics<C> s;
-    Projection<C> projection;
-    const bool joint = !Norm::centred && !(V & GENERIC) && k == n &&
-                       statistic_and_projection<bool(V & GAIN)>(x_row, dy_row, affine.g, n, problem.eps, s, projection);
-    if (!joint) s = Norm::statistics(x_row, n, k, problem.eps);
-    if ((V & GENERIC) || __builtin_expect(s.scale != 1, 0)) {
-      generic_backward_pass<Norm>(Row<T>{x_row, s.scale}, dy_row, n, k, s, affine, out, *x, *dy);
-      continue;
+  const bool joint = !Norm::centred && !(V & GENERIC) && k == n;
+  const int64_t group = joint && n * int64_t(sizeof(T)) <= SHORT_BYTES ? GROUP : 1;
+  for (int64_t row = begin; row < end; row += group) {
+    const int64_t rows = std::min(group, end - row);
+    const T* x_row[GROUP + 1];
+    const D* dy_row[GROUP + 1];
+    const C* gain[GROUP];
+    int64_t own[GROUP];
+    for (int64_t i = 0; i < rows; ++i, ++x, ++dy, ++head) {
+      x_row[i] = *x, dy_row[i] = *dy, own[i] = *head * n;
+      gain[i] = call.affine.from(own[i]).g;
     }
-    if (!joint) projection = project<Norm, V>(Row<T>{x_row, 1}, dy_row, n, k, s, affine.g);
-    backward_pass<Norm, V>(Row<T>{x_row, 1}, dy_row, n, k, s, projection, affine, out, *x, *dy);
+    x_row[rows] = *x, dy_row[rows] = *dy;  // beyond the last one, where prefetching does no harm
+    Statistics<C> s[GROUP];
+    Projection<C> projection[GROUP];
+    bool usual[GROUP] = {};
+    if (joint)
+      statistics_and_projections<bool(V & GAIN)>(x_row, dy_row, gain, rows, n, problem.eps, s, projection, usual);
+    for (int64_t i = 0; i < rows; ++i, ++dx, ++plus) {
+      const auto affine = call.affine.from(own[i]);
+      const Gradients<T, C> out{*dx, *plus, dweight ? dweight + own[i] : nullptr, dbias ? dbias + own[i] : nullptr};
+      if (!usual[i]) s[i] = Norm::statistics(x_row[i], n, k, problem.eps);
+      const Row<T> scaled{x_row[i], s[i].scale};
+      if ((V & GENERIC) || __builtin_expect(s[i].scale != 1, 0)) {
+        generic_backward_pass<Norm>(scaled, dy_row[i], n, k, s[i], affine, out, x_row[i + 1], dy_row[i + 1]);
+        continue;
+      }
+      if (!usual[i]) projection[i] = project<Norm, V>(Row<T>{x_row[i], 1}, dy_row[i], n, k, s[i], affine.g);
+      backward_pass<Norm, V>(Row<T>{x_row[i], 1}, dy_row[i], n, k, s[i], projection[i], affine, out, x_row[i + 1],
+                             dy_row[i + 1]);
+    }
   }
 }
 

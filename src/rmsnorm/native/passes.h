@@ -87,24 +87,39 @@ RMSNORM_INLINE Projection<C> project(Row<T> x, const D* dy, int64_t n, int64_t k
   return {C(dot / double(k)), C(sum / double(n))};
 }
 
-// RMSNorm's statistic and projection in one sweep: x is read once less. false, and nothing said, if a sum leaves the
-// normal range.
+// RMSNorm's statistics and projections of up to a GROUP of rows, each from one sweep, so that x is read once less. Not
+// usual[i], and nothing else said of the row: a sum has left the normal range.
 template <bool WITH_G, class T, class D, class C>
-RMSNORM_NOINLINE bool statistic_and_projection(const T* x, const D* dy, const C* g, int64_t n, double eps,
-                                               Statistics<C>& s, Projection<C>& projection) {
+RMSNORM_NOINLINE void statistics_and_projections(const T* const* x, const D* const* dy, const C* const* gain,
+                                                 int64_t count, int64_t n, double eps, Statistics<C>* s,
+                                                 Projection<C>* projection, bool* usual) {
   constexpr bool pairs = PAIRED<T> && PAIRED<D>;
-  const auto [squares, dot] = reduce<C, 2, pairs>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> v = at.get(x);
-    Vec<C> u = at.get(dy);
-    if (WITH_G) u *= at.get(g);
-    total[0] += v * v;
-    total[1] += u * v;
-  });
-  if (left_the_range<C>(squares, n, eps) || !std::isfinite(dot)) return false;
-  s = {};
-  s.rstd = C(reciprocal_root(squares / double(n), eps, 1));
-  projection.along = C(dot * double(s.rstd) / double(n));
-  return true;
+  double squares[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1}, dots[GROUP] = {}, rstd[GROUP], along[GROUP];
+  for (int64_t row = 0; row < count; ++row) {
+    const auto sums = reduce<C, 2, pairs>(n, [x = x[row], dy = dy[row], g = gain[row]](auto at, Vec<C>* total)
+                                                 RMSNORM_INLINE_LAMBDA {
+      const Vec<C> v = at.get(x);
+      Vec<C> u = at.get(dy);
+      if (WITH_G) u *= at.get(g);
+      total[0] += v * v;
+      total[1] += u * v;
+    });
+    squares[row] = sums[0], dots[row] = sums[1];
+  }
+  const auto finish = [&](int64_t row) RMSNORM_INLINE_LAMBDA {
+    rstd[row] = double(C(1 / std::sqrt(squares[row] / double(n) + eps)));
+    along[row] = dots[row] * rstd[row] / double(n);
+  };
+  if (count == 1)
+    finish(0);
+  else  // all, so that it becomes vectors
+    for (int64_t row = 0; row < GROUP; ++row) finish(row);
+  for (int64_t row = 0; row < count; ++row) {
+    usual[row] = !left_the_range<C>(squares[row], n, eps) && std::isfinite(dots[row]);
+    s[row] = {};
+    s[row].rstd = C(rstd[row]);
+    projection[row].along = C(along[row]);
+  }
 }
 
 // With u = g ⊙ dy:  dx = rstd·scale·(u − m ⊙ x̂·along − level·[centred]),  m the mask of the first k,

@@ -78,8 +78,9 @@ inline double reciprocal_root(double mean_square, double eps, double scale) {
   return scale == 1 ? 1 / std::sqrt(mean_square + eps) : 1 / std::hypot(std::sqrt(mean_square), std::sqrt(eps) * scale);
 }
 
-// Short rows are taken so many at a time: see RMS::of_batch.
-constexpr int64_t MAX_BATCH = 32;
+// Short rows are taken so many at a time; and of so many at once roots and quotients, which then take the time of
+// one's (of a row of 64 that is a fifth of it all).
+constexpr int64_t MAX_BATCH = 32, GROUP = 8;
 
 template <class C>
 RMSNORM_INLINE bool left_the_range(double square_sum, int64_t k, double eps) {
@@ -101,13 +102,12 @@ struct RMS {
     s.rstd = C(reciprocal_root(squares / double(k), eps, s.scale));
     return s;
   }
-  // Of up to MAX_BATCH rows: roots and quotients of eight rows take the time of one's (a row of 64: half of it all).
+  // Of up to MAX_BATCH rows.
   template <class T>
   static RMSNORM_NOINLINE void of_batch(const T* const* rows, int64_t count, int64_t n, int64_t k, double eps,
                                         Statistics<compute_t<T>>* out) {
     using C = compute_t<T>;
-    constexpr int64_t GROUP = 8;
-    if (count < GROUP / 2) {
+    if (count < GROUP / 2) {  // a group's work for two rows costs more than theirs
       for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], n, k, eps);
       return;
     }
