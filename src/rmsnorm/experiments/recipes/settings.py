@@ -10,16 +10,16 @@ from rmsnorm.errors import UserError
 from rmsnorm.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
 
 _CHOICES = {"train.optimizer": OPTIMIZERS, "train.schedule": SCHEDULES, "train.clip": CLIPS}
+# The smallest values that make sense: 1 for whole numbers and 0 for others, but for these.
 _LEAST = {
-    "train.steps": 1,
-    "train.batch": 1,
-    "train.evaluations": 1,
-    "train.learning_rate": 0,
-    "train.weight_decay": 0,
     "train.warmup_steps": 0,
     "timing.rounds": 0,
     "timing.warmup_rounds": 0,
+    "timing.seed": 0,
+    "data.held_out": 0,
+    "model.init_mean": -math.inf,
 }
+_BELOW_ONE = {"model.dropout", "model.label_smoothing", "train.betas", "train.late_beta1"}
 _NOT_SINGLE = {"size", "learning_rates", "data"}
 
 
@@ -59,13 +59,22 @@ def _set(part: Any, path: list[str], name: str, text: str) -> Any:
 def _sound(name: str, text: str, present: Any) -> Any:
     """:func:`_value`, if the training can have it."""
     value = _value(name, text, present)
-    if isinstance(value, float) and not math.isfinite(value):
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, int | float) and not isinstance(each, bool):
+            _check(name, each)
+    return value
+
+
+def _check(name: str, value: float) -> None:
+    if not math.isfinite(value):
         raise UserError(f"{name} must be finite; got {value:g}. Pass another number.")
-    if name in _LEAST and value < _LEAST[name]:
-        raise UserError(f"{name} must be at least {_LEAST[name]}; got {value:g}. Set it to {_LEAST[name]} or more.")
+    least = _LEAST.get(name, 1 if isinstance(value, int) else 0)
+    if value < least:
+        raise UserError(f"{name} must be at least {least}; got {value:g}. Set it to {least} or more.")
+    if name in _BELOW_ONE and value >= 1:
+        raise UserError(f"{name} must be below 1; got {value:g}. Set it to a smaller number.")
     if name == "p" and not 0 < value <= 1:
         raise UserError(f"p must be above 0 and at most 1; got {value:g}. It is the share of elements in the RMS.")
-    return value
 
 
 def _value(name: str, text: str, present: Any) -> Any:

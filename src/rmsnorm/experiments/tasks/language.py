@@ -90,13 +90,9 @@ class Language:
 def load(data: Path | None, recipe: Recipe) -> Language:
     """Read, split and encode a UTF-8 file or folder, or the standard library of the running Python."""
     model = recipe.model
-    if min(model.width, model.heads, model.layers, model.feed_forward, model.context) < 1 or (
-        model.width % (2 * model.heads)
-    ):
+    if model.width % (2 * model.heads):
         raise UserError(
-            "model.layers, model.feed_forward and model.context must be at least 1, and model.width an even multiple "
-            f"of model.heads; got {model.layers}, {model.feed_forward}, {model.context}, {model.width} and "
-            f"{model.heads}. Set others."
+            f"model.width must be an even multiple of model.heads; got {model.width} and {model.heads}. Set others."
         )
     files = standard_library.sources() if data is None else _read(data)
     name = standard_library.NAME if data is None else data.resolve().name

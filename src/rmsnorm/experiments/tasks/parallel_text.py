@@ -36,7 +36,10 @@ class ParallelTextTask:
 
     def __init__(self, name: str, norms: tuple[str, ...], network: Network, data: Path | None, recipe: Recipe) -> None:
         config: DataConfig = recipe.data
-        _check(recipe)
+        if config.vocabulary < SMALLEST:  # every byte, and the marks
+            raise UserError(
+                f"data.vocabulary must be at least {SMALLEST}; got {config.vocabulary}. Set it to {SMALLEST} or more."
+            )
         self.name, self.norms, self.default_norms, self.recipe, self._network = name, norms, norms, recipe, network
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
@@ -133,25 +136,6 @@ class ParallelTextTask:
             total, words = total + float(loss), words + int(weight)
         found = score(self.translate(model, pairs.source, beam), pairs.target, self._tokenised)
         return {"loss": total / words, **found}
-
-
-def _check(recipe: Recipe) -> None:
-    """What can be set to something that no text can be cut by."""
-    data, smoothing = recipe.data, recipe.model.label_smoothing
-    least = {
-        "data.vocabulary": (data.vocabulary, SMALLEST),
-        "data.max_length": (data.max_length, 1),
-        "data.valid_pairs": (data.valid_pairs, 1),
-        "data.beam": (data.beam, 1),
-        "data.length_penalty": (data.length_penalty, 0),
-        "data.stand_in_pairs, each of them,": (min(data.stand_in_pairs), 1),
-        "train.batch": (recipe.train.batch, 1),
-    }
-    for name, (value, smallest) in least.items():
-        if not value >= smallest:
-            raise UserError(f"{name} must be at least {smallest}; got {value}. Set it to {smallest} or more.")
-    if not 0 <= smoothing < 1:
-        raise UserError(f"model.label_smoothing must be at least 0 and less than 1; got {smoothing}. Set it to 0.1.")
 
 
 def _subwords(train: Pairs, data: Path | None, config: DataConfig) -> Subwords:

@@ -17,10 +17,9 @@ NORMS = ("none", "layer", "rms", "prms")
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
     model = recipe.model
-    if min(model.width, model.heads, model.layers, model.feed_forward) < 1 or model.width % (2 * model.heads):
+    if model.width % (2 * model.heads):
         raise UserError(
-            "model.layers and model.feed_forward must be at least 1, and model.width an even multiple of model.heads; "
-            f"got {model.layers}, {model.feed_forward}, {model.width} and {model.heads}. Set others."
+            f"model.width must be an even multiple of model.heads; got {model.width} and {model.heads}. Set others."
         )
     return ParallelTextTask("transformer", NORMS, partial(_network, recipe), data, recipe)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import nn
 
-from rmsnorm.errors import UserError
 from rmsnorm.experiments.models.rnnsearch import RNNSearch
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
@@ -15,12 +14,6 @@ NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    model = recipe.model
-    if min(model.embedding, model.hidden) < 1:
-        raise UserError(
-            f"model.embedding and model.hidden must be at least 1; got {model.embedding} and "
-            f"{model.hidden}. Set others."
-        )
     return ParallelTextTask("translation", NORMS, partial(_network, recipe), data, recipe)
 
 
