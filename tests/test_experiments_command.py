@@ -394,7 +394,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--set", "train.learning_rate=-1"], "train.learning_rate must be at least 0; got -1"),
         (["--set", "train.learning_rate=Infinity"], "train.learning_rate must be finite; got inf"),
         (["--set", "model.width=7"], "model.width must be an even multiple of model.heads; got"),
-        (["--set", "train.betas=[0.9, 1]"], "train.betas must be below 1; got 1"),
+        (["--set", "train.betas=[0.9, 1.0]"], "train.betas must be below 1; got 1"),
         (["--set", "model.layers=0"], "model.layers must be at least 1; got 0"),
         (["--set", "train.clip=hard"], "train.clip must be one of none, global, per_tensor; got 'hard'"),
         (["--seeds", "0"], "--seeds must be at least 1; got 0"),

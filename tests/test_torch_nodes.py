@@ -26,10 +26,9 @@ def tensors(rows=5, n=37, dtype=torch.float32, requires_grad=True, seed=0):
     return draw(rows, n), draw(rows, n), draw(n), draw(n)
 
 
-def usual(x, *, weight=None, bias=None, shape=None, eps=1e-5, p=1.0, zero_centered=False, casting="once"):
-    return nodes.module.rms_norm(
-        x, x.shape[-1:] if shape is None else shape, weight, bias, eps, p, zero_centered, casting
-    )
+def usual(x, *, weight=None, bias=None, shape=None, eps=1e-5, p=1.0, zero_centered=False, casting="once", out=None):
+    shape = x.shape[-1:] if shape is None else shape
+    return nodes.module.rms_norm(x, shape, weight, bias, eps, p, zero_centered, casting, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -42,7 +41,7 @@ def test_usual_calls_are_served(dtype, requires_grad):
         usual(x, weight=weight, bias=bias, p=0.3, eps=None, zero_centered=True, casting="llama"),
         usual(x, weight=torch.nn.Parameter(weight.detach(), requires_grad), shape=[37], p=1),
         usual(x[1:, :], shape=37),
-        nodes.module.layer_norm(x, shape, weight, bias, 1e-5),
+        nodes.module.layer_norm(x, shape, weight, bias, 1e-5, None),
         *nodes.module.add_rms_norm(x, residual, shape, weight, bias, 1e-5, 0.5, False, "once"),
     ]
     assert all(y.dtype == dtype and (y.grad_fn is not None) == requires_grad for y in served)
@@ -50,6 +49,29 @@ def test_usual_calls_are_served(dtype, requires_grad):
         assert usual(x, weight=weight).grad_fn is None
     with torch.inference_mode():
         assert usual(x, weight=weight).is_inference()
+
+
+def test_into_given_memory():
+    x, _, weight, bias = tensors(requires_grad=False)
+
+    def layer(out):
+        return nodes.module.layer_norm(x, 37, weight, bias, 1e-5, out)
+
+    for norm in (layer, lambda out: usual(x, weight=weight, out=out)):
+        out, expected = torch.empty_like(x), norm(None)
+        before = out._version
+        assert norm(out) is out
+        assert torch.equal(out, expected)
+        assert out._version == before + 1
+        with torch.inference_mode():
+            assert torch.equal(norm(torch.empty_like(x)), expected)
+    assert usual(x, out=torch.empty(5, 36)) is None
+    assert usual(x, out=torch.empty_like(x, dtype=torch.float64)) is None
+    assert usual(x, out=torch.empty_like(x).requires_grad_()) is None
+    assert usual(x.clone().requires_grad_(), out=torch.empty_like(x)) is None
+    assert usual(x[1:], out=x[:-1]) is None  # what is still to be read
+    own = x.clone()
+    assert torch.equal(usual(own, out=own), usual(x))
 
 
 def watched(x):

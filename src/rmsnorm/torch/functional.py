@@ -69,8 +69,8 @@ def rms_norm(
             input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
         return _finish(y, out, input, weight, bias)
-    if usual and out is None:
-        y = usual.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+    if usual:
+        y = usual.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
         if y is not None:
             return y
     way = gate(input, weight, bias)
@@ -113,8 +113,8 @@ def layer_norm(
     if is_compiling():
         way = ops if captured(input) else composite
         return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
-    if usual and out is None:
-        y = usual.layer_norm(input, normalized_shape, weight, bias, eps)
+    if usual:
+        y = usual.layer_norm(input, normalized_shape, weight, bias, eps, out)
         if y is not None:
             return y
     way = gate(input, weight, bias)

@@ -207,9 +207,10 @@ bool read_number(PyObject* o, double& value) {
 
 bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
 
-// y (and the sum) of a usual call, or an empty list.
+// y (and the sum) of a usual call, or an empty list. With `out`, y is written there, and nothing is differentiable.
 variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, PyObject* p, const Tensor& input,
-                  const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias) {
+                  const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
+                  const OptionalTensor& out = {}) {
   if (!nobody_watches()) return {};
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
   if (!x.served || w.served != weight.has_value() || b.served != bias.has_value() || r.served != residual.has_value())
@@ -220,43 +221,48 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   if (!kernels->read(x, shape, eps, p, call.how)) return {};
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
                                                              requires_grad(weight) || requires_grad(bias));
+  if (out && (differentiable || out->requires_grad())) return {};
+  if (out) call.how.flags &= ~FRESH;
   at::RecordFunction guard(at::RecordScope::FUNCTION);
   if (guard.isActive()) guard.before(name, differentiable ? int64_t(at::sequence_number::peek()) : -1);
   Outputs outputs;
-  outputs.made.push_back(fresh_like(input));
+  outputs.made.push_back(out ? *out : fresh_like(input));
   if (residual) outputs.made.push_back(fresh_like(*residual));
   const Described y(outputs.made[0]), sum(outputs.made.back());
   if (!kernels->forward(call.how, x, w.get(), b.get(), y, r.get(), residual ? sum.get() : nullptr)) return {};
+  if (out && !out->is_inference()) out->unsafeGetTensorImpl()->bump_version();  // as in-place operations do
   if (!differentiable) return std::move(outputs.made);
   return Node::apply(input, residual, weight, bias, call, outputs);
 }
 
-// (input, normalized_shape, weight, bias, eps, p, zero_centered, casting) → y or None
+// (input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out) → y or None
 PyObject* rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 8, "rms_norm takes 8 arguments");
-  OptionalTensor input, weight, bias;
+  TORCH_CHECK(count == 9, "rms_norm takes 9 arguments");
+  OptionalTensor input, weight, bias, out;
   Call call;
   call.how.norm = c_api::RMS;
   if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
-      !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.how.flags))
+      !unpack(args[8], true, out) || !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.how.flags))
     Py_RETURN_NONE;
-  const auto made = run("rmsnorm::rms_norm", call, args[1], args[4], args[5], *input, {}, weight, bias);
+  const auto made = run("rmsnorm::rms_norm", call, args[1], args[4], args[5], *input, {}, weight, bias, out);
   if (made.empty()) Py_RETURN_NONE;
   return THPVariable_Wrap(made[0]);
   END_HANDLE_TH_ERRORS
 }
 
-// (input, normalized_shape, weight, bias, eps) → y or None
+// (input, normalized_shape, weight, bias, eps, out) → y or None
 PyObject* layer_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 5, "layer_norm takes 5 arguments");
-  OptionalTensor input, weight, bias;
+  TORCH_CHECK(count == 6, "layer_norm takes 6 arguments");
+  OptionalTensor input, weight, bias, out;
   Call call;
   call.how.norm = c_api::LAYER, call.how.flags = usual_flags | FRESH, call.p = 1;
-  if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias)) Py_RETURN_NONE;
+  if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
+      !unpack(args[5], true, out))
+    Py_RETURN_NONE;
   static PyObject* const whole = PyFloat_FromDouble(1);
-  const auto made = run("rmsnorm::layer_norm", call, args[1], args[4], whole, *input, {}, weight, bias);
+  const auto made = run("rmsnorm::layer_norm", call, args[1], args[4], whole, *input, {}, weight, bias, out);
   if (made.empty()) Py_RETURN_NONE;
   return THPVariable_Wrap(made[0]);
   END_HANDLE_TH_ERRORS
