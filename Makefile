@@ -10,7 +10,7 @@ RESULTS ?= benchmarks/results
 
 .PHONY: help demo test gpu lint bench smoke format clean
 help:
-	@echo "make demo   set up, then train with each normaliser and compare (about four minutes)"
+	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
 	@echo "make gpu    with $(PYTHON)'s own torch and Triton on a CUDA device, nothing installed: tests, then the bench"
 	@echo "make bench  set up with all peers, then time the kernels beside them"
