@@ -25,7 +25,7 @@ def _cast(self, src, dst_type):
 
 interpreter.InterpreterBuilder.cast_impl = _cast
 
-from rmsnorm.torch import kernels
+from rmsnorm.torch import functional, kernels
 from rmsnorm.torch.triton import functions, launch
 
 assert launch.INTERPRETED
@@ -38,6 +38,7 @@ def install() -> None:
     plain = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
     for name in (*plain, "rms_norm_gated", "rms_norm_gated_backward", "rms_norm_quantized"):
         setattr(kernels, name, _counted(name))
+    functional.usual = None  # which knows the native ones alone
 
 
 def _counted(name):
