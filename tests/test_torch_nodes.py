@@ -270,3 +270,56 @@ def test_modules_of_another_torch_are_not_used(monkeypatch):
     module, why_not = nodes._connected()
     assert module is None
     assert "2.99.0" in why_not
+
+
+# ---- with and without them ----
+
+
+@pytest.fixture(params=[True, False], ids=["in C++", "in Python"])
+def _both_ways(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(functional, "usual", None)
+
+
+@pytest.mark.usefixtures("_both_ways")
+def test_tensors_without_memory():
+    """Functionalisation's wrappers and zeros that are not stored: they say that they are on a CPU."""
+    x, residual, weight, bias = tensors()
+    expected = rms_norm(x, 37, weight, bias=bias)
+    functionalize = torch.func.functionalize
+    assert torch.allclose(functionalize(lambda x: rms_norm(x, 37, weight, bias=bias))(x), expected)
+    assert torch.allclose(functionalize(lambda w: rms_norm(x, 37, w, bias=bias))(weight), expected)
+    assert torch.allclose(functionalize(lambda b: layer_norm(x, 37, weight, b))(bias), layer_norm(x, 37, weight, bias))
+    pair = functionalize(lambda r: add_rms_norm(x, r, 37, weight))(residual)
+    assert all(map(torch.allclose, pair, add_rms_norm(x, residual, 37, weight)))
+    zeros = torch._efficientzerotensor((5, 37))
+    assert torch.equal(rms_norm(zeros, 37, weight.detach()), torch.zeros(5, 37))
+    assert torch.equal(rms_norm(x.detach(), 37, torch._efficientzerotensor((37,))), torch.zeros(5, 37))
+    found = torch.autograd.grad(rms_norm(x, 37, weight), (x, weight), zeros)
+    assert all(torch.count_nonzero(t) == 0 for t in found)
+
+
+@pytest.mark.usefixtures("_both_ways")
+@pytest.mark.parametrize(("size", "gradient"), [(1e-12, 1e-33), (3e-15, 1e-28)])
+@pytest.mark.parametrize("n", [64, 1024])
+def test_small_rows_with_small_gradients_and_no_eps(size, gradient, n):
+    """The products of the two vanish, those of the normalised row do not."""
+    x, dy, _, _ = tensors(9, n, requires_grad=False)
+    x, dy = (x * size).requires_grad_(), dy * gradient
+    (found,) = torch.autograd.grad(rms_norm(x, n, None, 0.0), x, dy)
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(wide / wide.square().mean(-1, keepdim=True).sqrt(), wide, dy.double())
+    assert (found.double() - expected).norm() < 1e-6 * expected.norm()
+
+
+@pytest.mark.usefixtures("_both_ways")
+def test_what_must_not_be_written():
+    x = torch.randn(2, 8)
+    with torch.inference_mode():
+        made_there = torch.empty(2, 8)
+    with pytest.raises(ValueError, match="inference mode"):
+        rms_norm(x, 8, out=made_there)
+    with pytest.raises(ValueError, match="float64"):
+        rms_norm(torch.ones(0, 8), 8, out=torch.ones(0, 8, dtype=torch.float64))
+    with pytest.raises(TypeError, match="must be dense"):
+        rms_norm(x, 8, torch.ones(8).to_sparse())

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bindings.h"
+#include "tensors.h"
 
 namespace rmsnorm {
 
@@ -43,7 +44,7 @@ inline bool plain(nb::handle h) {
   if (h.is_none()) return true;
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(h.ptr()));
   if (type != watch.tensor && type != watch.parameter) return false;
-  return nb::steal(PyObject_CallMethodNoArgs(h.ptr(), watch.is_neg)).is(nb::handle(Py_False));
+  return nb::steal(PyObject_CallMethodNoArgs(h.ptr(), watch.is_neg)).is(nb::handle(Py_False)) && !has_no_memory(h);
 }
 
 // COMPOSITE where tensors are not ordinary, or forward mode, a dispatch mode or a tracer wants to see operations;

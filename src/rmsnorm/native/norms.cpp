@@ -41,11 +41,6 @@ template <class Norm>
 bool any_forward(const Call& call, const View& y, const View* residual, const View* sum) {
   if (!call.is_like_x(y)) return false;
   if (residual && !sums_are_served(call, y, *residual, *sum)) return false;
-  if (call.problem.rows == 0 || call.problem.n == 0) return true;
-  // A row is read before it is written, so that y may be x itself; but no other memory that is still to be read.
-  if (!y.contiguous(0) && !y.writable()) return false;
-  if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
-  if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
   DType expected = call.x.dtype;
   if (call.flags & ROUND_FIRST) {
     if (call.has_weight) expected = promote(expected, call.weight.dtype);
@@ -56,6 +51,11 @@ bool any_forward(const Call& call, const View& y, const View* residual, const Vi
     if (expected == DType::f64 && call.x.dtype != DType::f64) return false;
   }
   if (y.dtype != expected) return false;
+  if (call.problem.rows == 0 || call.problem.n == 0) return true;
+  // A row is read before it is written, so that y may be x itself; but no other memory that is still to be read.
+  if (!y.contiguous(0) && !y.writable()) return false;
+  if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
+  if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
   const bool widened = expected != call.x.dtype;
   with_type(call.x.dtype, [&](auto zero) {
     using T = decltype(zero);

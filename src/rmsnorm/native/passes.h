@@ -115,7 +115,10 @@ RMSNORM_NOINLINE void statistics_and_projections(const T* const* x, const D* con
   else  // all, so that it becomes vectors
     for (int64_t row = 0; row < GROUP; ++row) finish(row);
   for (int64_t row = 0; row < count; ++row) {
-    usual[row] = !left_the_range<C>(squares[row], n, eps) && std::isfinite(dots[row]);
+    // Products of small x and small dy vanish where those of x̂ would not; a large eps makes the dot product count for nothing.
+    const bool vanished =
+        eps < range<C>::enough_eps && std::abs(dots[row]) < range<C>::smallest_square * double(n);
+    usual[row] = !left_the_range<C>(squares[row], n, eps) && std::isfinite(dots[row]) && !vanished;
     s[row] = {};
     s[row].rstd = C(rstd[row]);
     projection[row].along = C(along[row]);

@@ -74,7 +74,6 @@ inline bool read(nb::handle h, View& v) {
     v.dtype = DType::bf16;
   else
     return false;
-  v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.ndim = t.ndim;
   int64_t expected = 1;
   for (int d = t.ndim - 1; d >= 0; --d) {
@@ -82,7 +81,20 @@ inline bool read(nb::handle h, View& v) {
     v.stride[d] = t.strides ? t.strides[d] : expected;
     expected *= t.shape[d];
   }
+  if (!t.data && expected) return false;  // a wrapper, or zeros that are nowhere
+  v.data = static_cast<char*>(t.data) + t.byte_offset;
   return true;
+}
+
+// Whether a tensor says that it is on a CPU and has elements, but no memory: functionalisation's wrappers, and torch's zeros
+// that are not stored.
+inline bool has_no_memory(nb::handle h) {
+  dlpack::Tensor t;
+  if (!exchange || exchange->tensor_from_object(h.ptr(), &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  return t.device_type == dlpack::CPU && !t.data && std::all_of(t.shape, t.shape + t.ndim, [](int64_t n) { return n > 0; });
 }
 
 // The normalised shape: an int or a sequence of ints that are the last dimensions of x.

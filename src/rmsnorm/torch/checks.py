@@ -27,6 +27,8 @@ def check_tensors(
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, got {type(t).__name__}")
+        if t.layout is not torch.strided:
+            raise TypeError(f"{name} must be dense, got a tensor of layout {t.layout}; convert it with .to_dense()")
         check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
         check_same(name, t.device, "input", input.device, "device")
     if weight is not None and bias is not None:
@@ -86,6 +88,11 @@ def check_writable(out: Tensor, gradient: bool) -> None:
     if gradient or (out.requires_grad and torch.is_grad_enabled()):
         raise ValueError(
             "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"
+        )
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            "out must not have been made in inference mode where the call is outside of it; pass another tensor, or "
+            "call under torch.inference_mode()"
         )
 
 

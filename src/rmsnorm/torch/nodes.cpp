@@ -222,6 +222,7 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
                                                              requires_grad(weight) || requires_grad(bias));
   if (out && (differentiable || out->requires_grad())) return {};
+  if (out && out->is_inference() && !c10::InferenceMode::is_enabled()) return {};
   if (out) call.how.flags &= ~FRESH;
   at::RecordFunction guard(at::RecordScope::FUNCTION);
   if (guard.isActive()) guard.before(name, differentiable ? int64_t(at::sequence_number::peek()) : -1);
