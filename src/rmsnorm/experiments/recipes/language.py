@@ -39,8 +39,8 @@ def _train(**of_size: Any) -> TrainConfig:
     )
 
 
-_SWEPT = (("prms", 8e-3),)
-"""Best in validation of 0.001, 0.002, 0.004 and 0.008, one seed (rmsnorm compare language --sweep-lr); else 0.004."""
+_SWEPT = (("l2", 8e-3), ("prms", 8e-3), ("dyt", 2e-3))
+"""Best in validation of 0.002, 0.004 and 0.008, one seed (rmsnorm compare language --sweep-lr); else 0.004."""
 
 
 def small() -> Recipe:
