@@ -9,7 +9,7 @@ from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm  # noqa: E402
 
 LENGTHS = (1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 95, 96, 97, 127, 129, 2047, 2048, 2049, 2081)
 EPSILON = 2.0**-8
-"""Half of bfloat16's distance between 1 and the next number; sums in another order may turn a rounding."""
+"""Half of bfloat16's distance between 1 and the next number: the most that one rounding is off, relatively."""
 
 
 def drawn(*shape, seed=0):
@@ -24,9 +24,11 @@ def results(function, x, weight, bias, dy, dtype):
 
 
 def agree(found, expected):
+    """But for one rounding to bfloat16, where that is the result's dtype, and for the sums in float32."""
     for a, b in zip(found, expected, strict=True):
-        largest = float(b.detach().abs().max())
-        torch.testing.assert_close(a.double(), b.double(), rtol=3 * EPSILON, atol=3 * EPSILON * largest)
+        largest = max(1.0, float(b.detach().abs().max()))  # terms of about 1 may cancel: all of dx where n is 1
+        rounding = EPSILON if a.dtype == torch.bfloat16 else 0.0
+        torch.testing.assert_close(a.double(), b.double(), rtol=rounding + 1e-5, atol=1e-5 * largest)
 
 
 def norms(n, p):

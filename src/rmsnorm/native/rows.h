@@ -111,16 +111,15 @@ struct RMS {
       for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], n, k, eps);
       return;
     }
-    const double least = eps < range<C>::enough_eps ? range<C>::smallest_square * double(k) : 0;
     for (int64_t begin = 0; begin < count; begin += GROUP) {
       const int64_t here = std::min(GROUP, count - begin);
       double squares[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1}, rstd[GROUP];
       for (int64_t i = 0; i < here; ++i) squares[i] = sum_of_squares<false>(Row<T>{rows[begin + i], 1}, k);
       for (int64_t i = 0; i < GROUP; ++i) rstd[i] = 1 / std::sqrt(squares[i] / double(k) + eps);
       for (int64_t i = 0; i < here; ++i) {
-        const bool usual = squares[i] >= least && squares[i] <= std::numeric_limits<double>::max();
         out[begin + i].scale = 1, out[begin + i].rstd = C(rstd[i]);
-        if (__builtin_expect(!usual, 0)) out[begin + i] = statistics(rows[begin + i], n, k, eps);
+        if (__builtin_expect(left_the_range<C>(squares[i], k, eps), 0))
+          out[begin + i] = statistics(rows[begin + i], n, k, eps);
       }
     }
   }

@@ -1,5 +1,5 @@
-// The usual calls on CPU tensors, and their autograd nodes, in C++ against torch's headers: a call costs a third of
-// what it does through torch.autograd.Function, whose Python code and objects a training step finds in cold caches.
+// The usual calls on CPU tensors, and their autograd nodes, in C++ against torch's headers: torch.autograd.Function
+// costs more than a small norm (docs/findings.md), and a training step finds its Python code in cold caches.
 //
 // What is not usual (subclasses, transforms, modes, tracing, other devices and layouts, wrong arguments) gets None and
 // goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
