@@ -42,15 +42,17 @@ def checked_spec(
 
 
 def _rescaling(x: Tensor, eps: float) -> Tensor:
-    """A power of two for each row that brings the larger of its largest element and √eps to about 1.
+    """A power of two for each row that brings the larger of its largest element and √eps to between 1/4 and 1/2.
 
     Exact, and so invisible in the result; but squares, and the powers of 1/RMS that derivatives are made of, stay in
-    range: the third derivative of a row around 1e-13 would need 1e91 otherwise.
+    range: the third derivative of a row around 1e-13 would need 1e91 otherwise. Not to 1: then 1/RMS is above 1, and
+    what lies beyond the first k elements overflows only where its result does.
     """
     largest = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps**0.5)
     usable = torch.isfinite(largest) & (largest > 0)  # NaN, infinity and zero take their course
     most = 126.0 if x.dtype == torch.float32 else 1022.0
-    return torch.exp2(-torch.log2(torch.where(usable, largest, torch.ones_like(largest))).floor().clamp(-most, most))
+    exponent = torch.log2(torch.where(usable, largest, torch.ones_like(largest))).floor() + 2
+    return torch.exp2(-exponent.clamp(-most, most))
 
 
 def _rms(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
