@@ -422,6 +422,36 @@ def test_wrong_use_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["translation", "transformer", "--norm", "weight"], "none, layer, rms, prms for transformer; got 'weight'"),
+        (["all", "--norm", "weight"], "none, layer, rms, prms for transformer; got 'weight'"),
+        (["language", "images", "--set", "train.batch=5000"], "a step takes 5000 images"),
+        (["language", "--norm", "rmsnorm"], "got 'rmsnorm'. Did you mean 'rms'?"),
+        (["language", "--norm", "LayerNorm"], "got 'LayerNorm'. Did you mean 'layer'?"),
+        (["langauge"], "got 'langauge'. Did you mean 'language'?"),
+    ],
+)
+def test_what_one_of_several_tasks_refuses_is_said_before_any_is_trained(tmp_path, capsys, arguments, message):
+    """The small settings of the other tasks would take minutes: the message comes first."""
+    assert main(["compare", *arguments, "--steps", "1", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        ("weight", "--norm must name some of none, l2, batch, group, layer, rms, prms, dyt for language; got 'weight'"),
+        ("rms,layer", "--norm must be one normaliser; got rms,layer"),
+    ],
+)
+def test_train_refuses_a_normaliser_that_the_task_has_not(tmp_path, capsys, norm, message):
+    assert main(["train", "language", "--norm", norm, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_file_names_tell_the_run_and_differ_with_any_setting():
     identity = {"norm": "rms", "seed": 3, "train": {"steps": 5}}
     name = file_name("language", "run", identity)

@@ -21,7 +21,7 @@ from rmsnorm.experiments.recipes import transformer as transformer_recipe
 from rmsnorm.experiments.recipes import translation as translation_recipe
 from rmsnorm.experiments.recipes.common import KERNELS, Recipe
 from rmsnorm.experiments.recipes.settings import changed
-from rmsnorm.experiments.tasks import transformer, translation
+from rmsnorm.experiments.tasks import NORMS, transformer, translation
 from rmsnorm.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask
 from rmsnorm.experiments.train import Run
 
@@ -68,10 +68,10 @@ def a_batch(rows: int = 5, seed: int = 0) -> Batch:
 
 
 MODELS = [
-    *[pytest.param(lambda norm=norm: rnnsearch(norm), id=f"rnnsearch-{norm}") for norm in translation.NORMS],
+    *[pytest.param(lambda norm=norm: rnnsearch(norm), id=f"rnnsearch-{norm}") for norm in NORMS["translation"]],
     *[
         pytest.param(lambda norm=norm, pre=pre: encoder_decoder(norm, pre), id=f"{'pre' if pre else 'post'}-{norm}")
-        for norm in transformer.NORMS
+        for norm in NORMS["transformer"]
         for pre in (False, True)
     ],
 ]
@@ -257,7 +257,7 @@ def test_all_normalisers_start_from_the_same_weights() -> None:
         found = {(path, kind): getattr(part, kind, None) for path, part in model.named_modules() for kind in kinds}
         return {key: value.detach() for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 2}
 
-    for norms, make in ((translation.NORMS, rnnsearch), (transformer.NORMS, encoder_decoder)):
+    for norms, make in ((NORMS["translation"], rnnsearch), (NORMS["transformer"], encoder_decoder)):
         first = matrices(make("none"))
         assert len(first) >= 14
         for norm in norms:

@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
-from rmsnorm.errors import UserError
+from rmsnorm.errors import UserError, nearest
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.recipes import settings
 from rmsnorm.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
@@ -53,6 +54,26 @@ def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
             raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
     if args.threads is not None and args.threads > MOST_THREADS:
         raise UserError(f"--threads must be at most {MOST_THREADS}; got {args.threads}. Pass the number of cores.")
+
+
+def known_tasks(names: Sequence[str], *more: str) -> None:
+    """Refuse what is no task (or one of ``more``)."""
+    known = (*tasks.TASKS, *more)
+    for name in names:
+        if name not in known:
+            raise UserError(f"TASK must be one of {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+
+
+def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
+    """The chosen normalisers of a task in the order of its table; 'rms layer' and 'rms,layer' are the same."""
+    allowed = tasks.NORMS[task]
+    chosen = {name for part in names or tasks.DEFAULT_NORMS[task] for name in part.split(",") if name}
+    must = f"--norm must name some of {', '.join(allowed)} for {task}"
+    if unknown := sorted(chosen - set(allowed)):
+        raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or ' Pass one of these.'}")
+    if not chosen:
+        raise UserError(f"{must}; got none. Pass one of these.")
+    return [name for name in allowed if name in chosen]
 
 
 def recipe_of(args: argparse.Namespace, task: str) -> Recipe:

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm compare``."""
     add = parser.add_argument
     listed = "; ".join(f"{name}: {what}" for name, what in tasks.TASKS.items())
-    add("tasks", nargs="+", choices=(*tasks.TASKS, ALL), metavar="TASK", help=f"{listed}; {ALL}: each in turn")
+    add("tasks", nargs="+", metavar="TASK", help=f"{listed}; {ALL}: each in turn")
     add("--norm", nargs="+", action="extend", metavar="NORM", help=f"some of {', '.join(NORMS)} (default: the task's)")
     add(
         "--seeds",
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the arguments, then compare each task."""
     arguments.at_least(args, 1, "seeds", "steps", "threads")
     arguments.at_least(args, 0, "timing-rounds")
+    arguments.known_tasks(args.tasks, ALL)
     chosen = list(tasks.TASKS) if ALL in args.tasks else list(dict.fromkeys(args.tasks))
     if args.data and len(chosen) > 1:
         raise UserError(f"--data must be given for one task; got {len(chosen)} tasks. Compare them one by one.")
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--sweep-lr must be learning rates above 0; got {wrong[0]:g}. Pass others.")
     if args.sweep_p is not None:
         _check_p(args)
+    norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
     recipes = {task: arguments.recipe_of(args, task) for task in chosen}
     if args.timing_rounds:
         recipes = {
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         from rmsnorm.experiments import session
     except ModuleNotFoundError as error:
         raise arguments.missing(error) from None
-    return session.compare(args, recipes)
+    return session.compare(args, recipes, norms)
 
 
 def _check_p(args: argparse.Namespace) -> None:

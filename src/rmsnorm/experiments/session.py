@@ -23,14 +23,15 @@ from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Run
 
 
-def compare(args: argparse.Namespace, recipes: dict[str, Recipe]) -> int:
+def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]]) -> int:
     """Each task in turn; returns the exit status."""
     setup = _setup(args)
     found: list[dict[str, Any]] = []
     data = Path(args.data) if args.data else None
+    # All are loaded before the first is trained: what one of them refuses is said before hours of work.
+    loaded = {name: tasks.load(name, data, recipe) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
-        task = tasks.load(name, data, recipe)
-        norms = _norms(args.norm, task)
+        task, norms = loaded.pop(name), norms_of[name]
         if args.sweep_p is not None:
             planned = sweep_p.jobs(name, data, recipe, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
         elif args.sweep_lr:
@@ -94,14 +95,13 @@ def _compared(task: Task, setup: Setup, norms: list[str], records: list[Record],
     return Comparison(task, setup, quality, times, records, str(plot))
 
 
-def train(args: argparse.Namespace, recipe: Recipe) -> int:
+def train(args: argparse.Namespace, recipe: Recipe, norm: str) -> int:
     """One run, on one process or all that torchrun started; returns the exit status."""
     setup = _setup(args)
     fabric = fabric_for(setup, args.strategy)
     first = fabric.global_rank == 0
     console = Console(stderr=True, quiet=not first)
     task = tasks.load(args.task, Path(args.data) if args.data else None, recipe)
-    (norm,) = _norms([args.norm], task)
     job = training(task, setup, norm, args.seed)
     store = RunStore(Path(args.out), [job.file_name] if args.overwrite else [])
     progress = ProgressReport(console, [job])
@@ -164,17 +164,6 @@ def _setup(args: argparse.Namespace) -> Setup:
     if args.threads:
         torch.set_num_threads(args.threads)
     return Setup(kernels=args.kernels, device=args.device, precision=args.precision)
-
-
-def _norms(names: list[str] | None, task: Task) -> list[str]:
-    """The chosen normalisers in the order of the table; 'rms layer' and 'rms,layer' are the same."""
-    chosen = {name for part in names or task.default_norms for name in part.split(",") if name}
-    allowed = ", ".join(task.norms)
-    if unknown := sorted(chosen - set(task.norms)):
-        raise UserError(f"--norm must name some of {allowed} for {task.name}; got {unknown[0]!r}. Pass one of these.")
-    if not chosen:
-        raise UserError(f"--norm must name some of {allowed} for {task.name}; got none. Pass one of these.")
-    return [name for name in task.norms if name in chosen]
 
 
 def _check_device(name: str) -> None:

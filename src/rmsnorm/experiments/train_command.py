@@ -2,6 +2,7 @@
 
 import argparse
 
+from rmsnorm.errors import UserError
 from rmsnorm.experiments import arguments, tasks
 from rmsnorm.experiments.recipes.common import NORMS
 
@@ -11,8 +12,8 @@ STRATEGIES = ("ddp", "fsdp")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm train``."""
     add = parser.add_argument
-    add("task", choices=tasks.TASKS, metavar="TASK", help=f"one of {', '.join(tasks.TASKS)}")
-    add("--norm", choices=NORMS, required=True, metavar="NORM", help=f"one of {', '.join(NORMS)}")
+    add("task", metavar="TASK", help=f"one of {', '.join(tasks.TASKS)}")
+    add("--norm", required=True, metavar="NORM", help=f"one of {', '.join(NORMS)}")
     add("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: %(default)s)")
     add(
         "--strategy",
@@ -34,10 +35,14 @@ def run(args: argparse.Namespace) -> int:
     """Check the arguments, then train."""
     arguments.at_least(args, 0, "seed")
     arguments.at_least(args, 1, "steps", "threads", "checkpoint-every")
+    arguments.known_tasks([args.task])
+    norms = arguments.norms_of([args.norm], args.task)
+    if len(norms) != 1:
+        raise UserError(f"--norm must be one normaliser; got {args.norm}. To train several, use rmsnorm compare.")
     recipe = arguments.recipe_of(args, args.task)
     arguments.quiet()
     try:
         from rmsnorm.experiments import session
     except ModuleNotFoundError as error:
         raise arguments.missing(error) from None
-    return session.train(args, recipe)
+    return session.train(args, recipe, norms[0])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import cifar10, digits
 from rmsnorm.experiments.data.epochs import check_enough, chosen
 from rmsnorm.experiments.models.conv_pool import ConvPool
@@ -23,8 +24,7 @@ class Images:
     """See :class:`rmsnorm.experiments.task.Task`."""
 
     name = "images"
-    norms = ("none", "weight", "batch", "layer", "rms", "prms")
-    default_norms = norms
+    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f"),)
 
     def __init__(self, recipe: Recipe, source: Source, images: digits.Images) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import standard_library
 from rmsnorm.experiments.models.transformer import Transformer
 from rmsnorm.experiments.normalizers import norm_maker
@@ -47,8 +48,7 @@ class Language:
     """Next characters of a text; see :class:`rmsnorm.experiments.task.Task`."""
 
     name = "language"
-    norms = ("none", "l2", "batch", "group", "layer", "rms", "prms", "dyt")
-    default_norms = ("none", "layer", "rms", "prms")
+    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("bits", "held-out bits\nper character", higher_is_better=False, form=".3f"),)
 
     def __init__(self, recipe: Recipe, source: Source, text: Text) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments import hidden_states
+from rmsnorm.experiments import hidden_states, tasks
 from rmsnorm.experiments.data import dates
 from rmsnorm.experiments.data.batches import Batch, Batches, padded
 from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
@@ -34,13 +34,14 @@ Network = Callable[[int, str, str], nn.Module]
 class ParallelTextTask:
     """A translation task, whatever the network (task.Task)."""
 
-    def __init__(self, name: str, norms: tuple[str, ...], network: Network, data: Path | None, recipe: Recipe) -> None:
+    def __init__(self, name: str, network: Network, data: Path | None, recipe: Recipe) -> None:
         config: DataConfig = recipe.data
         if config.vocabulary < SMALLEST:  # every byte, and the marks
             raise UserError(
                 f"data.vocabulary must be at least {SMALLEST}; got {config.vocabulary}. Set it to {SMALLEST} or more."
             )
-        self.name, self.norms, self.default_norms, self.recipe, self._network = name, norms, norms, recipe, network
+        self.name, self.recipe, self._network = name, recipe, network
+        self.norms, self.default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
         else:

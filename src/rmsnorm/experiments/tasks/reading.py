@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import cloze, function_questions, standard_library
 from rmsnorm.experiments.data.cloze import ENTITY, Question, Questions
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
@@ -46,8 +47,7 @@ class Reading:
     trained on, so that nothing can be learnt of a marker; in evaluation each question has markers of its own."""
 
     name = "reading"
-    norms = ("none", "l2", "weight", "batch", "layer", "rms", "prms")
-    default_norms = ("none", "batch", "layer", "rms", "prms")
+    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("accuracy", "accuracy, %", higher_is_better=True, form=".1f"),)
 
     def __init__(self, recipe: Recipe, source: Source, found: Questions) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import captions, digit_scenes
 from rmsnorm.experiments.data.captions import PER_IMAGE, Captions, Split
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
@@ -38,8 +39,7 @@ class Retrieval:
     """See :class:`rmsnorm.experiments.task.Task`."""
 
     name = "retrieval"
-    norms = ("none", "l2", "weight", "layer", "rms", "prms")
-    default_norms = ("none", "layer", "rms", "prms")
+    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (
         *(Metric(f"caption_r{k}", f"caption\nR@{k}", True, ".1f") for k in RECALLS),
         Metric("caption_mean_rank", "caption\nmean rank", False, ".1f"),

@@ -11,8 +11,6 @@ from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
 
-NORMS = ("none", "layer", "rms", "prms")
-
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
@@ -21,7 +19,7 @@ def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
         raise UserError(
             f"model.width must be an even multiple of model.heads; got {model.width} and {model.heads}. Set others."
         )
-    return ParallelTextTask("transformer", NORMS, partial(_network, recipe), data, recipe)
+    return ParallelTextTask("transformer", partial(_network, recipe), data, recipe)
 
 
 def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:

@@ -9,12 +9,10 @@ from rmsnorm.experiments.models.rnnsearch import RNNSearch
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
 
-NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
-
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    return ParallelTextTask("translation", NORMS, partial(_network, recipe), data, recipe)
+    return ParallelTextTask("translation", partial(_network, recipe), data, recipe)
 
 
 def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
