@@ -4,11 +4,23 @@ import json
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from rmsnorm import cli
-from rmsnorm.bench import cases, cuda, gpu_providers, providers, report, runner, timing
+from rmsnorm.bench import (
+    cases,
+    cuda,
+    device_oracle,
+    gpu_providers,
+    oracle,
+    providers,
+    report,
+    runner,
+    timing,
+    torch_providers,
+)
 from rmsnorm.bench.cases import Case
 from rmsnorm.bench.records import Record
 
@@ -17,23 +29,18 @@ DEVICE = {"gpu": "a fake", "multiprocessors": 2, "gpu_memory_gib": 1.0, "l2_mib"
 
 @pytest.fixture
 def fake_device(monkeypatch):
-    placed = []
-
-    def place(inputs):
-        placed.append({name: t.clone() for name, t in inputs.items()})
-        return placed[-1]
-
-    monkeypatch.setattr(cuda, "place", place)
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "sample", timing.wall_clock)
     monkeypatch.setattr(cuda, "describe", lambda: dict(DEVICE))
-    return placed
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm"])
 @pytest.mark.parametrize("direction", cases.DIRECTIONS)
 def test_a_case_is_verified_and_timed(op, direction, fake_device, monkeypatch):
-    monkeypatch.setattr(cuda, "CHECKED", 1 << 10)
     case = Case(op, direction, "bfloat16", 64, 96, device="cuda")
+    built = []
+    build = torch_providers.Ours.build
+    monkeypatch.setattr(torch_providers.Ours, "build", lambda *a: built.append(a[2]["x"].data_ptr()) or build(*a))
     known = [p for p in providers.all_providers(1) if p.name in ("rmsnorm", "F.rms_norm", "copy", "numpy")]
     record = runner.run_case(case, known, timing.QUICK, lambda what: None)
     assert not record.wrong
@@ -41,14 +48,25 @@ def test_a_case_is_verified_and_timed(op, direction, fake_device, monkeypatch):
     assert "copy" in record.results
     assert "numpy" not in record.results
     assert record.machine["gpu"] == "a fake"
-    assert record.results["rmsnorm"].errors["y"] >= 0
+    assert set(record.results["rmsnorm"].errors) == set(case.outputs)
     assert Record.from_json(json.loads(record.to_json())) == record
     assert "a fake, CUDA 13.0" in report.about(record.machine)
-    # A small case to verify on, then as many sets of the inputs as the cache forgets.
-    assert fake_device[0]["x"].shape == (10, 96)
-    sets = cuda.copies(case, 1 << 20)
-    assert sets == cuda.MOST_COPIES
-    assert [p["x"].shape[0] for p in fake_device[1 : 1 + sets]] == [64] * sets
+    # As many sets of the inputs as the cache forgets, each in memory of its own.
+    assert len(set(built)) == len(built) == cuda.copies(case, 1 << 20) == cuda.MOST_COPIES
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(
+    ("op", "p"), [("rms_norm", 1.0), ("rms_norm", 0.3), ("add_rms_norm", 1.0), ("layer_norm", 1.0)]
+)
+def test_the_devices_oracle_is_the_reference(op, p, dtype, monkeypatch):
+    monkeypatch.setattr(device_oracle, "ELEMENTS", 1 << 10)  # sums over rows in several pieces
+    case = Case(op, "forward+backward", dtype, 37, 130, p=p, device="cuda")
+    inputs = oracle.make_inputs(case)
+    found, wanted = device_oracle.make_oracle(case, inputs).want, oracle.Oracle(case, inputs).want
+    assert set(found) == set(wanted) == set(case.outputs)
+    for name, want in wanted.items():
+        np.testing.assert_allclose(found[name], want, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_a_wrong_provider_is_not_timed(fake_device):

@@ -30,7 +30,9 @@ def _arrays(inputs: Inputs) -> dict[str, Array]:
     return {name: array(tensor) for name, tensor in inputs.items()}
 
 
-def _fixed_pool(case: Case, threads: int) -> str | None:
+def _refused(case: Case, threads: int) -> str | None:
+    if case.alone:
+        return "a backward pass alone is timed of torch's providers only"
     if case.threads == threads:
         return None
     return f"its threads are set once a process, here to {threads}: measure with --threads {case.threads}"
@@ -46,7 +48,7 @@ class OursNumPy(Provider):
     def refuses(self, case: Case) -> str | None:
         if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
             return "NumPy has bfloat16 from ml_dtypes only: pip install ml_dtypes"
-        return only(case, *PLAIN, "rms_norm_heads") or _fixed_pool(case, self.threads)
+        return only(case, *PLAIN, "rms_norm_heads") or _refused(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         os.environ["RMSNORM_NUM_THREADS"] = str(self.threads)  # read when the pool starts, at the first call
@@ -200,7 +202,7 @@ class Jax(Provider):
         self.threads = threads
 
     def refuses(self, case: Case) -> str | None:
-        return only(case, *PLAIN) or _fixed_pool(case, self.threads)
+        return only(case, *PLAIN) or _refused(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         # Both are read once, when JAX starts: XLA's CPU client takes the size of its pool from NPROC.

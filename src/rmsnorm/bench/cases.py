@@ -26,7 +26,8 @@ OPS = (*OPERANDS, *RECURRENT)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have, too
 FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")
 HEADS = 16  # of rms_norm_heads, where they divide the rows
-DIRECTIONS = ("forward", "forward+backward")
+DIRECTIONS = ("forward", "backward", "forward+backward")
+TRAINED = ("forward", "forward+backward")  # what the default set measures
 DTYPES = {"float32": 4, "bfloat16": 2}
 DEVICES = ("cpu", "cuda")
 EPS = 1e-6  # given explicitly to every provider: their defaults differ
@@ -60,7 +61,13 @@ class Case:
 
     @property
     def backward(self) -> bool:
-        return self.direction == "forward+backward"
+        """Whether gradients are taken."""
+        return self.direction != "forward"
+
+    @property
+    def alone(self) -> bool:
+        """Whether only the gradients are timed: the forward pass has been made before."""
+        return self.direction == "backward"
 
     @property
     def bytes(self) -> int:
@@ -75,11 +82,15 @@ class Case:
         here) and two gradients, and writes one, which serves both summands. The gated norm reads its gate, too, and
         writes the gate's gradient.
         """
-        if self.adds:
-            return (("x",), ("residual", "x"), ("dy", "dh")) if self.backward else (("x",), ("residual",))
-        if self.op == "rms_norm_gated":
-            return (("x", "gate"), ("dy", "x"), ("gate",)) if self.backward else (("x", "gate"),)
-        return (("x",), ("dy", "x")) if self.backward else (("x",),)
+        forward: tuple[tuple[str, ...], ...] = (("x",),)
+        backward: tuple[tuple[str, ...], ...] = (("dy", "x"),)
+        if self.adds:  # four arrays each way; a copy of two moves as many bytes
+            forward, backward = (("x",), ("residual",)), (("x",), ("dy",))
+            if self.direction == "forward+backward":
+                return (("x",), ("residual", "x"), ("dy", "dh"))
+        elif self.op == "rms_norm_gated":
+            forward, backward = (("x", "gate"),), (("dy", "x"), ("gate",))
+        return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[self.direction]
 
     @property
     def bytes_moved(self) -> int:
@@ -102,7 +113,7 @@ class Case:
         """Names of what a provider returns, in order: "h" is the sum of input and residual."""
         if self.op == "rms_norm_quantized":
             return ("q", "scale")
-        names: tuple[str, ...] = ("y", "h") if self.adds else ("y",)
+        names: tuple[str, ...] = () if self.alone else ("y", "h") if self.adds else ("y",)
         return names + tuple(f"d{name}" for name in self.operands) if self.backward else names
 
     @property
@@ -191,7 +202,7 @@ def _recurrent(networks: Iterable[tuple[int, int, int, int]], direction: str, th
 
 def default_cases(threads: int) -> list[Case]:
     """The recorded set: RMSNorm everywhere on all ``threads``, the rest where it tells something new."""
-    both, dtypes, every = DIRECTIONS, tuple(DTYPES), [threads]
+    both, dtypes, every = TRAINED, tuple(DTYPES), [threads]
     mid = [(32, 1024), (256, 1024), (4096, 1024), (2048, 4096)]
     cases = [
         *_product(op=["rms_norm"], direction=both, dtype=dtypes, threads=every, shape=[*BATCHES, *ODD, *QK_NORM]),
@@ -213,13 +224,13 @@ def quick_cases(threads: int) -> list[Case]:
     every, shape = [threads], [(64, 1023)]
     f32, bf16 = ["float32"], ["bfloat16"]
     return [
-        *_product(op=["rms_norm"], direction=DIRECTIONS, dtype=f32 + bf16, threads=every, shape=shape),
-        *_product(op=["rms_norm"], direction=DIRECTIONS, dtype=f32, p=[0.0625], threads=every, shape=shape),
-        *_product(op=["layer_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
-        *_product(op=["add_rms_norm"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
-        *_product(op=["rms_norm_gated", "rms_norm_heads"], direction=DIRECTIONS, dtype=f32, threads=every, shape=shape),
+        *_product(op=["rms_norm"], direction=TRAINED, dtype=f32 + bf16, threads=every, shape=shape),
+        *_product(op=["rms_norm"], direction=TRAINED, dtype=f32, p=[0.0625], threads=every, shape=shape),
+        *_product(op=["layer_norm"], direction=TRAINED, dtype=f32, threads=every, shape=shape),
+        *_product(op=["add_rms_norm"], direction=TRAINED, dtype=f32, threads=every, shape=shape),
+        *_product(op=["rms_norm_gated", "rms_norm_heads"], direction=TRAINED, dtype=f32, threads=every, shape=shape),
         *_product(op=FORWARD_ONLY, direction=["forward"], dtype=f32, threads=every, shape=shape),
-        *(case for direction in DIRECTIONS for case in _recurrent([(5, 3, 7, 33)], direction, threads)),
+        *(case for direction in TRAINED for case in _recurrent([(5, 3, 7, 33)], direction, threads)),
     ]
 
 
@@ -228,7 +239,9 @@ def cuda_cases() -> list[Case]:
     both, bf16, one, cuda = DIRECTIONS, ["bfloat16"], [1], ["cuda"]
     large = [((1 << 26) // n, n) for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384)]
     ends, small = [large[3], large[5], large[7]], [(1, 4096), (64, 4096), (4096, 128)]
-    odd, longest = [(65536, 1000), (65536, 1023), (13107, 5120)], [((1 << 26) // 131072, 131072)]
+    # Widths of models that are no powers of two, and two that no model has.
+    odd = [((1 << 26) // n, n) for n in (1000, 1023, 2880, 5120, 7168, 12288)]
+    longest = [((1 << 26) // n, n) for n in (32768, 131072)]
     return [
         *_product(op=["rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=large + odd + longest),
         *_product(op=["rms_norm"], direction=both, dtype=bf16, threads=one, device=cuda, shape=small),
@@ -254,8 +267,8 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
     ]
     if not changed:
         raise UserError(
-            f"--shape must be STEPSxBATCHxFEATURESxHIDDEN for {' and '.join(RECURRENT)}, which have no --p, "
-            "and ROWSxN for the norms; choose another --op or --shape"
+            f"--shape must be STEPSxBATCHxFEATURESxHIDDEN for {' and '.join(RECURRENT)}, which have no --p and no "
+            "--direction backward, and ROWSxN for the norms; choose another --op or --shape"
         )
     # LayerNorm has no partial statistic, and some operations no gradient: such cases arise here when only one of the
     # two flags was given.
@@ -274,7 +287,7 @@ def _applies(case: Case, change: dict[str, Any]) -> bool:
         return (change["op"] in RECURRENT) == case.recurrent
     if "rows" in change:
         return ("steps" in change) == case.recurrent
-    return not (case.recurrent and change.get("p", 1) != 1)
+    return not (case.recurrent and (change.get("p", 1) != 1 or change.get("direction") == "backward"))
 
 
 def keep(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:

@@ -34,19 +34,20 @@ class WrongError(Exception):
     """A provider's result disagrees with the oracle; the message says where and by how much."""
 
 
-def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """The tensors that all providers of a case share.
+def make_inputs(case: Case, seed: int = 0, device: str = "cpu") -> Inputs:
+    """The tensors that all providers of a case share, drawn on ``device``.
 
     Rows differ in scale, their mean is not zero and elements grow along the row: LayerNorm, RMSNorm and pRMSNorm give
     clearly different results, and so do a forgotten gain or gradient.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(device).manual_seed(seed)
     full, vector = case.full_shape, case.vector_shape
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=draw)
+        return torch.randn(shape, generator=draw, device=device)
 
-    x = normal(*full).add_(0.5).mul_(torch.linspace(1, 2, case.n)).mul_(normal(*full[:-1], 1).mul_(0.5).exp_())
+    growing = torch.linspace(1, 2, case.n, device=device)
+    x = normal(*full).add_(0.5).mul_(growing).mul_(normal(*full[:-1], 1).mul_(0.5).exp_())
     inputs = {"x": x, "weight": normal(*vector).mul_(0.3).add_(1), "bias": normal(*vector).mul_(0.3)}
     for name in ("residual", "gate"):
         if name in case.operands:

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from rmsnorm import machine
-from rmsnorm.bench import cuda, oracle, recurrent_oracle
+from rmsnorm.bench import cuda, device_oracle, oracle, recurrent_oracle
 from rmsnorm.bench.cases import Case
 from rmsnorm.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm.bench.providers import Prepared, Provider
@@ -25,7 +24,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     A provider that fails or returns wrong numbers is recorded as such and not timed.
     """
     torch.set_num_threads(case.threads)
-    inputs = (recurrent_oracle if case.recurrent else oracle).make_inputs(case)
+    inputs = _inputs(case)
     oracles: dict[Case, Oracle | RecurrentOracle] = {}
     calls: dict[str, Call] = {}
     spins_s: dict[str, float] = {}
@@ -47,10 +46,8 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
             prepared = provider.build(case, inputs)
             errors[provider.name] = _verify(provider, prepared, case, inputs, oracles)
             calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
-        except WrongError as error:
-            wrong[provider.name] = str(error)
         except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
-            wrong[provider.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            wrong[provider.name] = _reason(error)
     oracles.clear()
 
     gc.collect()
@@ -62,6 +59,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
             plan,
             spins_s=spins_s,
             sample=cuda.sample if device else wall_clock,
+            drop=lambda name, error: wrong.update({name: _reason(error)}),
             pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"),
         )
     finally:
@@ -89,12 +87,32 @@ def _on_cuda(
     oracles: dict[Case, Oracle | RecurrentOracle],
     device: dict[str, Any],
 ) -> tuple[Call, dict[str, float]]:
-    """The call to be timed, over sets of inputs in turn, and the provider's errors on the first rows of them."""
-    small = replace(case, rows=min(case.rows, max(1, cuda.CHECKED // case.n)))
-    few = {name: t[: small.full_shape[0]] if t.shape == case.full_shape else t for name, t in inputs.items()}
-    errors = _verify(provider, provider.build(small, cuda.place(few)), small, few, oracles)
-    sets = cuda.copies(case, int(device["l2_mib"] * 2**20))
-    return cuda.in_turn([provider.build(case, cuda.place(inputs)).call for _ in range(sets)]), errors
+    """The call to be timed, over sets of inputs in turn, and the provider's errors on the first of them."""
+    first = provider.build(case, inputs)
+    cuda.poison(inputs)
+    errors = _verify(provider, first, case, inputs, oracles)
+    more = range(1, cuda.copies(case, int(device["l2_mib"] * 2**20)))
+    others = (provider.build(case, {name: t.clone() for name, t in inputs.items()}).call for _ in more)
+    return cuda.in_turn([first.call, *others]), errors
+
+
+def _inputs(case: Case) -> Inputs:
+    if case.recurrent:
+        return recurrent_oracle.make_inputs(case)
+    return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
+
+
+def _oracle(case: Case, inputs: Inputs) -> Oracle | RecurrentOracle:
+    if case.recurrent:
+        return RecurrentOracle(case, inputs)
+    return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, WrongError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
 def _verify(
@@ -109,7 +127,7 @@ def _verify(
         return {}
     computed = provider.computes(case)
     if computed not in oracles:
-        oracles[computed] = (RecurrentOracle if case.recurrent else Oracle)(computed, inputs)
+        oracles[computed] = _oracle(computed, inputs)
     return oracles[computed].check(prepared.outputs(prepared.call()))
 
 
@@ -117,8 +135,8 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
     there = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
     names = [p.name for p in there if p.refuses(case) is None]
-    if case.device == "cuda":  # drawing and copying the inputs, the oracle, compiling
-        return 10.0 + 2.0 * len(names)
+    if case.device == "cuda":  # the oracle, compiling, the rounds
+        return 2.0 + len(names) + 15.0 * ("torch.compile" in names)
     if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
         a_round = len(names) * case.work[0] / 1e11
         return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)

@@ -7,6 +7,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter_ns, sleep
 from typing import Any, TypeAlias
 
@@ -52,6 +53,7 @@ def measure(
     spins_s: Mapping[str, float] | None = None,
     sample: Sampler = wall_clock,
     pause: Callable[[int, int], None] = lambda done, rounds: None,
+    drop: Callable[[str, Exception], None],
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """Nanoseconds a call, one figure a round, for each of the calls; figures at the same index are of one round.
@@ -62,28 +64,40 @@ def measure(
         spins_s: how long a call's threads keep a processor afterwards, where that is longer than a lead-in bears.
         sample: how one sample is taken; another device brings its own clock.
         pause: called between rounds, outside every sample, with the rounds done and to do.
+        drop: called with the name and the error of a call that fails; the others go on without it.
         seed: of the order within the rounds.
     """
-    if not calls:
-        return {}
-    rests = {name: (spins_s or {}).get(name, 0.0) for name in calls}
-    warm = {}
-    for name, call in calls.items():
-        warm[name] = _Warm(call, sample)
-        sleep(rests[name])
-    # Shuffled, not rotated: in a rotation everyone keeps its predecessor, and with it that one's caches and threads.
-    order, shuffle = list(calls), random.Random(seed).shuffle
+    warm: dict[str, _Warm] = {}
     times: dict[str, list[float]] = {name: [] for name in calls}
+
+    def attempt(name: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # one that fails costs its own figures and nobody else's
+            times.pop(name)
+            drop(name, error)
+        sleep((spins_s or {}).get(name, 0.0))
+
+    def begin(name: str) -> None:
+        warm[name] = _Warm(calls[name], sample)
+
+    def one_sample(name: str) -> None:
+        warm[name].settle(plan.lead_ns)
+        times[name].append(sample(calls[name], max(1, round(plan.sample_ns / warm[name].quickest))))
+
+    for name in calls:
+        attempt(name, partial(begin, name))
+    # Shuffled, not rotated: in a rotation everyone keeps its predecessor, and with it that one's caches and threads.
+    shuffle = random.Random(seed).shuffle
     start, (fewest, most) = perf_counter_ns(), plan.rounds
     for done in range(most):
-        if done >= fewest and perf_counter_ns() - start > plan.budget_ns:
+        if not times or (done >= fewest and perf_counter_ns() - start > plan.budget_ns):
             break
         pause(done, most)
+        order = list(times)
         shuffle(order)
         for name in order:
-            warm[name].settle(plan.lead_ns)
-            times[name].append(sample(calls[name], max(1, round(plan.sample_ns / warm[name].quickest))))
-            sleep(rests[name])
+            attempt(name, partial(one_sample, name))
     return times
 
 

@@ -2,6 +2,7 @@
 
 Forward is one bound call without gradients. Forward+backward is the forward and ``torch.autograd.grad`` for input and
 parameters, the same wrapper for all: what a layer costs inside a training step, without an optimiser's accumulation.
+Backward is ``torch.autograd.grad`` alone, of a graph that is kept.
 """
 
 import os
@@ -40,7 +41,14 @@ class TorchProvider(Provider):
         if not case.backward:
             return Prepared(self.forward(computed, inputs))
         leaves = {name: inputs[name].detach().requires_grad_() for name in computed.operands}
-        return Prepared(_with_backward(self.forward(computed, inputs | leaves), tuple(leaves.values()), inputs))
+        make = _backward_alone if case.alone else _with_backward
+        return Prepared(make(self.forward(computed, inputs | leaves), tuple(leaves.values()), inputs))
+
+
+def _backward_alone(forward: Callable[[], Any], leaves: tuple[torch.Tensor, ...], inputs: Inputs) -> Callable[[], Any]:
+    outputs = forward()
+    gradients = (inputs["dy"], inputs["dh"]) if "dh" in inputs else inputs["dy"]
+    return partial(torch.autograd.grad, outputs, leaves, gradients, retain_graph=True)
 
 
 def _with_backward(forward: Callable[[], Any], leaves: tuple[torch.Tensor, ...], inputs: Inputs) -> Callable[[], Any]:
@@ -170,6 +178,9 @@ class Compiled(TorchProvider):
     name = "torch.compile"
     summary = "the formula under torch.compile, recompiled for each shape"
 
+    def __init__(self) -> None:
+        self._compiled: tuple[Case, Callable[..., Any]] | None = None
+
     def missing(self) -> str | None:
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "needs a C++ compiler: install g++, or name one in CXX"
@@ -179,9 +190,11 @@ class Compiled(TorchProvider):
         return "Inductor of torch 2.13 fails on the formula in place: KeyError: 'buf1'" if case.inplace else None
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
-        compiled = torch.compile(formula(case), fullgraph=True, dynamic=False)
-        return partial(compiled, *(inputs[name] for name in case.operands))
+        if self._compiled is None or self._compiled[0] != case:  # once a case, however many sets of inputs it has
+            torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
+            torch._functorch.config.donated_buffer = not case.alone  # a graph that is kept donates nothing
+            self._compiled = case, torch.compile(formula(case), fullgraph=True, dynamic=False)
+        return partial(self._compiled[1], *(inputs[name] for name in case.operands))
 
 
 class Copy(Provider):
