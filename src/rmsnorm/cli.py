@@ -6,10 +6,11 @@ heavy, and ``run(args) -> int``, the exit status.
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
-from rmsnorm.errors import UserError
+from rmsnorm import errors
 
 COMMANDS = {
     "info": ("rmsnorm.info", "what this installation can do here, and why not the rest"),
@@ -39,8 +40,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _show_every_character() -> None:
+    """What the output's encoding lacks is shown as an escape (ASCII has no "±"), instead of ending hours of work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or "utf" not in stream.encoding.lower()):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: wrong use, 130: interrupted)."""
+    _show_every_character()
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:
@@ -53,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
-    except UserError as error:
-        print(f"rmsnorm {args.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of a pipe went away: `rmsnorm info | head`
         sys.stderr.close()
         return 141
-    except OSError as error:  # a file that cannot be read or written
-        print(f"rmsnorm {args.command}: {error}", file=sys.stderr)
+    except Exception as error:
+        said = errors.sentence(error)
+        if said is None:
+            raise
+        print(f"rmsnorm {args.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rmsnorm {args.command}: interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The one exception of the command line, something the user can mend, and what helps to mend a wrong name."""
+"""The one exception of the command line, something the user can mend, and the sentences that say what."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,3 +13,22 @@ def nearest(got: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     found = difflib.get_close_matches(got.lower(), by_lower, n=1)
     return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+"""In torch's RuntimeErrors: of the CPU's allocator, of devices', of sizes beyond 64 bits."""
+
+
+def sentence(error: Exception) -> str | None:
+    """What a command says of an error that its user can mend; None for a defect of this program."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    ):
+        reason = " ".join(str(error).splitlines()[:1])
+        return (
+            f"the work must fit in memory, and it does not{f' ({reason})' if reason else ''}. "
+            "Take a smaller batch or model (--set train.batch=..., model.width=...), less data or another device."
+        )
+    if isinstance(error, UserError | OSError):
+        return str(error)
+    return None

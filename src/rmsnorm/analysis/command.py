@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from rmsnorm.errors import UserError
+from rmsnorm.files import check_output, named
 
 SIZES = {
     "cases": (32, "cases in the data set"),
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--trials", type=int, default=10, metavar="N", help="random layers; the worst decides (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: %(default)s)")
-    add("--plot", type=Path, metavar="FILE", help="draw the gradients' sizes into FILE (.png, .svg or .pdf)")
+    add("--plot", type=named, metavar="FILE", help="draw the gradients' sizes into FILE (.png, .svg or .pdf)")
     add("--json", action="store_true", help="print everything measured as JSON, with the gradients' sweeps")
 
 
@@ -73,5 +73,5 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--seed must be 0 to 2^63 - 1; got {args.seed}. Pass one of these.")
     if args.plot and args.plot.suffix.lower() not in PLOTS:
         raise UserError(f"--plot must name a file that ends in {', '.join(PLOTS)}; got {str(args.plot)!r}.")
-    if args.plot and not args.plot.absolute().parent.is_dir():
-        raise UserError(f"--plot must lie in a folder that exists; {str(args.plot.parent)!r} does not. Make it first.")
+    if args.plot:
+        check_output("--plot", args.plot)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from rmsnorm.analysis.gradients import DELTAS, Gradients, Sweep
 from rmsnorm.experiments.recipes.common import LABELS
-from rmsnorm.experiments.runs import write_whole
 from rmsnorm.experiments.styles import STYLES
+from rmsnorm.files import write_whole
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

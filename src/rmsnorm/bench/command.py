@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rmsnorm import machine
 from rmsnorm.bench import cases
 from rmsnorm.errors import UserError
+from rmsnorm.files import check_output, named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("from", "measure nothing; show the cases recorded in FILE, the last of each"),
     ):
         output.add_argument(
-            f"--{flag}", dest=f"{flag}_file", type=Path, metavar="FILE", default=argparse.SUPPRESS, help=text
+            f"--{flag}", dest=f"{flag}_file", type=named, metavar="FILE", default=argparse.SUPPRESS, help=text
         )
     output.add_argument("--markdown", action="store_true", help="print Markdown tables, as in the README")
 
@@ -188,18 +189,13 @@ def _check_plot(path: Path) -> None:
 
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--plot must name a file ending in {', '.join(FORMATS)}; received {str(path)!r}")
-    _check_folder(path)
+    check_output("--plot", path)
 
 
 def _check_appendable(path: Path) -> None:
     """Refuse before measuring what could not be kept afterwards."""
     from rmsnorm.bench import records
 
-    _check_folder(path)
-    if path.exists():
+    check_output("--json", path)
+    if path.is_file():
         records.load(path)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of {path} must exist; create {path.parent} first")

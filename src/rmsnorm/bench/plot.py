@@ -1,10 +1,12 @@
 """The plot: for each group of cases the rate beside the copy's, and this project's time beside its peers'."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 from rmsnorm.bench.records import Record
 from rmsnorm.bench.report import LIMIT, OURS, RECURRENT_LIMIT, about, rows
+from rmsnorm.files import write_whole
 
 FORMATS = (".png", ".svg", ".pdf")
 GROUPS = 4  # columns that remain legible on one page: those with most shapes
@@ -76,4 +78,6 @@ def plot(records: Iterable[Record], path: Path) -> None:
     axes[1, 0].set_ylabel("peer's time ÷ rmsnorm's (above 1: slower)")
     figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
     figure.supxlabel(about(next(iter(shown.values()))[-1].machine), fontsize=6, color="#666666")
-    figure.savefig(path, dpi=130)
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower(), dpi=130)
+    write_whole(path, image.getvalue())

@@ -9,6 +9,7 @@ from typing import Any
 from rmsnorm.bench.cases import Case
 from rmsnorm.bench.timing import paired_ratio, quartiles
 from rmsnorm.errors import UserError
+from rmsnorm.files import append_whole
 
 SCHEMA = "rmsnorm-bench/1"
 
@@ -65,9 +66,8 @@ class Record:
 
 
 def append(path: Path, record: Record) -> None:
-    """One write of one line: whatever stops the run afterwards, the file is whole."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(record.to_json() + "\n")
+    """One line: whatever stops the run, the file is whole."""
+    append_whole(path, f"{record.to_json()}\n".encode())
 
 
 def load(path: Path) -> list[Record]:

@@ -10,13 +10,19 @@ from rmsnorm.errors import UserError, nearest
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.recipes import settings
 from rmsnorm.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
+from rmsnorm.files import named
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The arguments of both commands."""
     parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
     add = parser.add_argument
-    add("--data", metavar="PATH", help="the official files, for one task (default: a stand-in from what is installed)")
+    add(
+        "--data",
+        type=named,
+        metavar="PATH",
+        help="the official files, for one task (default: a stand-in from what is installed)",
+    )
     add("--size", choices=tasks.SIZES, default="small", help="of model and recipe (default: %(default)s)")
     add("--steps", type=int, metavar="N", help="training steps a run (default: the recipe's)")
     add(
@@ -37,7 +43,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
     add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    add("--out", default="runs", metavar="FOLDER", help="of records, plots and checkpoints (default: %(default)s)")
+    add(
+        "--out",
+        type=named,
+        default="runs",
+        metavar="FOLDER",
+        help="of records, plots and checkpoints (default: %(default)s)",
+    )
     add("--overwrite", action="store_true", help="do again what is recorded already")
     add("--json", action="store_true", help="print the result as JSON")
 

@@ -6,7 +6,6 @@ plain values alone (``torch.load(weights_only=True)``).
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+
+from rmsnorm.files import write_whole
 
 KEPT = 2
 
@@ -27,15 +28,12 @@ class Checkpoints:
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Write one and remove all but the last KEPT."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".{self.stem}.{os.getpid()}.tmp"
-        try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.folder / f"{self.stem}.step{step:09d}.{_digest(beside)}.pt")
-        finally:
-            beside.unlink(missing_ok=True)
+        stem = f"{self.stem}.step{step:09d}"
+        write_whole(
+            self.folder / f"{stem}.pt",
+            lambda file: torch.save(content, file),
+            rename=lambda written: self.folder / f"{stem}.{_digest(written)}.pt",
+        )
         for old in self._paths()[:-KEPT]:
             old.unlink(missing_ok=True)
 

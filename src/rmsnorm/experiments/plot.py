@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from rmsnorm.experiments.compare import QualityRow, TimeRow
 from rmsnorm.experiments.recipes.common import LABELS
-from rmsnorm.experiments.runs import Record, write_whole
+from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.styles import STYLES
 from rmsnorm.experiments.task import Task
+from rmsnorm.files import write_whole
 
 
 def draw(

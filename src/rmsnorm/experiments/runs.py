@@ -8,13 +8,13 @@ skipped.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rmsnorm.errors import UserError
+from rmsnorm.files import write_whole
 
 SCHEMA = 2
 
@@ -89,19 +89,6 @@ class RunStore:
         write_whole(self.folder / name, line.encode() + b"\n")
         self._records[name] = json.loads(line)  # as it will be read back, tuples and all
         return self._records[name]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write all of a file or nothing of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _dumps(value: Any) -> str:

@@ -17,10 +17,11 @@ from rmsnorm.experiments.learner import Setup, fabric_for
 from rmsnorm.experiments.plot import draw
 from rmsnorm.experiments.progress import ProgressReport, outcome
 from rmsnorm.experiments.recipes.common import Recipe
-from rmsnorm.experiments.runs import Record, RunStore, write_whole
+from rmsnorm.experiments.runs import Record, RunStore
 from rmsnorm.experiments.table import Comparison, as_json, heading, show
 from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Run
+from rmsnorm.files import write_whole
 
 
 def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]]) -> int:

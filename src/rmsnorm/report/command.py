@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rmsnorm.errors import UserError
+from rmsnorm.files import check_output, named, write_whole
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,8 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "beside them, curves, machines and versions. It measures the paper's Table 1 and trains nothing."
     )
     add = parser.add_argument
-    add("folder", nargs="?", type=Path, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
-    add("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUNS)")
+    add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
+    add("--out", type=named, metavar="FILE", help="the page (default: report.html in RUNS)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     records = runs.load(args.folder)
     if not records:
         raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out must lie in a folder that exists; {str(out.parent)!r} does not. Make it first.")
-    runs.write_whole(out, render(records).encode())
-    print(f"{out}: {len(records)} record{'s' * (len(records) != 1)}")
+    check_output("--out", out)
+    write_whole(out, render(records).encode(errors="backslashreplace"))  # names of files may be no UTF-8
+    if out.is_file():  # else it may be standard output
+        print(f"{out}: {len(records)} record{'s' * (len(records) != 1)}")
     return 0
