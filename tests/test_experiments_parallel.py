@@ -54,9 +54,10 @@ def alone(text, tmp_path_factory):
     return result(out)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy):
-    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", "--strategy", strategy))
+@pytest.mark.parametrize(("strategy", "parts"), [("ddp", 1), ("ddp", 3), ("fsdp", 3)])
+def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy, parts):
+    accumulate = f"train.accumulate={parts}"
+    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy))
     both = result(tmp_path)
     assert both["curve"]["step"] == alone["curve"]["step"]
     for key in ("train_loss", "valid"):
@@ -64,6 +65,7 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
         assert ours[1:] == pytest.approx(theirs[1:], rel=1e-5)
     assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
     assert done.stdout.count("record: ") == 1  # one process speaks
+    assert "distributed" not in done.stderr  # and no library
 
 
 def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone):

@@ -201,6 +201,20 @@ def test_batch_norm_takes_the_statistics_of_each_step_over_what_still_runs(unfus
     np.testing.assert_allclose(normed_at(2)[mask[2]], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("unfused", [False, True])
+def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32(unfused):
+    """What autocast hands it: the result is of the input's dtype or wider, and as good as that dtype allows."""
+    x, gain = torch.randn(9, WIDTH) + 2, torch.rand(WIDTH)
+    for training in (True, False):
+        norms = [StepBatchNorm(WIDTH, unfused, momentum=0.5).train(training) for _ in range(2)]
+        wide = norms[0](x.bfloat16().float(), gain, None, 0)
+        found = norms[1](x.bfloat16(), gain, None, 0)
+        torch.testing.assert_close(found.float(), wide, rtol=2**-7, atol=2**-7)
+        assert norms[1].running_mean.dtype == torch.float32
+        torch.testing.assert_close(norms[1].running_mean, norms[0].running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norms[1].running_var, norms[0].running_var, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_batch_normalised_lstm_is_torchs_on_normalised_sides(kernels):
     """One step by hand: N(a) and N(c) over the batch, gains, b_hh after them, the cell normalised before its tanh."""

@@ -68,8 +68,8 @@ def test_the_tasks_loss_is_that_of_its_embeddings(task):
         assert part.shape == (6, 7)
         assert (part >= 0).all()
         np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1, rtol=1e-5)
-    total, weight = task.loss(network, batch)
-    assert weight == 1
+    total = task.loss(network, batch)
+    assert task.weight(batch) == 1
     assert total.item() == pytest.approx(plain_loss(images, captions, RECIPE.model.margin), rel=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     torch.testing.assert_close(network.image.weight, bare["image.weight"])
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
     for _step in range(10):
-        total, _ = task.loss(network, task.batch(0, 0))
+        total = task.loss(network, task.batch(0, 0))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -198,14 +198,17 @@ def test_a_users_folder_is_loaded_under_its_name(tmp_path):
     assert found.batch(0, 0).images.shape == (6, 256)
 
 
-def _half(rank, folder, images, captions, results):
+PARTS = (slice(0, 3), slice(3, 5), slice(5, 5))
+"""Of five pairs over three processes: unequal, and one without any."""
+
+
+def _part(rank, folder, images, captions, results):
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    half = slice(3 * rank, 3 * rank + 3)
-    mine = [part[half].clone().requires_grad_() for part in (images, captions)]
-    (everyone, own), (others, _) = (order_embedding.gathered(part) for part in mine)
-    assert own == half
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(PARTS))
+    mine = [part[PARTS[rank]].clone().requires_grad_() for part in (images, captions)]
+    (everyone, others), own = order_embedding.gathered(*mine)
+    assert own == PARTS[rank]
     loss = order_embedding.ranking_loss(order_embedding.order_errors(everyone, others), 0.3, own)
     loss.backward()
     results.put((rank, loss.item(), [part.grad.numpy() for part in mine]))
@@ -213,19 +216,19 @@ def _half(rank, folder, images, captions, results):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_take_the_loss_and_gradients_of_the_whole_batch(tmp_path):
-    """The gradient of one process's embeddings counts what both took of them."""
+def test_processes_with_unequal_parts_take_the_loss_and_gradients_of_the_whole_batch(tmp_path):
+    """The gradient of one process's embeddings counts what all took of them."""
     generator = torch.Generator().manual_seed(0)
-    images, captions = torch.rand(2, 6, 7, generator=generator)
+    images, captions = torch.rand(2, 5, 7, generator=generator)
     whole = [part.clone().requires_grad_() for part in (images, captions)]
     total = order_embedding.ranking_loss(order_embedding.order_errors(*whole), 0.3)
     total.backward()
 
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    torch.multiprocessing.spawn(_half, (str(tmp_path), images, captions, results), nprocs=2)
-    halves = sorted((results.get() for _ in range(2)), key=lambda found: found[0])
-    assert sum(loss for _, loss, _ in halves) == pytest.approx(total.item(), rel=1e-5)
+    torch.multiprocessing.spawn(_part, (str(tmp_path), images, captions, results), nprocs=len(PARTS))
+    parts = sorted((results.get() for _ in PARTS), key=lambda found: found[0])
+    assert sum(loss for _, loss, _ in parts) == pytest.approx(total.item(), rel=1e-5)
     for k, part in enumerate(whole):
-        joined = np.concatenate([gradients[k] for _, _, gradients in halves])
+        joined = np.concatenate([gradients[k] for _, _, gradients in parts])
         np.testing.assert_allclose(joined, part.grad.numpy(), rtol=1e-5, atol=1e-6)

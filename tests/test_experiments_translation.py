@@ -318,10 +318,10 @@ def test_loss_is_a_sum_over_words(task: ParallelTextTask) -> None:
     """Slices of a batch add up to it, which is what several processes rely on."""
     torch.manual_seed(0)
     model, batch = task.model("rms", "unfused"), task.batch(2, 0)
-    total, words = task.loss(model, batch)
-    parts = [task.loss(model, Batch(*(side[rows] for side in batch))) for rows in (slice(0, 5), slice(5, None))]
-    torch.testing.assert_close(parts[0][0] + parts[1][0], total)
-    assert parts[0][1] + parts[1][1] == words == (batch.target != PAD).sum()
+    total, words = task.loss(model, batch), task.weight(batch)
+    parts = [Batch(*(side[rows] for side in batch)) for rows in (slice(0, 5), slice(5, None))]
+    torch.testing.assert_close(sum(task.loss(model, part) for part in parts), total)
+    assert sum(map(task.weight, parts)) == words == (batch.target != PAD).sum()
     logits = model(*batch).log_softmax(-1)
     eps = task.recipe.model.label_smoothing
     by_word = -(1 - eps) * logits.gather(-1, batch.target[..., None])[..., 0] - eps * logits.mean(-1)

@@ -10,7 +10,7 @@ import torch
 from rmsnorm.experiments import profile, timing
 from rmsnorm.experiments.checkpoints import Checkpoints
 from rmsnorm.experiments.learner import Setup
-from rmsnorm.experiments.recipes.common import KERNELS, LABELS
+from rmsnorm.experiments.recipes.common import KERNELS, LABELS, identity_of
 from rmsnorm.experiments.runs import Record, RunStore, file_name
 from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Outcome, Run
@@ -58,7 +58,12 @@ def machine() -> dict[str, Any]:
 def training(task: Task, setup: Setup, norm: str, seed: int, learning_rate: float | None = None) -> Job:
     """With the recipe's learning rate, or another. Quality does not depend on the machine, but for rounding."""
     settings = replace(task.recipe.train, learning_rate=learning_rate or task.recipe.learning_rate(norm))
-    of_norm = {"norm": norm, "seed": seed, "train": asdict(settings), "p": task.recipe.p if norm == "prms" else None}
+    of_norm = {
+        "norm": norm,
+        "seed": seed,
+        "train": identity_of(settings),
+        "p": task.recipe.p if norm == "prms" else None,
+    }
     return Job(task, setup, "run", {**_common(task, setup), **of_norm})
 
 
@@ -70,7 +75,8 @@ def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[Job]:
     timed = [norm for norm in task.norms if norm in {*task.default_norms, *norms, "none", "layer"}]
     found = []
     for kernels in KERNELS:
-        of_timing = {"timing": asdict(task.recipe.timing), "batch": task.recipe.train.batch, "norms": timed}
+        train = {key: value for key, value in identity_of(task.recipe.train).items() if key in ("batch", "accumulate")}
+        of_timing = {"timing": identity_of(task.recipe.timing), **train, "norms": timed}
         own = replace(setup, kernels=kernels)
         identity = {**_common(task, own), **of_timing, "p": task.recipe.p, "machine": machine()}
         found.append(Job(task, own, "timing", identity))
@@ -80,11 +86,11 @@ def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[Job]:
 def _common(task: Task, setup: Setup) -> dict[str, Any]:
     recipe = task.recipe
     return {
-        **asdict(setup),
-        "source": asdict(task.source),
+        **identity_of(setup),
+        "source": identity_of(task.source),
         "size": recipe.size,
-        "model": asdict(recipe.model),
-        "data": None if recipe.data is None else asdict(recipe.data),
+        "model": identity_of(recipe.model),
+        "data": None if recipe.data is None else identity_of(recipe.data),
     }
 
 

@@ -1,5 +1,6 @@
 """A network with its optimizer, on one process or several, and the one step that both training and timing take."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def fabric_for(setup: Setup, strategy: str = "ddp") -> Fabric:
             )
         devices = here
         chosen = "ddp" if strategy == "ddp" else ModelParallelStrategy(_shard, processes, 1)
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banner of every process
     fabric = Fabric(
         accelerator=device.type,
         strategy=chosen,
@@ -59,6 +61,14 @@ def _shard(model: nn.Module, mesh: Any) -> nn.Module:
 
     fully_shard(model, mesh=mesh["data_parallel"])
     return model
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """``batch`` in so many slices of its examples; the first are one longer where they do not divide."""
+    if parts == 1:
+        return [batch]
+    slices = zip(*(part.tensor_split(parts) for part in batch), strict=True)
+    return [type(batch)(*each) if hasattr(batch, "_fields") else each for each in slices]
 
 
 class Learner:
@@ -90,19 +100,28 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"], group["betas"] = learning_rate, (beta1, group["betas"][1])
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        if world > 1:
-            slices = [part.tensor_split(world)[rank] for part in batch]
-            batch = type(batch)(*slices) if hasattr(batch, "_fields") else tuple(slices)
-        total, weight = self.task.loss(self.model, self.fabric.to_device(batch))
-        sums = torch.stack([total.detach().float(), torch.as_tensor(weight, device=total.device).float()])
-        if world > 1:
-            dist.all_reduce(sums)
-        # Gradients are averaged over processes: their number times a part's sum is what the average makes the sum.
+        mine = split(batch, world)[rank]
+        weight = self._sum_over_processes(torch.tensor(float(self.task.weight(mine))))
         self.optimizer.zero_grad()
-        self.fabric.backward(total * world / sums[1].to(total.dtype))
+        parts = split(mine, self.config.accumulate)
+        losses: list[Tensor] = []
+        for part in parts:
+            earlier = len(losses) + 1 < len(parts)
+            with self.fabric.no_backward_sync(self.model, enabled=earlier):
+                loss = self.task.loss(self.model, self.fabric.to_device(part))
+                # Gradients are averaged over processes: their number times a slice's sum makes that the sum.
+                self.fabric.backward(loss * world / weight.to(loss.dtype))
+            losses.append(loss.detach().float())
+        total = self._sum_over_processes(torch.stack(losses).sum())
         self._clip()
         self.optimizer.step()
-        return float((sums[0] / sums[1]).item())
+        return float((total / weight).item())
+
+    def _sum_over_processes(self, number: Tensor) -> Tensor:
+        number = number.to(self.fabric.device)
+        if self.fabric.world_size > 1:
+            dist.all_reduce(number)
+        return number
 
     def _clip(self) -> None:
         # Not finite is not an error here: a run that diverges is a result, which the loss of the next step shows.
@@ -117,11 +136,16 @@ class Learner:
     def evaluate(self, split: str, weights: dict[str, Tensor] | None = None) -> dict[str, float]:
         """The task's figures on ``split``, on the plain network (or one with other ``weights``).
 
-        Every process does all of it and comes to the same.
+        The processes share the work, and every one comes to the same.
         """
         model = self.network() if weights is None else self._plain().to(self.fabric.device)
         if weights is not None:
             model.load_state_dict(weights)
+        if self.fabric.world_size > 1:
+            for (
+                buffer
+            ) in model.buffers():  # batch norm's statistics are of each process's own slices: those of one count
+                dist.broadcast(buffer, 0)
         model.eval()
         with self.fabric.autocast():
             found = self.task.evaluate(model, split)

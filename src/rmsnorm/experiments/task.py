@@ -62,18 +62,22 @@ class Task(Protocol):
         """The whole batch of a step (from 0), on the CPU: a pure function of its arguments, so that a resumed run and
         any number of processes see the same examples."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
-        """(sum of the losses, what it is divided by: tokens or examples). The batch is on the model's device.
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum of the losses of ``batch``, the whole one or a slice of it, on the model's device.
 
         The network is run by calling ``model`` itself and nothing else of it: under DDP and FSDP it is wrapped. A loss
         that couples examples gathers them over the processes on its own, differentiably.
         """
 
+    def weight(self, batch: Batch) -> float:
+        """What the sum over ``batch`` is divided by: its tokens or examples. Slices' weights add up to the whole's."""
+
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         """Every metric, and "loss", on ``split``: "valid" (the curve) or "test" (the end).
 
         The model is the plain one of ``model()``, in evaluation mode, without gradients; its methods may be called.
-        Data are brought to ``next(model.parameters()).device``.
+        Data are brought to ``next(model.parameters()).device``. All processes call it together; parts of the work go
+        through :func:`processes.shared`, which deals them out.
         """
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:

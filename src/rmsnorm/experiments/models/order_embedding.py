@@ -4,6 +4,7 @@ Legend of the shape suffixes: B pairs, T words, D embedding width.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,24 +68,36 @@ def ranking_loss(errors_BB: Tensor, margin: float, own: slice = slice(None)) -> 
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes in the order of their ranks; each gets back the gradients that all took of its rows."""
+    """The rows of all processes in the order of their ranks; each gets back the gradients that all took of its rows.
+
+    A collective call takes equally many rows of each process, so all send as many as the longest has.
+    """
 
     @staticmethod
-    def forward(ctx: object, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
-        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+        return total.split(ctx.counts)[torch.distributed.get_rank()], None
 
 
-def gathered(rows: Tensor) -> tuple[Tensor, slice]:
-    """The rows of all processes, which have equally many, and which of them are this one's."""
+def gathered(*parts: Tensor) -> tuple[tuple[Tensor, ...], slice]:
+    """Each of ``parts``, (rows, D), with the rows of all processes, and which of them are this one's.
+
+    The parts have equally many rows; the processes need not.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows, slice(None)
-    start = len(rows) * torch.distributed.get_rank()
-    return _Gather.apply(rows), slice(start, start + len(rows))
+        return parts, slice(None)
+    mine = torch.tensor(len(parts[0]), device=parts[0].device)
+    counted = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counted, mine)
+    counts = [int(count) for count in counted]
+    start = sum(counts[: torch.distributed.get_rank()])
+    return tuple(_Gather.apply(part, counts) for part in parts), slice(start, start + len(parts[0]))

@@ -49,12 +49,16 @@ class StepBatchNorm(nn.Module):
         return y if rows is None else y.new_zeros(x_BN.shape).index_copy(0, rows, y)
 
     def _in_operators(self, x: Tensor, mean: Tensor, var: Tensor, own: bool) -> Tensor:
-        """Without the gain; ``mean`` and ``var``, rows of the running statistics, follow ``x`` in place."""
-        if not own:
-            return (x - mean) * torch.rsqrt(var + EPS)
-        centre = x.mean(0)
-        spread = (x - centre).square().mean(0)
-        with torch.no_grad():
-            mean.lerp_(centre, self.momentum)
-            var.lerp_(spread * len(x) / (len(x) - 1), self.momentum)  # unbiased, as torch keeps it
-        return (x - centre) * torch.rsqrt(spread + EPS)
+        """Without the gain; ``mean`` and ``var``, rows of the running statistics, follow ``x`` in place.
+
+        Computed in float32 and rounded once, as torch's own.
+        """
+        wide = x.float()
+        if own:
+            centre = wide.mean(0)
+            spread = (wide - centre).square().mean(0)
+            with torch.no_grad():
+                mean.lerp_(centre, self.momentum)
+                var.lerp_(spread * len(x) / (len(x) - 1), self.momentum)  # unbiased, as torch keeps it
+            mean, var = centre, spread
+        return ((wide - mean) * torch.rsqrt(var + EPS)).type_as(x)

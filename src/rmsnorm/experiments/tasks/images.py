@@ -13,6 +13,7 @@ from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import cifar10, digits
 from rmsnorm.experiments.data.epochs import check_enough, chosen
 from rmsnorm.experiments.models.conv_pool import ConvPool
+from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Batch, Metric, Source
 
@@ -51,16 +52,19 @@ class Images:
         indices, _ = chosen(step, seed, len(self.train[0]), self.recipe.train.batch)
         return tuple(part[indices] for part in self.train)
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """Summed cross-entropy in nats, and the number of images."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed cross-entropy in nats."""
         pixels, labels = batch
-        return F.cross_entropy(model(pixels).float(), labels, reduction="sum"), len(labels)
+        return F.cross_entropy(model(pixels).float(), labels, reduction="sum")
+
+    def weight(self, batch: Batch) -> float:
+        """Images."""
+        return len(batch[1])
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         device = next(model.parameters()).device
         pixels, labels = self.splits[split]
-        parts = [model(part.to(device)).float().cpu() for part in pixels.split(_EVALUATION_BATCH)]
-        logits = torch.cat(parts)
+        logits = torch.cat(shared(lambda part: model(part.to(device)).float().cpu(), pixels.split(_EVALUATION_BATCH)))
         wrong = (logits.argmax(1) != labels).double().mean().item()
         return {"test_error": 100 * wrong, "loss": F.cross_entropy(logits, labels).item()}
 

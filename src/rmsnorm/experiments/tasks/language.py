@@ -22,6 +22,7 @@ from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import standard_library
 from rmsnorm.experiments.models.transformer import Transformer
 from rmsnorm.experiments.normalizers import norm_maker
+from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Batch, Metric, Source, generator
 
@@ -66,18 +67,22 @@ class Language:
         train, model = self.recipe.train, self.recipe.model
         return random_windows(self.text.train, train.batch, model.context, generator(step, seed))
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """Summed cross-entropy in nats, and the number of characters."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed cross-entropy in nats."""
         inputs, targets = batch
         logits = model(inputs).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), targets.numel()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    def weight(self, batch: Batch) -> float:
+        """Characters."""
+        return int(batch[1].numel())
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         device = next(model.parameters()).device
         inputs, targets = self.windows[split]
-        batches = zip(inputs.split(_EVALUATION_BATCH), targets.split(_EVALUATION_BATCH), strict=True)
-        total = sum(self.loss(model, (x.to(device), y.to(device)))[0].item() for x, y in batches)
-        nats = total / targets.numel()
+        batches = list(zip(inputs.split(_EVALUATION_BATCH), targets.split(_EVALUATION_BATCH), strict=True))
+        sums = shared(lambda batch: self.loss(model, tuple(part.to(device) for part in batch)).item(), batches)
+        nats = sum(sums) / targets.numel()
         return {"bits": nats * NATS_TO_BITS, "loss": nats}
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:

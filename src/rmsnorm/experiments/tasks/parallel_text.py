@@ -17,6 +17,7 @@ from rmsnorm.experiments.data.batches import Batch, Batches, padded
 from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
 from rmsnorm.experiments.data.subwords import PAD, SMALLEST, Sentences, Subwords
 from rmsnorm.experiments.models.search import search
+from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.recipes.parallel_text import DataConfig
 from rmsnorm.experiments.scores import score, signatures
@@ -84,15 +85,18 @@ class ParallelTextTask:
     def initialise(self, model: nn.Module, batch: Any) -> None:
         """Nothing depends on data."""
 
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats with label smoothing, summed over the target's ids; and their number."""
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Cross-entropy in nats with label smoothing, summed over the target's ids."""
         source, target = batch
         logits = model(source, target).float()
         smoothing = self.recipe.model.label_smoothing
-        total = F.cross_entropy(
+        return F.cross_entropy(
             logits.flatten(0, 1), target.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
         )
-        return total, (target != PAD).sum()
+
+    def weight(self, batch: Any) -> float:
+        """The target's ids without padding."""
+        return int((batch[1] != PAD).sum())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -119,22 +123,28 @@ class ParallelTextTask:
         """The translations in the sentences' order; which of them are searched together does not matter."""
         source = self.subwords.encode(sentences)
         device = next(model.parameters()).device
-        translations = [""] * len(sentences)
-        for chosen in _chunks(source):
+
+        def translated(chosen: Any) -> list[str]:
             ids = padded(source, chosen).to(device)
             limits = torch.from_numpy(source.lengths[chosen]) * 2 + 10
             found, _ = search(model, ids, limits, beam, self.recipe.data.length_penalty)  # type: ignore[arg-type]
-            for index, words in zip(chosen, found.tolist(), strict=True):
-                translations[index] = self.subwords.decode(words)
+            return [self.subwords.decode(words) for words in found.tolist()]
+
+        translations, chunks = [""] * len(sentences), _chunks(source)
+        for chosen, texts in zip(chunks, shared(translated, chunks), strict=True):
+            for index, text in zip(chosen, texts, strict=True):
+                translations[index] = text
         return translations
 
     def _scores(self, model: nn.Module, pairs: Pairs, beam: int) -> dict[str, float]:
         source, target = self.subwords.encode(pairs.source), self.subwords.encode(pairs.target)
         device = next(model.parameters()).device
-        total, words = 0.0, 0
-        for chosen in _chunks(source):
-            loss, weight = self.loss(model, (padded(source, chosen).to(device), padded(target, chosen).to(device)))
-            total, words = total + float(loss), words + int(weight)
+
+        def lost(chosen: Any) -> tuple[float, float]:
+            batch = padded(source, chosen).to(device), padded(target, chosen).to(device)
+            return float(self.loss(model, batch)), self.weight(batch)
+
+        total, words = (sum(column) for column in zip(*shared(lost, _chunks(source)), strict=True))
         found = score(self.translate(model, pairs.source, beam), pairs.target, self._tokenised)
         return {"loss": total / words, **found}
 

@@ -15,6 +15,7 @@ from rmsnorm.experiments.data import cloze, function_questions, standard_library
 from rmsnorm.experiments.data.cloze import ENTITY, Question, Questions
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
 from rmsnorm.experiments.models.attentive_reader import AttentiveReader
+from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Metric, Source
 
@@ -97,22 +98,29 @@ class Reading:
             answers.append(int(markers[each.answer]))
         return Batch(*_padded(contexts), *_padded(asked), torch.tensor(answers))
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """Summed cross-entropy over the whole vocabulary in nats, and the number of questions."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed cross-entropy over the whole vocabulary in nats."""
         *inputs, answers = batch
-        return F.cross_entropy(model(*inputs).float(), answers, reduction="sum"), len(answers)
+        return F.cross_entropy(model(*inputs).float(), answers, reduction="sum")
+
+    def weight(self, batch: Batch) -> float:
+        """Questions."""
+        return len(batch.answer)
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         device = next(model.parameters()).device
-        part, right, nats = self.splits[split], 0, 0.0
-        lots = generator(0)
+        part, lots = self.splits[split], generator(0)
         order = sorted(range(len(part)), key=lambda i: len(part[i].context))  # like lengths together: less padding
-        for start in range(0, len(part), _EVALUATION_BATCH):
-            batch = self._batch([part[i] for i in order[start : start + _EVALUATION_BATCH]], lots)
+        chunks = [order[start : start + _EVALUATION_BATCH] for start in range(0, len(part), _EVALUATION_BATCH)]
+
+        def judged(batch: Batch) -> tuple[int, float]:
             *inputs, answers = (tensor.to(device) for tensor in batch)
             logits = model(*inputs).float()
-            right += int((logits.argmax(1) == answers).sum())
-            nats += F.cross_entropy(logits, answers, reduction="sum").item()
+            nats = F.cross_entropy(logits, answers, reduction="sum").item()
+            return int((logits.argmax(1) == answers).sum()), nats
+
+        found = shared(judged, [self._batch([part[i] for i in chunk], lots) for chunk in chunks])
+        right, nats = (sum(column) for column in zip(*found, strict=True))
         return {"accuracy": 100 * right / len(part), "loss": nats / len(part)}
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:

@@ -16,6 +16,7 @@ from rmsnorm.experiments.data import captions, digit_scenes
 from rmsnorm.experiments.data.captions import PER_IMAGE, Captions, Split
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
 from rmsnorm.experiments.models.order_embedding import OrderEmbedding, gathered, order_errors, ranking_loss
+from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Metric, Source
 
@@ -53,6 +54,11 @@ class Retrieval:
         for split in ("valid", "test"):
             if len(self.splits[split].images) < 2:
                 raise UserError(f"the {split} part of {source.name!r} must have 2 images or more. Pass more data.")
+        if recipe.train.accumulate > 1:
+            raise UserError(
+                "train.accumulate must be 1 for retrieval, whose loss pairs every image of a batch with every caption; "
+                f"got {recipe.train.accumulate}. Take fewer pairs a step (--set train.batch=N)."
+            )
         counts = Counter(chain.from_iterable(self.splits["train"].captions))
         words = sorted(counts, key=lambda word: (-counts[word], word))
         self.ids = {word: i for i, word in enumerate(words, FIRST_WORD)}
@@ -80,13 +86,14 @@ class Retrieval:
             row[: len(sentence)] = torch.tensor([self.ids.get(word, UNKNOWN) for word in sentence])
         return words, lengths
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """The sum over the mismatches of this process's images and captions with those of all, and its share of the
-        batch: the paper's loss is the whole batch's sum."""
-        mine = model(*batch)
-        (images, own), (captions, _) = (gathered(part) for part in mine)
-        loss = ranking_loss(order_errors(images, captions), self.recipe.model.margin, own)
-        return loss, len(mine[0]) / len(images)
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum over the mismatches of this process's images and captions with those of all."""
+        (images, captions), own = gathered(*model(*batch))
+        return ranking_loss(order_errors(images, captions), self.recipe.model.margin, own)
+
+    def weight(self, batch: Batch) -> float:
+        """The share of the step's batch: the paper's loss is the whole batch's sum."""
+        return len(batch.lengths) / self.recipe.train.batch
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         assert isinstance(model, OrderEmbedding)
@@ -101,8 +108,9 @@ class Retrieval:
         sentences = part.captions[rows.start * PER_IMAGE : rows.stop * PER_IMAGE]
         images_ID = model.images(features).float()
         parts = [self._words(sentences[i : i + 500]) for i in range(0, len(sentences), 500)]
-        captions_CD = torch.cat([model.captions(words.to(device), n.to(device)).float() for words, n in parts])
-        errors_IC = torch.cat([order_errors(some, captions_CD) for some in images_ID.split(_CHUNK)]).cpu()
+        read = shared(lambda part: model.captions(*(each.to(device) for each in part)).float().cpu(), parts)
+        captions_CD = torch.cat(read).to(device)
+        errors_IC = torch.cat(shared(lambda some: order_errors(some, captions_CD).cpu(), images_ID.split(_CHUNK)))
         of_captions, of_images = ranks(errors_IC)
         pairs, trained = len(images_ID), self.recipe.train.batch
         loss = ranking_loss(errors_IC[:, ::PER_IMAGE], self.recipe.model.margin).item()
