@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rmsnorm.errors import UserError, nearest
 from rmsnorm.experiments import tasks
@@ -54,18 +53,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
-MOST_THREADS = 1024
-"""OpenMP keeps its team on the stack, which 99,999 threads overflow."""
+MOST = {"threads": 1024, "seeds": 10_000, "seed": 2**63 - 1}
+"""OpenMP keeps its team on the stack, which 99,999 threads overflow; every seed is a planned run of each normaliser;
+torch's generators take 64 bits. Other numbers: settings.LARGEST."""
 
 
 def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
-    """Refuse smaller numbers, and more threads than can be."""
+    """Refuse smaller numbers, and larger ones than can be."""
     for flag in flags:
-        number = getattr(args, flag.replace("-", "_"))
+        number, most = getattr(args, flag.replace("-", "_")), MOST.get(flag, settings.LARGEST)
         if number is not None and number < least:
             raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
-    if args.threads is not None and args.threads > MOST_THREADS:
-        raise UserError(f"--threads must be at most {MOST_THREADS}; got {args.threads}. Pass the number of cores.")
+        if number is not None and number > most:
+            raise UserError(f"--{flag} must be at most {most}; got {number}. Pass a smaller number.")
 
 
 def known_tasks(names: Sequence[str], *more: str) -> None:
@@ -88,10 +88,13 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     return [name for name in allowed if name in chosen]
 
 
-def recipe_of(args: argparse.Namespace, task: str) -> Recipe:
-    """The task's recipe with what the command line changes."""
-    recipe = settings.changed(tasks.recipe(task, args.size), args.set)
-    return recipe if args.steps is None else replace(recipe, train=replace(recipe.train, steps=args.steps))
+def recipe_of(args: argparse.Namespace, task: str, norms: Sequence[str]) -> Recipe:
+    """The task's recipe with what the command line changes, for a command that takes these normalisers."""
+    if "prms" not in norms and any(assignment.startswith("p=") for assignment in args.set):
+        raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(norms)}. Pass --norm prms, or leave p out.")
+    flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
+    of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
+    return settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
 
 
 def quiet() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from dataclasses import replace
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import arguments, tasks
@@ -55,17 +54,9 @@ def run(args: argparse.Namespace) -> int:
     chosen = list(tasks.TASKS) if ALL in args.tasks else list(dict.fromkeys(args.tasks))
     if args.data and len(chosen) > 1:
         raise UserError(f"--data must be given for one task; got {len(chosen)} tasks. Compare them one by one.")
-    if wrong := [rate for rate in args.sweep_lr or () if not 0 < rate < math.inf]:
-        raise UserError(f"--sweep-lr must be learning rates above 0; got {wrong[0]:g}. Pass others.")
-    if args.sweep_p is not None:
-        _check_p(args)
+    _check_sweeps(args)
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
-    recipes = {task: arguments.recipe_of(args, task) for task in chosen}
-    if args.timing_rounds:
-        recipes = {
-            task: replace(recipe, timing=replace(recipe.timing, rounds=args.timing_rounds))
-            for task, recipe in recipes.items()
-        }
+    recipes = {task: arguments.recipe_of(args, task, norms[task]) for task in chosen}
     arguments.quiet()
     try:
         from rmsnorm.experiments import session
@@ -74,10 +65,22 @@ def run(args: argparse.Namespace) -> int:
     return session.compare(args, recipes, norms)
 
 
-def _check_p(args: argparse.Namespace) -> None:
-    if args.sweep_lr or args.norm:
-        raise UserError(
-            f"--sweep-p is of pRMSNorm alone; got {'--sweep-lr' if args.sweep_lr else '--norm'} too. Pass one."
-        )
-    if wrong := [p for p in args.sweep_p if not 0 < p <= 1]:
+def _check_sweeps(args: argparse.Namespace) -> None:
+    """Their values, and that nothing else is asked for that a sweep would pass over."""
+    swept = {"--sweep-lr": args.sweep_lr, "--sweep-p": args.sweep_p}
+    given = [flag for flag, values in swept.items() if values is not None]
+    if len(given) == 2:
+        raise UserError("--sweep-p must be the only sweep; got --sweep-lr too. Pass one of them.")
+    if wrong := [rate for rate in args.sweep_lr or () if not 0 < rate < math.inf]:
+        raise UserError(f"--sweep-lr must be learning rates above 0; got {wrong[0]:g}. Pass others.")
+    if wrong := [p for p in args.sweep_p or () if not 0 < p <= 1]:
         raise UserError(f"--sweep-p must be fractions, 0 < p <= 1; got {wrong[0]:g}. Pass others.")
+    if args.sweep_p is not None and args.norm:
+        raise UserError("--sweep-p trains pRMSNorm alone; got --norm too. Leave one of them out.")
+    if given and args.timing_rounds:
+        raise UserError(
+            f"{given[0]} times nothing; got --timing-rounds {args.timing_rounds} too. Leave one of them out."
+        )
+    for flag, name in (("--sweep-lr", "train.learning_rate"), ("--sweep-p", "p")):
+        if flag in given and any(assignment.startswith(f"{name}=") for assignment in args.set):
+            raise UserError(f"{flag} sets {name}; got --set {name}=... too. Leave one of them out.")

@@ -42,7 +42,9 @@ def heading(task: Task, setup: Setup) -> str:
     source = f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
     size = "" if task.recipe.size == "small" else f"{task.recipe.size} size · "
     device = "" if setup.device == "cpu" else f" · {setup.device}"
-    return f"compare {task.name} · {source} · {size}{task.recipe.train.steps} steps{device}"
+    train = task.recipe.train
+    warm = f", within the warm-up of {train.warmup_steps}" if train.steps < train.warmup_steps else ""
+    return f"compare {task.name} · {source} · {size}{train.steps} steps{warm}{device}"
 
 
 def show(comparison: Comparison, console: Console) -> None:

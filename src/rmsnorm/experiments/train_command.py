@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     norms = arguments.norms_of([args.norm], args.task)
     if len(norms) != 1:
         raise UserError(f"--norm must be one normaliser; got {args.norm}. To train several, use rmsnorm compare.")
-    recipe = arguments.recipe_of(args, args.task)
+    recipe = arguments.recipe_of(args, args.task, norms)
     arguments.quiet()
     try:
         from rmsnorm.experiments import session

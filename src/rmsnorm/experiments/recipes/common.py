@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from rmsnorm.errors import UserError
+
 NORMS = ("none", "l2", "weight", "batch", "group", "layer", "rms", "prms", "dyt")
 """Every normaliser, in the order of tables; a task takes those that make sense for it."""
 LABELS = {
@@ -106,3 +108,11 @@ class Recipe:
 
     def learning_rate(self, norm: str) -> float:
         return dict(self.learning_rates).get(norm, self.train.learning_rate)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Each head of a Transformer takes an equal and even part of the width (positions are pairs of numbers)."""
+    if width % (2 * heads):
+        raise UserError(
+            f"model.width must be an even multiple of model.heads; got {width} and {heads}. Set one of them to fit."
+        )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rmsnorm.experiments.recipes.common import Recipe, TrainConfig
+from rmsnorm.experiments.recipes.common import Recipe, TrainConfig, check_heads
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,9 @@ class ModelConfig:
     context: int = 64
     qk_norm: bool = False
     """Normalise queries and keys too, over each head."""
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from rmsnorm.errors import UserError
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -23,6 +25,13 @@ class DataConfig:
     target: str = "de"
     stand_in_pairs: tuple[int, int, int] = (0, 0, 0)
     """Training, validation and test pairs of the stand-in: of the ``small`` recipes."""
+
+    def __post_init__(self) -> None:
+        if self.source == self.target:
+            raise UserError(
+                f"data.source and data.target must be two languages; got {self.source!r} for both. Copying the source "
+                "would be a perfect translation. Set one of them to another language."
+            )
 
 
 def small(*, by_tokens: bool, length_penalty: float) -> DataConfig:

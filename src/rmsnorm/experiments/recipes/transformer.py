@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rmsnorm.experiments.recipes import parallel_text
-from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
+from rmsnorm.experiments.recipes.common import Recipe, TimingConfig, TrainConfig, check_heads
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class ModelConfig:
     pre_norm: bool = False
     """x + f(N(x)) instead of N(x + f(x))."""
     label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
 
 _SWEPT = (("none", 1e-2),)

@@ -94,11 +94,6 @@ class Language:
 
 def load(data: Path | None, recipe: Recipe) -> Language:
     """Read, split and encode a UTF-8 file or folder, or the standard library of the running Python."""
-    model = recipe.model
-    if model.width % (2 * model.heads):
-        raise UserError(
-            f"model.width must be an even multiple of model.heads; got {model.width} and {model.heads}. Set others."
-        )
     files = standard_library.sources() if data is None else _read(data)
     name = standard_library.NAME if data is None else data.resolve().name
     train, held_out, split = _split(files)

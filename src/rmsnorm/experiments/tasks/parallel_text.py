@@ -14,6 +14,7 @@ from rmsnorm.errors import UserError
 from rmsnorm.experiments import hidden_states, tasks
 from rmsnorm.experiments.data import dates
 from rmsnorm.experiments.data.batches import Batch, Batches, padded
+from rmsnorm.experiments.data.epochs import check_enough
 from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
 from rmsnorm.experiments.data.subwords import PAD, SMALLEST, Sentences, Subwords
 from rmsnorm.experiments.models.search import search
@@ -68,6 +69,9 @@ class ParallelTextTask:
                 **signatures(self._tokenised),
             },
         )
+        longer = np.maximum(train[0].lengths, train[1].lengths)
+        amount, what = (int(longer.sum()), "tokens") if config.by_tokens else (len(longer), "sentences")
+        check_enough(amount, recipe.train.batch, self.source.name, what)
         first = self._tests[0]
         headline = self.metrics[0].key
         self.references = {"copying the source": score(first.source, first.target, self._tokenised)[headline]}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import nn
 
-from rmsnorm.errors import UserError
 from rmsnorm.experiments.models.encoder_decoder import EncoderDecoder
 from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes.common import Recipe
@@ -14,11 +13,6 @@ from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    model = recipe.model
-    if model.width % (2 * model.heads):
-        raise UserError(
-            f"model.width must be an even multiple of model.heads; got {model.width} and {model.heads}. Set others."
-        )
     return ParallelTextTask("transformer", partial(_network, recipe), data, recipe)
 
 
