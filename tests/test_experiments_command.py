@@ -474,6 +474,78 @@ def test_train_refuses_a_normaliser_that_the_task_has_not(tmp_path, capsys, norm
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--norm", "rms", "layer", "language", "--steps", "1"],
+        ["--steps", "1", "--norm", "layer", "--norm", "rms", "language"],
+        ["language", "--norm", "rms", "layer", "language", "--steps", "1"],
+        ["--norm", "rms,layer", "--set", "train.steps=1", "language"],
+        ["--norm", "rms", "layer", "--steps", "1", "--sweep-lr", "0.1", "language"],
+        ["--steps", "1", "--sweep-p", "language"],
+        ["--steps", "1", "--sweep-p", "0.5", "language"],
+    ],
+)
+def test_a_task_may_stand_after_an_option_with_several_values(monkeypatch, words):
+    called = []
+    monkeypatch.setattr("rmsnorm.experiments.session.compare", lambda *given: called.append(given) or 0)
+    assert main(["compare", *words]) == 0
+    ((args, recipes, norms),) = called
+    assert [recipe.train.steps for recipe in recipes.values()] == [1]
+    assert norms == {"language": list(Language.default_norms) if "--sweep-p" in words else ["layer", "rms"]}
+    assert args.sweep_lr == ([0.1] if "--sweep-lr" in words else None)
+    assert args.sweep_p == (([0.5] if "0.5" in words else []) if "--sweep-p" in words else None)
+
+
+def test_the_task_of_train_may_stand_after_its_settings(monkeypatch):
+    called = []
+    monkeypatch.setattr("rmsnorm.experiments.session.train", lambda *given: called.append(given) or 0)
+    assert main(["train", "--norm", "rms", "--set", "train.steps=1", "language"]) == 0
+    ((args, recipe, norm),) = called
+    assert (args.task, recipe.train.steps, norm) == ("language", 1, "rms")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--norm", "rms", "layer"], "language, all; got none. Pass one of these."),
+        (["compare", "--norm", "rms", "langauge"], "got none. Did you mean 'language'?"),
+        (
+            ["compare", "language", "--sweep-p", "half"],
+            "--sweep-p must be numbers; could not convert string to float: 'half'",
+        ),
+        (["train", "--norm", "rms"], "language; got none"),
+        (["train", "language", "--norm", "rms", "--set", "images"], "TASK must be one task; got language and images"),
+        (["train", "language", "--norm", "rms", "--strategy", "fsdp"], "--strategy fsdp needs several processes"),
+        (["train", "language", "--norm", "rms", "--seed", str(2**63)], "--seed must be at most"),
+    ],
+)
+def test_wrong_tasks_and_flags_are_said(tmp_path, capsys, words, message):
+    assert main([*words, "--out", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train", "language", "--norm", "rms", "--lr", "0.1"],
+            "unrecognized arguments: --lr 0.1. Every setting of a task",
+        ),
+        (["compare", "language", "--seed", "5"], "unrecognized arguments: --seed 5. Did you mean '--seeds'?"),
+        (["bench", "--thread", "2"], "unrecognized arguments: --thread 2. Did you mean '--threads'?"),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_its_command(capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith(f"usage: rmsnorm {words[0]} ")
+
+
 def test_file_names_tell_the_run_and_differ_with_any_setting():
     identity = {"norm": "rms", "seed": 3, "train": {"steps": 5}}
     name = file_name("language", "run", identity)

@@ -22,22 +22,33 @@ COMMANDS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole command line, and each command's own parser by name."""
     parser = argparse.ArgumentParser(
         prog="rmsnorm", description="RMSNorm and pRMSNorm: kernels, experiments, measurements."
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    of_command = {}
     for name, (module, summary) in COMMANDS.items():
-        importlib.import_module(module).configure(
-            commands.add_parser(
-                name,
-                help=summary,
-                description=summary[0].upper() + summary[1:] + ".",
-                formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            )
+        of_command[name] = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,  # "compare --seed 5" must not be --seeds 5
         )
-    return parser
+        importlib.import_module(module).configure(of_command[name])
+    return parser, of_command
+
+
+def _refuse(unknown: Sequence[str], command: argparse.ArgumentParser) -> None:
+    """End with the command's usage, what it does not know, and the flag that is most like it."""
+    flags = (flag for action in command._actions for flag in action.option_strings)
+    meant = errors.nearest(unknown[0].partition("=")[0], flags)
+    command.error(
+        f"unrecognized arguments: {' '.join(unknown)}.{meant}" + (f" {command.epilog}" if command.epilog else "")
+    )
 
 
 def _show_every_character() -> None:
@@ -50,8 +61,10 @@ def _show_every_character() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: wrong use, 130: interrupted)."""
     _show_every_character()
-    parser = _parser()
-    args = parser.parse_args(argv)
+    parser, of_command = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown, of_command.get(args.command, parser))
     if args.version:
         import rmsnorm
 

@@ -10,9 +10,10 @@ class UserError(Exception):
 
 def nearest(got: str, known: Iterable[str]) -> str:
     """``" Did you mean 'rms'?"`` where ``got`` is much like something known, else nothing: the end of a message."""
-    by_lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(got.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+    # A flag's dashes are like those of every other flag, and count for nothing.
+    plain = {name.lower().lstrip("-"): name for name in known}
+    found = difflib.get_close_matches(got.lower().lstrip("-"), plain, n=1)
+    return f" Did you mean {plain[found[0]]!r}?" if found else ""
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")

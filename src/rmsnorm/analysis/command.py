@@ -29,9 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (8 to {LARGEST}; default: %(default)s)"
         )
     add = parser.add_argument
-    add("--trials", type=int, default=10, metavar="N", help="random layers; the worst decides (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: %(default)s)")
-    add("--plot", type=named, metavar="FILE", help="draw the gradients' sizes into FILE (.png, .svg or .pdf)")
+    add(
+        "--trials",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of random layers, the worst of which decides (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: %(default)s)")
+    add("--plot", type=named, metavar="FILE", help="draw the sizes of the gradients into FILE (.png, .svg or .pdf)")
     add("--json", action="store_true", help="print everything measured as JSON, with the gradients' sweeps")
 
 

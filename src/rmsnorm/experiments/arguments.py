@@ -15,42 +15,85 @@ from rmsnorm.files import named
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The arguments of both commands."""
     parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
+    parser.epilog = "Every setting of a task's recipe can be changed by --set NAME=VALUE; --set x lists them."
     add = parser.add_argument
     add(
         "--data",
         type=named,
         metavar="PATH",
-        help="the official files, for one task (default: a stand-in from what is installed)",
+        help="the task's official files, or your own in the same form (default: a stand-in from installed packages)",
     )
-    add("--size", choices=tasks.SIZES, default="small", help="of model and recipe (default: %(default)s)")
-    add("--steps", type=int, metavar="N", help="training steps a run (default: the recipe's)")
+    add(
+        "--size",
+        choices=tasks.SIZES,
+        default="small",
+        help="the recipe: small takes minutes on two cores, paper has the paper's dimensions (default: %(default)s)",
+    )
+    add("--steps", type=int, metavar="N", help="training steps of each run (default: the recipe's)")
     add(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="change the recipe: train.learning_rate=0.001 model.width=256 p=0.125 (a wrong name lists all)",
+        help="change settings of the recipe, such as train.learning_rate=0.001 model.width=256 p=0.125; "
+        "--set x lists all settings with their values",
     )
     add(
         "--kernels",
         choices=KERNELS,
         default="rmsnorm",
-        help="that are trained with: unfused, every norm in framework operators; rmsnorm, this project's for all; "
-        "best, torch's LayerNorm and this project's RMSNorm (default: %(default)s)",
+        help="the kernels to train with. unfused: every norm is written in framework operators; rmsnorm: LayerNorm and "
+        "RMSNorm are this project's; best: LayerNorm is torch's and RMSNorm this project's (default: %(default)s)",
     )
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
-    add("--precision", choices=PRECISIONS, default="32-true", help="Lightning Fabric's (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    add("--device", default="cpu", help="the device to train on: cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="32-true",
+        help="32-true: all numbers are float32; bf16-mixed: matrix products are in bfloat16 (default: %(default)s)",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add(
         "--out",
         type=named,
         default="runs",
         metavar="FOLDER",
-        help="of records, plots and checkpoints (default: %(default)s)",
+        help="the folder for records, plots and checkpoints (default: %(default)s)",
     )
-    add("--overwrite", action="store_true", help="do again what is recorded already")
+    add("--overwrite", action="store_true", help="run again what is recorded already, and replace its record")
     add("--json", action="store_true", help="print the result as JSON")
+
+
+def norms_help() -> str:
+    """The normalisers of each task; tasks with the same ones together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for task, norms in tasks.NORMS.items():
+        alike.setdefault(norms, []).append(task)
+    return "; ".join(f"{', '.join(names)}: {' '.join(norms)}" for norms, names in alike.items())
+
+
+def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[str], *more: str) -> list[str]:
+    """The tasks of the command line, each once; ``more`` are other names that are taken for one.
+
+    One that stands after an option with several values (`compare --norm layer rms language`) argparse has taken for a
+    value of that option. No such value is a task's name, so it is taken out of them: ``several`` are their places.
+    """
+    known = (*tasks.TASKS, *more)
+    found, others = list(named), []
+    for option in several:
+        if values := getattr(args, option):
+            found += [value for value in values if value in known]
+            setattr(args, option, [value for value in values if value not in known])
+            others += getattr(args, option)
+    must = f"TASK must be one of {', '.join(known)}"
+    if not found:
+        meant = next(filter(None, (nearest(value, known) for value in others)), " Pass one of these.")
+        raise UserError(f"{must}; got none.{meant}")
+    for name in found:
+        if name not in known:
+            raise UserError(f"{must}; got {name!r}.{nearest(name, known) or ' Pass one of these.'}")
+    return list(dict.fromkeys(found))
 
 
 MOST = {"threads": 1024, "seeds": 10_000, "seed": 2**63 - 1}
@@ -68,12 +111,12 @@ def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
             raise UserError(f"--{flag} must be at most {most}; got {number}. Pass a smaller number.")
 
 
-def known_tasks(names: Sequence[str], *more: str) -> None:
-    """Refuse what is no task (or one of ``more``)."""
-    known = (*tasks.TASKS, *more)
-    for name in names:
-        if name not in known:
-            raise UserError(f"TASK must be one of {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+def numbers(flag: str, values: Sequence[str] | None) -> list[float] | None:
+    """The values of a flag as numbers, each once."""
+    try:
+        return None if values is None else list(dict.fromkeys(map(float, values)))
+    except ValueError as error:
+        raise UserError(f"{flag} must be numbers; {error}. Pass others.") from None
 
 
 def norms_of(names: Sequence[str] | None, task: str) -> list[str]:

@@ -5,7 +5,6 @@ import math
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import arguments, tasks
-from rmsnorm.experiments.recipes.common import NORMS
 
 ALL = "all"
 
@@ -14,34 +13,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm compare``."""
     add = parser.add_argument
     listed = "; ".join(f"{name}: {what}" for name, what in tasks.TASKS.items())
-    add("tasks", nargs="+", metavar="TASK", help=f"{listed}; {ALL}: each in turn")
-    add("--norm", nargs="+", action="extend", metavar="NORM", help=f"some of {', '.join(NORMS)} (default: the task's)")
+    add("tasks", nargs="*", metavar="TASK", help=f"{listed}; {ALL}: each of them in turn")
+    add(
+        "--norm",
+        nargs="+",
+        action="extend",
+        metavar="NORM",
+        help=f"the normalisers to compare, of those that the task takes ({arguments.norms_help()})",
+    )
     add(
         "--seeds",
         type=int,
         default=3,
         metavar="N",
-        help="training runs for each normaliser, with seeds 0 to N-1 (default: %(default)s)",
+        help="training runs of each normaliser, with seeds 0 to N-1 (default: %(default)s)",
     )
     add(
         "--timing-rounds",
         type=int,
         metavar="N",
-        help="rounds of one step each in the three settings; 0: no timing (default: the recipe's)",
+        help="how often a step of each normaliser is timed, with each of the three choices of kernels; 0 leaves the "
+        "timing out (default: the recipe's)",
     )
     add(
         "--sweep-lr",
         nargs="+",
-        type=float,
         metavar="RATE",
-        help="instead: train every normaliser with each learning rate and show the validation figures",
+        help="instead of comparing, train every normaliser with each of these learning rates and print the validation "
+        "figures",
     )
     add(
         "--sweep-p",
         nargs="*",
-        type=float,
         metavar="P",
-        help="instead: train pRMSNorm with each p (default: the paper's, 0.0625 and 0.1 to 1 in steps of 0.1)",
+        help="instead of comparing, train pRMSNorm with each of these p and print the test figures (default: the "
+        "paper's, 0.0625 and 0.1 to 1 in steps of 0.1)",
     )
     arguments.add_common(parser)
 
@@ -50,10 +56,12 @@ def run(args: argparse.Namespace) -> int:
     """Check the arguments, then compare each task."""
     arguments.at_least(args, 1, "seeds", "steps", "threads")
     arguments.at_least(args, 0, "timing-rounds")
-    arguments.known_tasks(args.tasks, ALL)
-    chosen = list(tasks.TASKS) if ALL in args.tasks else list(dict.fromkeys(args.tasks))
+    named = arguments.tasks_of(args, args.tasks, ("norm", "set", "sweep_lr", "sweep_p"), ALL)
+    chosen = list(tasks.TASKS) if ALL in named else named
     if args.data and len(chosen) > 1:
         raise UserError(f"--data must be given for one task; got {len(chosen)} tasks. Compare them one by one.")
+    args.sweep_lr = arguments.numbers("--sweep-lr", args.sweep_lr)
+    args.sweep_p = arguments.numbers("--sweep-p", args.sweep_p)
     _check_sweeps(args)
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
     recipes = {task: arguments.recipe_of(args, task, norms[task]) for task in chosen}

@@ -1,10 +1,10 @@
 """``rmsnorm train``: the command line of a single run, alone or under torchrun."""
 
 import argparse
+import os
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import arguments, tasks
-from rmsnorm.experiments.recipes.common import NORMS
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -12,22 +12,34 @@ STRATEGIES = ("ddp", "fsdp")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``rmsnorm train``."""
     add = parser.add_argument
-    add("task", metavar="TASK", help=f"one of {', '.join(tasks.TASKS)}")
-    add("--norm", required=True, metavar="NORM", help=f"one of {', '.join(NORMS)}")
-    add("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: %(default)s)")
+    add("task", nargs="?", metavar="TASK", help=f"one of {', '.join(tasks.TASKS)}")
+    add(
+        "--norm",
+        required=True,
+        metavar="NORM",
+        help=f"the normaliser, one of those that the task takes ({arguments.norms_help()})",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the initial weights and of the order of the training data (default: %(default)s)",
+    )
     add(
         "--strategy",
         choices=STRATEGIES,
         default="ddp",
-        help="of several processes, under `torchrun -m rmsnorm.cli train ...` (default: %(default)s)",
+        help="how several processes share the work, under `torchrun -m rmsnorm.cli train ...`. ddp: each has the whole "
+        "network; fsdp: each has a part of its weights (default: %(default)s)",
     )
     add(
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help="steps between checkpoints, of which two are kept (default: at each evaluation)",
+        help="training steps between two checkpoints; the last two are kept (default: at each evaluation)",
     )
-    add("--tensorboard", action="store_true", help="write logs to OUT/tensorboard")
+    add("--tensorboard", action="store_true", help="write TensorBoard logs to OUT/tensorboard")
     arguments.add_common(parser)
 
 
@@ -35,7 +47,16 @@ def run(args: argparse.Namespace) -> int:
     """Check the arguments, then train."""
     arguments.at_least(args, 0, "seed")
     arguments.at_least(args, 1, "steps", "threads", "checkpoint-every")
-    arguments.known_tasks([args.task])
+    args.task, *others = arguments.tasks_of(args, [args.task] if args.task else [], ("set",))
+    if others:
+        raise UserError(
+            f"TASK must be one task; got {args.task} and {others[0]}. To train several, use rmsnorm compare."
+        )
+    if args.strategy == "fsdp" and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "--strategy fsdp needs several processes; this is one. Start them: "
+            "torchrun --nproc-per-node N -m rmsnorm.cli train ..."
+        )
     norms = arguments.norms_of([args.norm], args.task)
     if len(norms) != 1:
         raise UserError(f"--norm must be one normaliser; got {args.norm}. To train several, use rmsnorm compare.")
