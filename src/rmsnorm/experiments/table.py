@@ -93,8 +93,8 @@ def quality_cell(each: QualityRow, metric: Metric) -> str:
 
 
 def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
-    published = ["paper's\n%"] if paper.saved else []
-    table = _table(["ms a\nstep", "saved, % of Layer-\nNorm's [95 % CI]", *published, *_SHARES, "peak\nMiB"])
+    published = ["saved in the\npaper, %"] if paper.saved else []
+    table = _table(["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
     for each in rows:
         table.add_row(
             LABELS[each.norm],
@@ -108,7 +108,7 @@ def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
     return table
 
 
-_SHARES = ("norms, %\nablation", "\nprofiler")
+_SHARES = ("in norms, %\nablation", "\nprofiler")
 
 
 def _interval(spread: Spread) -> str:
@@ -119,50 +119,65 @@ def _interval(spread: Spread) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What has to be known to read the tables."""
+    """What has to be known to read the tables, a line each."""
     task, records = comparison.task, comparison.records
-    found = [_about_quality(comparison), _about_data(task)]
+    found = [*_about_quality(comparison), _about_data(task)]
     timed = [record for record in records if record["kind"] == "timing"]
     if timed:
         machine, rounds = timed[0]["machine"], len(timed[0]["result"]["milliseconds"]["none"])
         processor = machine["cpu"] if comparison.setup.device == "cpu" else f"{machine['gpu'] or machine['cpu']}"
-        found.append(
-            f"time: {rounds} rounds of one step each in turn, paired (ms: LayerNorm's median less what is saved), "
-            f"recorded {timed[0]['finished']}; {processor}, {machine['torch_threads']} threads, "
-            f"torch {machine['versions']['torch']}; norms' share of a step by leaving them out and by torch.profiler; "
-            "peak: all tensors at the fullest moment of a step"
-        )
+        found += [
+            f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
+            "ms of a step: LayerNorm's median step, less the time that is saved",
+            "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
+            "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
+            "peak: the memory of all tensors at the fullest moment of a step",
+            f"timed on: {processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}, "
+            f"{timed[0]['finished']}",
+        ]
     if task.name in PAPER:
         stood_in = (
-            ", other data than here: its quality is no yardstick for a stand-in's" if task.source.stand_in else ""
+            "; other data than here, so its quality cannot be compared with a stand-in's"
+            if task.source.stand_in
+            else ""
         )
         found.append(f"paper: {PAPER[task.name].where}{stood_in}")
-    found.append(f"records and plot: {comparison.plot.rpartition('/')[0] or '.'}, {comparison.plot}")
+    found.append(f"records: {comparison.plot.rpartition('/')[0] or '.'}; plot: {comparison.plot}")
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
     return found
 
 
-def _about_quality(comparison: Comparison) -> str:
+def _about_quality(comparison: Comparison) -> list[str]:
     recipe, headline = comparison.task.recipe, comparison.task.metrics[0]
     seeds = comparison.quality[0].runs
     rates = {LABELS[each.norm]: recipe.learning_rate(each.norm) for each in comparison.quality}
     if len(set(rates.values())) == 1:
-        rate = f"learning rate {next(iter(rates.values())):g} for all"
+        rate = f"{next(iter(rates.values())):g} for all"
     else:
-        rate = "learning rates " + ", ".join(f"{norm} {value:g}" for norm, value in rates.items())
-    parts = [
+        rate = ", ".join(f"{norm} {value:g}" for norm, value in rates.items())
+    found = [
         f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{comparison.setup.kernels} kernels, {rate}, pRMSNorm of the first {100 * recipe.p:g} %",
-        *(f"{name} gives {value:{headline.form}}" for name, value in comparison.task.references.items()),
+        f"trained with the {comparison.setup.kernels} kernels",
+        f"learning rate: {rate}",
     ]
-    return "; ".join(parts)
+    if "prms" in (each.norm for each in comparison.quality):
+        found.append(f"pRMSNorm: the RMS is taken of the first {100 * recipe.p:g} % of the elements")
+    if references := comparison.task.references:
+        label = headline.label.replace("\n", " ")
+        listed = ", ".join(f"{name} {value:{headline.form}}" for name, value in references.items())
+        found.append(f"without learning: {listed} ({label})")
+    return found
+
+
+_OF_RECORDS = ("subwords sha256", "BLEU", "chrF")
+"""Details that the records and --json have: hashes, and sacrebleu's signatures."""
 
 
 def _about_data(task: Task) -> str:
     source = task.source
-    details = [f"{key} {_said(value)}" for key, value in source.details.items()]
-    return f"data: {', '.join([source.name, *details])}, sha256 {source.sha256[:12]}"
+    details = [f"{key} {_said(value)}" for key, value in source.details.items() if key not in _OF_RECORDS]
+    return f"data: {', '.join([source.name, *details])}"
 
 
 def _said(value: Any) -> str:
