@@ -1,10 +1,13 @@
 """Tensors that the C++ kernels do not serve, and a source tree in which no C++ was built."""
 
 import importlib.util
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rmsnorm import cli, native
 from rmsnorm.torch import elsewhere
 
 HIDDEN = """
@@ -128,22 +131,60 @@ def test_why_there_is_no_triton(monkeypatch):
         assert (elsewhere._why_no_triton() is None) is served
 
 
-def test_a_triton_that_does_not_run_warns_once_and_serves_nothing(monkeypatch):
+@pytest.fixture
+def broken_triton(monkeypatch):
+    """A Triton whose first kernel does not compile, beside a device."""
     pytest.importorskip("triton")
-    from rmsnorm.torch.triton import launch
+    from rmsnorm.torch.triton import functions
 
     def broken():
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(launch, "check_driver", broken)
+    monkeypatch.setattr(functions, "check", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(elsewhere, "why_not", None)
     elsewhere._triton.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="Failed to find C compiler"):
-            assert elsewhere._triton() is None
-        assert "C compiler" in elsewhere.why_not
-    finally:
-        elsewhere._triton.cache_clear()
+    yield
+    elsewhere._triton.cache_clear()
+
+
+def test_a_triton_that_does_not_run_warns_once_and_serves_nothing(broken_triton):
+    with pytest.warns(UserWarning, match="Failed to find C compiler"):
+        assert not elsewhere.serve("rms_norm", SimpleNamespace(is_cuda=True))
+    assert "C compiler" in elsewhere.why_not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not elsewhere.serve("rms_norm", SimpleNamespace(is_cuda=True))
+
+
+def test_info_tries_a_kernel(broken_triton, capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "torch cuda: composite (why: Triton does not run here: RuntimeError: Failed to find C compiler" in said
+
+
+def test_a_kernel_that_does_not_compile_warns_once_and_is_declined(monkeypatch):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from rmsnorm.torch.triton import functions, launch, plans
+
+    def refuse(*args, **options):
+        raise ValueError("ptxas: out of registers")
+
+    monkeypatch.setattr(triton, "compile", refuse)
+    monkeypatch.setattr(launch, "target", lambda device: GPUTarget("cuda", 90, 32))
+    monkeypatch.setattr(plans, "plans", {})
+    x = torch.randn(3, 24)
+    tensors = x, None, None, None, torch.empty_like(x), None
+    call = functions._plan_forward, False, tensors, (24,), None, 1.0, native.FRESH
+    with pytest.warns(UserWarning, match="forward_kernel does not compile: ValueError: ptxas"):
+        assert not plans._serve(*call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not plans._serve(*call)
+    with pytest.raises(launch.NotCompiled):  # what the first use of a device would be told
+        functions._plan_forward(False, tensors, (24,), None, 1.0, native.FRESH, 16)
 
 
 @pytest.mark.parametrize(("wanted", "operators"), [("", 1), ("operator", 1), ("decompose", 0)])

@@ -95,8 +95,8 @@ def _torch() -> list[dict[str, str]]:
             },
             {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
         ]
-    if elsewhere.why_not:
-        found.append({"where": "torch cuda", "served by": "composite", "why": elsewhere.why_not})
+    if why_no_triton := elsewhere.tried():
+        found.append({"where": "torch cuda", "served by": "composite", "why": why_no_triton})
     else:
         there = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device is present"
         found.append({"where": "torch cuda", "served by": "Triton kernels", "device": there})

@@ -41,21 +41,30 @@ def _why_no_triton() -> str | None:
 
 
 why_not: str | None = _why_no_triton()
-"""Why CUDA tensors have no kernels; None where they have."""
+"""Why CUDA tensors have no kernels; None where they have, as far as was tried: :func:`tried`."""
 
 
 @functools.cache
 def _triton() -> ModuleType | None:
     global why_not
     try:
-        from rmsnorm.torch.triton import functions, launch
+        from rmsnorm.torch.triton import functions
 
-        launch.check_driver()
+        functions.check()
     except Exception as error:  # Triton compiles C against the driver: no compiler, no headers, another driver
         why_not = f"Triton does not run here: {type(error).__name__}: {error}"
         warnings.warn(f"rmsnorm: CUDA tensors take torch's operations, slower: {why_not}", stacklevel=5)
         return None
     return functions
+
+
+def tried() -> str | None:
+    """``why_not`` once a kernel was compiled and launched, where there is a device."""
+    if why_not is None and torch.cuda.is_available():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _triton()
+    return why_not
 
 
 def serve(name: str, *args: Any) -> bool:

@@ -8,12 +8,23 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
-from rmsnorm.torch.triton.rows import first, gain, normalized, read, read_parameter, row_offset, statistic, write
+from rmsnorm.torch.triton.rows import (
+    first,
+    gain,
+    normalized,
+    quotient,
+    read,
+    read_parameter,
+    row_offset,
+    statistic,
+    write,
+)
 
 
 @triton.jit
 def add_partial(ptr, cols, value, fresh, N: tl.constexpr):
     """A program's row of partial sums: set if ``fresh``, else added to."""
+    tl.debug_barrier()  # a thread may read what another has written the last time
     place = ptr + cols[None, :]
     inside = (cols < N)[None, :]
     tl.store(place, tl.load(place, mask=inside & (not fresh), other=0.0) + value, mask=inside)
@@ -80,9 +91,9 @@ def backward_kernel(
                     if not HOLD:
                         g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
                     u = dy * g
-                along = tl.sum(u * normalized(x, mean, rstd, scale, LAYER), axis=1) / K
+                along = quotient(tl.sum(u * normalized(x, mean, rstd, scale, LAYER), axis=1), K)
                 if LAYER:
-                    level = tl.sum(u, axis=1) / N
+                    level = quotient(tl.sum(u, axis=1), N)
             if not HOLD:
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
                 dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
@@ -161,8 +172,8 @@ def backward_looped_kernel(
                 x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
                 along += u * ((x * scale - mean) * rstd)
                 level += u
-        along = tl.sum(along, axis=1)[:, None] / K
-        level = tl.sum(level, axis=1)[:, None] / N
+        along = quotient(tl.sum(along, axis=1), K)[:, None]
+        level = quotient(tl.sum(level, axis=1), N)[:, None]
         for start in range(0, N, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             dy = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)

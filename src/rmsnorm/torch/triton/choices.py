@@ -118,7 +118,7 @@ def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
 
 @lru_cache
 def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
-    """8 elements a thread (4 in float64), of which x, the gate, dy, the gain and a sum are held; else 16, read again.
+    """8 elements a thread (4 in float64), of which x, the gate, dy, the gain and a sum are held; else 32, read again.
 
     Programs of several rows want a few registers more than 128. None where a row does not fit.
     """
@@ -126,7 +126,7 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
     if block > (8192 if itemsize <= 4 else 2048):
         return None
     rows, threads = _tile(block, each, itemsize, warp_size)
-    hold, threads = threads <= 512, min(threads, 512)
+    hold, threads = (True, threads) if threads <= 512 else (False, 8 * 32 if warp_size == 32 else 8 * 64)
     programs = (384 if rows > 1 else 512) // threads
     if rows > 1 and itemsize == 8:
         rows //= 2

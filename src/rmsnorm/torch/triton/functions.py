@@ -41,6 +41,17 @@ def layer_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, fla
     return call(_plan_backward, True, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, 1.0, flags | native.FRESH)
 
 
+def check() -> None:
+    """Norms one row on the current device, and raises what keeps a kernel from being compiled or launched there."""
+    x = torch.zeros(1, 64, device="cuda")
+    tensors = x, None, None, None, torch.empty_like(x), None
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    plan = _plan_forward(False, tensors, (64,), None, 1.0, native.FRESH, choices.VECTOR)
+    if plan is None:
+        raise RuntimeError("the kernels decline a row of 64 numbers")
+    plan(tensors, addresses)
+
+
 def _plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
     x, residual, weight, bias, y, new = tensors
     problem = Problem(layer, tensors, (0, 1, 4, 5), shape, eps, p, flags, low)

@@ -21,6 +21,11 @@ POINTERS = TYPES | {torch.int8: "i8"}
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernels run in NumPy, on tensors of a CPU
 INT32 = 2**31 - 2**16  # rows up to here are counted in 32 bits: dividing by 64-bit numbers takes five times as long
 
+
+class NotCompiled(RuntimeError):
+    """Triton or the driver refuses a kernel: torch's operations serve then."""
+
+
 Constants = tuple[tuple[str, Any], ...]
 Launcher = Callable[[int, int, Sequence[Tensor | None], Sequence[int], Sequence[int]], None]
 
@@ -69,8 +74,11 @@ def launcher(
         return interpret
 
     what = source(kernel, pointers, wide, constants)
-    compiled = triton.compile(what, target=target(device), options=options(choice, constants, target(device)))
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    try:
+        compiled = triton.compile(what, target=target(device), options=options(choice, constants, target(device)))
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    except Exception as error:  # of a compiler, an assembler, a driver: each has its own
+        raise NotCompiled(f"{kernel.__name__} does not compile: {type(error).__name__}: {error}") from error
     values = [dict(constants)[name] for name in kernel.arg_names if name in dict(constants)]
     stream = torch._C._cuda_getCurrentRawStream
 
@@ -78,12 +86,6 @@ def launcher(
         run(x, y, 1, stream(device), function, metadata, None, None, None, *addresses, *integers, *values)
 
     return launch
-
-
-def check_driver() -> None:
-    """Raises what keeps Triton from running here: it compiles some C against the driver when it is first used."""
-    if not INTERPRETED:
-        triton.runtime.driver.active.get_current_target()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ What a sweep reads again comes from the second cache level mostly.
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.rows import addresses, power_of_two, reciprocal_root
+from rmsnorm.torch.triton.rows import addresses, power_of_two, quotient, reciprocal_root
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def rms_statistic(
     scale = tl.where(overflown, tl.full((), LARGE, C), tl.full((), 1.0, C))
     scale = tl.where(underflown, tl.full((), SMALL, C), scale)
     root = tl.full((), ROOT, C) * scale
-    return tl.zeros([1, 1], C), reciprocal_root(total / K + root * root), scale
+    return tl.zeros([1, 1], C), reciprocal_root(quotient(total, K) + root * root), scale
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def layer_statistic(
     total = tl.zeros([1, BLOCK], C)
     for start in range(0, N, BLOCK):
         total += read_piece(ptr, offset, start + tl.arange(0, BLOCK), N, N, BLOCK, BYTES).to(C) * scale
-    mean = tl.sum(total, axis=1)[:, None] / N
+    mean = quotient(tl.sum(total, axis=1), N)[:, None]
     rest = tl.zeros([1, BLOCK], C)
     squares = tl.zeros([1, BLOCK], C)
     for start in range(0, N, BLOCK):
@@ -105,7 +105,7 @@ def layer_statistic(
         d = tl.where((cols < N)[None, :], d, 0.0)
         rest += d
         squares += d * d
-    rest = tl.sum(rest, axis=1)[:, None] / N
-    variance = tl.maximum(tl.sum(squares, axis=1)[:, None] / N - rest * rest, 0.0)
+    rest = quotient(tl.sum(rest, axis=1), N)[:, None]
+    variance = tl.maximum(quotient(tl.sum(squares, axis=1), N)[:, None] - rest * rest, 0.0)
     root = tl.full((), ROOT, C) * scale
     return mean + rest, reciprocal_root(variance + root * root), scale

@@ -4,6 +4,7 @@ The same again costs a look in a dictionary and the launch.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,12 @@ def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape,
     except KeyError:
         if len(plans) >= _MOST:
             plans.clear()
-        plan = plans[key] = make(layer, tensors, shape, eps, p, flags, low)
+        try:
+            plan = make(layer, tensors, shape, eps, p, flags, low)
+        except launch.NotCompiled as error:
+            warnings.warn(f"rmsnorm: torch's operations serve these tensors, slower: {error}", stacklevel=2)
+            plan = None
+        plans[key] = plan
     except TypeError:  # an argument that cannot be hashed is none that is served
         return False
     if plan is None or not (flags & native.FRESH or _apart(tensors, addresses)):

@@ -14,7 +14,7 @@ from rmsnorm import native
 from rmsnorm.torch.triton import choices, launch
 from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
 from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher
-from rmsnorm.torch.triton.rows import gain, normalized, read, read_parameter, row_offset, statistic, write
+from rmsnorm.torch.triton.rows import gain, normalized, quotient, read, read_parameter, row_offset, statistic, write
 
 
 def rms_norm_quantized(x, shape, weight, q, scale, eps, p, flags) -> bool:
@@ -52,9 +52,7 @@ def magnitude(y):
 def step(largest, INT8: tl.constexpr):
     """largest / M in float32; NaN where that is not finite."""
     MOST: tl.constexpr = 127.0 if INT8 else 448.0
-    most = tl.full(largest.shape, MOST, largest.dtype)
-    found = largest / most if largest.dtype == tl.float64 else tl.div_rn(largest, most)
-    return tl.where(largest < float("inf"), found, float("nan")).to(tl.float32)
+    return tl.where(largest < float("inf"), quotient(largest, MOST), float("nan")).to(tl.float32)
 
 
 @triton.jit
@@ -63,8 +61,7 @@ def encoded(y, scale, INT8: tl.constexpr):
     MOST: tl.constexpr = 127.0 if INT8 else 448.0
     C: tl.constexpr = y.dtype
     known = (scale > 0) & (scale < float("inf"))
-    divisor, y = tl.broadcast(tl.where(known, scale, 1.0).to(C), tl.where(known, y, 0.0))
-    code = y / divisor if C == tl.float64 else tl.div_rn(y, divisor)
+    code = quotient(tl.where(known, y, 0.0), tl.where(known, scale, 1.0).to(C))
     code = tl.minimum(tl.maximum(code, -MOST), MOST)
     if INT8:  # adding 1.5·2^23 (2^52) leaves no bits for a fraction
         SHIFT: tl.constexpr = 1.5 * 2.0**52 if C == tl.float64 else 1.5 * 2.0**23

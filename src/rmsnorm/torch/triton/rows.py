@@ -7,6 +7,8 @@ computed in float32, in float64 for float64 rows. Row offsets are 64-bit.
 import triton
 import triton.language as tl
 
+KEEP_AS_USUAL = tl.constexpr("")  # Triton 3.6 takes no plain string for a default
+
 
 @triton.jit
 def row_offset(row, middle, inner, outer_stride, middle_stride, inner_stride, LEVELS: tl.constexpr):
@@ -28,7 +30,7 @@ def addresses(ptr, offset, cols, BYTES: tl.constexpr):
 
 @triton.jit
 def read(
-    ptr, offset, cols, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr, KEEP: tl.constexpr = ""
+    ptr, offset, cols, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr, KEEP: tl.constexpr = KEEP_AS_USUAL
 ):  # fmt: skip
     """A tile in its own dtype; KEEP is the caches' eviction policy."""
     if BLOCK == N:
@@ -84,6 +86,15 @@ def power_of_two(largest):
 
 
 @triton.jit
+def quotient(x, y):
+    """x / y, correctly rounded: Triton's / of float32 is off by up to two units in the last place."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
 def reciprocal_root(x):
     """1/√x, each step correctly rounded: rsqrt's approximation is off by two units in the last place."""
     if x.dtype == tl.float64:
@@ -109,14 +120,14 @@ def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAY
     x = x * scale[:, None]
     root = tl.full((), ROOT, x.dtype) * scale
     if LAYER:
-        mean = tl.sum(x, axis=1) / N
+        mean = quotient(tl.sum(x, axis=1), N)
         x = first(x - mean[:, None], cols, N, BLOCK)
-        rest = tl.sum(x, axis=1) / N  # what the rounding of the mean has left over
-        variance = tl.sum(x * x, axis=1) / N - rest * rest
+        rest = quotient(tl.sum(x, axis=1), N)  # what the rounding of the mean has left over
+        variance = quotient(tl.sum(x * x, axis=1), N) - rest * rest
         return mean + rest, reciprocal_root(tl.maximum(variance, 0.0) + root * root), scale
     else:
         part = first(x, cols, K, BLOCK)
-        return root, reciprocal_root(tl.sum(part * part, axis=1) / K + root * root), scale
+        return root, reciprocal_root(quotient(tl.sum(part * part, axis=1), K) + root * root), scale
 
 
 @triton.jit
