@@ -5,14 +5,14 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp)
 
-SLUG = $(shell PYTHONPATH=src $(PYTHON) -c 'import re, torch; print(re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))')
-RESULTS ?= benchmarks/results
+OUT      ?= build/gpu-session
+DEADLINE ?= 400
 
 .PHONY: help demo test gpu lint bench smoke format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
-	@echo "make gpu    with $(PYTHON)'s own torch and Triton on a CUDA device, nothing installed: tests, then the bench"
+	@echo "make gpu    with $(PYTHON)'s own torch and Triton on a CUDA device, nothing installed: checks, timings, a sweep"
 	@echo "make bench  set up with all peers, then time the kernels beside them"
 	@echo "make smoke  the same for a minute: every peer installed is verified"
 	@echo "make lint   ruff and mypy"
@@ -42,8 +42,7 @@ test: $(VENV)/.dev
 
 # From the source tree, with what $(PYTHON) has: a machine lent for measuring may have no compiler and no network.
 gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu -q -p no:cacheprovider tests/test_gpu.py
-	PYTHONPATH=src $(PYTHON) -m rmsnorm.cli bench --device cuda --json $(RESULTS)/$$(date +%F)-$(SLUG).jsonl
+	$(PYTHON) tools/gpu_session.py --out $(OUT) --deadline $(DEADLINE)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

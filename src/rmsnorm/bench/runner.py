@@ -24,7 +24,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     A provider that fails or returns wrong numbers is recorded as such and not timed.
     """
     torch.set_num_threads(case.threads)
-    inputs = _inputs(case)
+    inputs = make_inputs(case)
     oracles: dict[Case, Oracle | RecurrentOracle] = {}
     calls: dict[str, Call] = {}
     spins_s: dict[str, float] = {}
@@ -44,10 +44,10 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
                 spins_s[provider.name] = 0.0
                 continue
             prepared = provider.build(case, inputs)
-            errors[provider.name] = _verify(provider, prepared, case, inputs, oracles)
+            errors[provider.name] = verify(provider, prepared, case, inputs, oracles)
             calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
         except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
-            wrong[provider.name] = _reason(error)
+            wrong[provider.name] = reason(error)
     oracles.clear()
 
     gc.collect()
@@ -59,7 +59,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
             plan,
             spins_s=spins_s,
             sample=cuda.sample if device else wall_clock,
-            drop=lambda name, error: wrong.update({name: _reason(error)}),
+            drop=lambda name, error: wrong.update({name: reason(error)}),
             pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"),
         )
     finally:
@@ -90,13 +90,13 @@ def _on_cuda(
     """The call to be timed, over sets of inputs in turn, and the provider's errors on the first of them."""
     first = provider.build(case, inputs)
     cuda.poison(inputs)
-    errors = _verify(provider, first, case, inputs, oracles)
+    errors = verify(provider, first, case, inputs, oracles)
     more = range(1, cuda.copies(case, int(device["l2_mib"] * 2**20)))
     others = (provider.build(case, {name: t.clone() for name, t in inputs.items()}).call for _ in more)
     return cuda.in_turn([first.call, *others]), errors
 
 
-def _inputs(case: Case) -> Inputs:
+def make_inputs(case: Case) -> Inputs:
     if case.recurrent:
         return recurrent_oracle.make_inputs(case)
     return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
@@ -108,14 +108,14 @@ def _oracle(case: Case, inputs: Inputs) -> Oracle | RecurrentOracle:
     return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """In one line."""
     if isinstance(error, WrongError):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-def _verify(
+def verify(
     provider: Provider,
     prepared: Prepared,
     case: Case,

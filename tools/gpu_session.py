@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Everything worth knowing of a CUDA device in the minutes that one is lent: what runs, what is right, how fast.
+
+    python tools/gpu_session.py --out FOLDER [--deadline 400]
+
+Runs from the source tree with the torch, Triton and pytest that are there; nothing is installed. Each stage is a
+process of its own with a time limit, and each of its items is a line in FOLDER/session.jsonl as soon as it is known.
+So a failure, a hang or a device that no longer answers costs one item. FOLDER also gets records.jsonl (what
+`rmsnorm bench --from` reads), winners.json (launch choices that beat choices.py) and summary.md.
+
+--rehearse runs it without a device: some of the kernels are compiled for sm_90, and every seventh item runs, small, on
+the CPU.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHIN = 400.0  # seconds, for which the table below is made; another deadline scales it
+PATIENCE = 40.0  # seconds without a new line after which a stage's process is taken to hang
+KILLED = -9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and the second at which it ends at the latest; one that is done earlier makes room for the next."""
+
+    name: str
+    until: float
+    items: str = ""  # module.function of gpu_stages
+    beside: bool = False  # runs on the processors that the next stages leave free
+
+
+STAGES = (
+    Stage("build", 60, "build.items", beside=True),
+    Stage("machine", 12, "machine.items"),
+    Stage("smoke", 60, "smoke.items"),
+    Stage("shapes", 140, "shapes.items"),
+    Stage("host", 155, "host.items"),
+    Stage("sweep", 240, "sweep.items"),
+    Stage("winners", 285, "shapes.with_winners"),
+    Stage("counters", 310, "counters.items"),
+    Stage("quack", 340, "shapes.beside_quack"),
+    Stage("tests", 395),
+)
+
+
+def main() -> int:
+    args = _arguments()
+    if args.stage:
+        return _stage(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        Session(args.out.resolve(), args.deadline, args.rehearse, args.only, Path(scratch)).run()
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for results; made if it is not there")
+    parser.add_argument("--deadline", type=float, default=WITHIN, help="seconds for all stages (default: 400)")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="these stages alone")
+    parser.add_argument("--rehearse", action="store_true", help="without a device")
+    parser.add_argument("--stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.deadline > 0:
+        parser.error(f"--deadline must be a positive number of seconds; received {args.deadline}")
+    return args
+
+
+def _stage(args: argparse.Namespace) -> int:
+    """What a stage's process does."""
+    from gpu_stages.stage import Setting, run
+
+    module, function = next(s.items for s in STAGES if s.name == args.stage).split(".")
+    setting = Setting.make(args.out, args.rehearse)
+    items = getattr(importlib.import_module(f"gpu_stages.{module}"), function)(setting)
+    return run(args.stage, items, args.lines, args.deadline, args.skip, setting)
+
+
+class Session:
+    """Starts the stages one after the other and folds their lines into session.jsonl."""
+
+    def __init__(self, out: Path, deadline: float, rehearse: bool, only: list[str] | None, scratch: Path) -> None:
+        self.out, self.rehearse, self.scratch = out, rehearse, scratch
+        self.start, self.scale = time.monotonic(), deadline / WITHIN
+        self.patience = PATIENCE * (10 if rehearse else 1)  # two processors, perhaps busy
+        self.stages = [s for s in STAGES if not only or s.name in only]
+        self.environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(
+                [*map(str, (ROOT / "src", ROOT / "tools", ROOT / "tests")), *_split(os.environ.get("PYTHONPATH"))]
+            ),
+            "TRITON_CACHE_DIR": str(scratch / "triton"),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def run(self) -> None:
+        beside: list[tuple[Stage, Path, subprocess.Popen[bytes]]] = []
+        for stage in self.stages:
+            if stage.beside:
+                lines = self._lines(stage)
+                beside.append((stage, lines, self._process(stage, lines, 0)))
+                continue
+            if stage.name not in ("machine", "smoke"):  # nothing is timed while kernels are being compiled
+                self._await(beside)
+            if stage.name == "tests":
+                self._tests(stage)
+            else:
+                self._stage(stage)
+            self._summarise()
+        self._await(beside)
+        self._summarise()
+        print((self.out / "summary.md").read_text())
+
+    def _left(self, stage: Stage) -> float:
+        return stage.until * self.scale - (time.monotonic() - self.start)
+
+    def _lines(self, stage: Stage) -> Path:
+        return self.out / f"{stage.name}.jsonl"
+
+    def _process(self, stage: Stage, lines: Path, skip: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, __file__, "--out", str(self.out), "--stage", stage.name, "--lines", str(lines)]
+        command += [
+            "--deadline",
+            str(max(1.0, self._left(stage))),
+            "--skip",
+            str(skip),
+            *["--rehearse"] * self.rehearse,
+        ]
+        log = (self.scratch / f"{stage.name}.log").open("ab")
+        return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _stage(self, stage: Stage) -> None:
+        """Runs a stage; a process that dies or hangs is followed by another, from the next item on."""
+        lines, skip = self._lines(stage), 0
+        print(f"{time.monotonic() - self.start:6.1f} s  {stage.name}", flush=True)
+        while self._left(stage) > 0:
+            status = self._watch(stage, self._process(stage, lines, skip), lines)
+            begun = [line["index"] for line in _read(lines) if "index" in line]
+            if status == 0 or not begun or max(begun) + 1 == skip:
+                break
+            skip = max(begun) + 1
+        self._fold(stage, lines)
+
+    def _watch(self, stage: Stage, process: "subprocess.Popen[bytes]", lines: Path) -> int:
+        seen, since = -1, time.monotonic()
+        while (status := process.poll()) is None:
+            size = lines.stat().st_size if lines.exists() else 0
+            if size != seen:
+                seen, since = size, time.monotonic()
+            if self._left(stage) < -5 or time.monotonic() - since > self.patience:
+                _end(process)
+                return KILLED
+            time.sleep(0.1)
+        return status
+
+    def _await(self, beside: "list[tuple[Stage, Path, subprocess.Popen[bytes]]]") -> None:
+        while beside:
+            stage, lines, process = beside.pop()
+            self._watch(stage, process, lines)
+            self._fold(stage, lines)
+
+    def _fold(self, stage: Stage, lines: Path) -> None:
+        """The stage's lines to the session's; an item that began and never ended gets a line that says so."""
+        found = _read(lines)
+        ended = {line["index"] for line in found if not line.get("begin")}
+        kept = [line for line in found if not line.get("begin")]
+        for line in found:
+            if line.get("begin") and line["index"] not in ended:
+                why = "ended by" if self._left(stage) <= 0 else "the process died or hung in this item, before"
+                kept.append({**line, "begin": False, "error": f"{why} the stage's time limit"})
+        log = self.scratch / f"{stage.name}.log"
+        if not kept:
+            said = log.read_text(errors="replace")[-1500:] if log.exists() else ""
+            kept = [{"stage": stage.name, "item": "start", "error": f"the stage wrote nothing: {said.strip()}"}]
+        with (self.out / "session.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        lines.unlink(missing_ok=True)
+
+    def _tests(self, stage: Stage) -> None:
+        """`pytest -m gpu`, in parallel and with a limit for each test where the plugins are there."""
+        print(f"{time.monotonic() - self.start:6.1f} s  {stage.name}", flush=True)
+        report = self.scratch / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += ["-n", "8"] * _there("xdist") + ["--timeout", "60"] * _there("pytest_timeout")
+        process = subprocess.Popen(
+            [*command, "tests/test_gpu.py"],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=(self.scratch / "tests.log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(max(1.0, self._left(stage)))
+        except subprocess.TimeoutExpired:
+            _end(process)
+        said = (self.scratch / "tests.log").read_text(errors="replace").strip().splitlines()
+        failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
+        line = {"stage": stage.name, "item": "pytest", "summary": said[-1] if said else "", "failed": failed}
+        if process.returncode not in (0, 5):
+            line["error"] = f"pytest ended with {process.returncode}"
+        with (self.out / "session.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _summarise(self) -> None:
+        from gpu_stages.summary import markdown
+
+        (self.out / "summary.md").write_text(markdown(_read(self.out / "session.jsonl")), encoding="utf-8")
+
+
+def _read(path: Path) -> list[dict]:
+    """The whole lines of a file that a process may have left in the middle of one."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            continue
+    return found
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kills the process and those it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _split(paths: str | None) -> list[str]:
+    return paths.split(os.pathsep) if paths else []
+
+
+def _there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
+    sys.exit(main())

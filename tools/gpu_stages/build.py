@@ -1,0 +1,110 @@
+"""Stage 1: every kernel of the later stages compiled into the shared cache, on all processors, beside stage 0.
+
+Which kernels there are is found by running the cases on a few rows of a CPU with a launcher that only writes down what
+it is asked for. So the list needs no device, and is what the cases will ask for there.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+from unittest import mock
+
+import torch
+
+from gpu_stages import cases, sweep
+from gpu_stages.stage import Item, Setting
+
+IN_REHEARSAL = 12  # of the kernels one in so many, and of those stage.py takes one in seven
+ROWS = 16  # a kernel does not depend on their number
+Job = tuple[Any, ...]  # the arguments of launch.launcher, without the device
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    jobs = wanted(setting)
+    if setting.rehearsal:
+        jobs = jobs[::IN_REHEARSAL]
+    major, minor = (9, 0) if setting.rehearsal else torch.cuda.get_device_capability()
+    arch = 10 * major + minor
+    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), mp_context=get_context("spawn"))
+    futures = [pool.submit(compile_job, named(job), arch) for job in jobs]
+    for job, future in zip(jobs, futures, strict=True):
+        yield describe(job), partial(future.result)
+    pool.shutdown()
+
+
+def wanted(setting: Setting) -> list[Job]:
+    """The kernels of all stages, each once, in the order in which they are needed."""
+    from rmsnorm.bench.oracle import make_inputs
+    from rmsnorm.bench.torch_providers import Ours
+    from rmsnorm.torch.triton import plans
+
+    found: dict[Job, None] = {}
+
+    def launcher(kernel: Any, pointers: Any, wide: bool, constants: Any, choice: Any, device: int) -> Any:
+        found[kernel, pointers, wide, constants, choice] = None
+        return lambda x, y, tensors, addresses, integers: None
+
+    every = [*cases.smoke(), *cases.shapes(setting), *cases.host(), *cases.swept(setting), *cases.partial(setting)]
+    few = dict.fromkeys(replace(case, rows=ROWS) for case in every)
+    swept = dict.fromkeys(replace(case, rows=ROWS) for case in cases.swept(setting))
+    with _on_a_cpu(launcher):
+        for case in few:
+            plans.plans.clear()
+            Ours().build(case, make_inputs(case)).call()
+        for case in swept:
+            for choice in sweep.candidates(case):
+                plans.plans.clear()
+                with sweep.chosen(case, choice):
+                    Ours().build(case, make_inputs(case)).call()
+        plans.plans.clear()
+    return list(found)
+
+
+@contextmanager
+def _on_a_cpu(launcher: Any) -> Iterator[None]:
+    """Every call of the package's functions goes to Triton's, with ``launcher`` in place of the real one."""
+    from rmsnorm.torch import functional, kernels
+    from rmsnorm.torch.triton import functions, launch
+
+    names = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated", "rms_norm_quantized")
+    names += ("rms_norm_backward", "layer_norm_backward", "rms_norm_gated_backward")
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(kernels, name, getattr(functions, name)))
+        stack.enter_context(mock.patch.object(functional, "usual", None))
+        stack.enter_context(mock.patch.object(launch, "INTERPRETED", True))
+        stack.enter_context(mock.patch.object(launch, "launcher", launcher))
+        yield
+
+
+def named(job: Job) -> Job:
+    """The job with the kernel's module and name in place of the kernel, which does not travel to another process."""
+    kernel, *rest = job
+    return kernel.fn.__module__, kernel.fn.__name__, *rest
+
+
+def describe(job: Job) -> str:
+    kernel, pointers, _, constants, choice = job
+    fixed = dict(constants)
+    return f"{kernel.fn.__name__} n={fixed.get('N')} {str(pointers[0]).removeprefix('torch.')} {choice}"
+
+
+def compile_job(job: Job, arch: int) -> dict[str, Any]:
+    """Compiles into TRITON_CACHE_DIR; the launcher on the device finds it there."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from rmsnorm.torch.triton import launch
+
+    module, name, pointers, wide, constants, choice = job
+    kernel, target = getattr(importlib.import_module(module), name), GPUTarget("cuda", arch, 32)
+    source = launch.source(kernel, pointers, wide, constants)
+    compiled = triton.compile(source, target=target, options=launch.options(choice, constants, target))
+    return {"shared": compiled.metadata.shared, "triton": triton.__version__}

@@ -1,0 +1,60 @@
+"""Stage 4: what a small call costs the host: many calls without waiting for the device, and replayed from a graph."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from gpu_stages import cases
+from gpu_stages.stage import Item, Setting
+from rmsnorm.bench import cuda, gpu_providers, runner, torch_providers
+from rmsnorm.bench.cases import Case
+
+CALLS, IN_A_GRAPH = 2000, 20
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    for case in cases.host():
+        for provider in (torch_providers.Ours(), torch_providers.TorchRMSNorm(), gpu_providers.Liger()):
+            yield f"{case}: {provider.name}", partial(_timed, setting, case, provider)
+
+
+def _timed(setting: Setting, case: Case, provider: torch_providers.TorchProvider) -> dict[str, Any]:
+    if why := provider.missing():
+        return {"skipped": why}
+    call = provider.build(case, runner.make_inputs(case)).call
+    for _ in range(20):
+        call()
+    calls = 20 if setting.rehearsal else CALLS
+    found = sorted(_host_ns(setting, call, calls) for _ in range(3))
+    result = {"host_us": round(found[1] / 1e3, 2)}
+    if not setting.rehearsal:
+        result["graph_us"] = round(_graph_ns(call) / 1e3, 2)
+    return result
+
+
+def _host_ns(setting: Setting, call: Callable[[], Any], calls: int) -> float:
+    """Nanoseconds a call by the host's clock, up to the last launch."""
+    setting.synchronize()
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    spent = time.perf_counter_ns() - start
+    setting.synchronize()
+    return spent / calls
+
+
+def _graph_ns(call: Callable[[], Any]) -> float:
+    """Nanoseconds a call when the device alone decides: replayed from a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(IN_A_GRAPH):
+            call()
+    return cuda.sample(graph.replay, 50) / IN_A_GRAPH

@@ -1,0 +1,63 @@
+"""Stage 0: what this machine is, its ceilings, and whether one kernel runs at all."""
+
+import os
+import time
+from collections.abc import Iterator
+from importlib import metadata, util
+from typing import Any
+
+import torch
+
+from gpu_stages.stage import Item, Setting
+from rmsnorm import machine
+from rmsnorm.bench import cuda
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    yield "versions", _versions
+    yield "copy of 256 MiB", lambda: _copy(setting, setting.elements * 2)
+    yield "copy of 4 GiB", lambda: _copy(setting, setting.elements * 32)
+    yield "an empty launch", lambda: _launch(setting)
+    yield "one kernel", lambda: _one_kernel(setting)
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("torch", "triton", "numpy", "liger-kernel", "quack-kernels", "pytest")
+    names = {d.metadata["Name"] for d in metadata.distributions()}
+    return {
+        "machine": machine.describe() | cuda.describe(),
+        "packages": {name: metadata.version(name) for name in packages if name in names},
+        "liger_kernel": util.find_spec("liger_kernel") is not None,
+        "cpus": os.cpu_count(),
+    }
+
+
+def _copy(setting: Setting, size: int) -> dict[str, Any]:
+    """Bytes read and written a second by y.copy_(x): the ceiling of everything else."""
+    x = torch.empty(size // 2, dtype=torch.bfloat16, device=cuda.DEVICE).normal_()
+    y = torch.empty_like(x)
+    cuda.sample(lambda: y.copy_(x), 3)
+    best = min(cuda.sample(lambda: y.copy_(x), 20) for _ in range(3))
+    return {"gb_a_second": round(2 * size / best, 1)}
+
+
+def _launch(setting: Setting) -> dict[str, Any]:
+    """What a kernel of no work costs, on the device's clock and on the host's."""
+    x = torch.zeros(1, device=cuda.DEVICE)
+    cuda.sample(x.zero_, 100)
+    start = time.perf_counter_ns()
+    for _ in range(1000):
+        x.zero_()
+    host = (time.perf_counter_ns() - start) / 1000
+    setting.synchronize()
+    return {"host_us": round(host / 1e3, 2), "device_us": round(cuda.sample(x.zero_, 1000) / 1e3, 2)}
+
+
+def _one_kernel(setting: Setting) -> dict[str, Any]:
+    """The first launch of this project's kernels, with what keeps them from running."""
+    from rmsnorm.torch import composite, elsewhere, rms_norm
+
+    x = torch.randn(64, 4096, device=cuda.DEVICE, dtype=torch.bfloat16)
+    y = rms_norm(x, (4096,))
+    off = (y.double() - composite.rms_norm(x.double(), (4096,))).abs().max().item()
+    return {"off": off, "why_no_kernels": elsewhere.why_not, "served": setting.rehearsal or not elsewhere.why_not}

@@ -1,0 +1,63 @@
+"""Stages 3, 6 and 8: the key shapes, ours beside the copy and the peers, verified and then timed in turn.
+
+Records are the bench's own, appended to a file that `rmsnorm bench --from` reads.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpu_stages import cases, sweep
+from gpu_stages.stage import Item, Setting
+from rmsnorm.bench import providers, records, runner
+from rmsnorm.bench.cases import Case
+
+RECORDS = "records.jsonl"
+AGAIN = "records-winners.jsonl"
+PEERS = ("rmsnorm", "rmsnorm-full", "F.rms_norm", "F.layer_norm", "liger", "copy")
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    """Stage 3."""
+    for case in cases.shapes(setting):
+        compiled = case.n in cases.COMPILED and not case.adds and not setting.rehearsal
+        names = (*PEERS, "torch.compile") if compiled else PEERS
+        yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
+
+
+def with_winners(setting: Setting) -> Iterator[Item]:
+    """Stage 6: stage 3's cases whose launch choice the sweep changed, and pRMSNorm's table."""
+    winners = sweep.winners(setting.folder)
+    for case in cases.shapes(setting):
+        if (choice := winners.get(sweep.key(case))) is not None:
+            yield str(case), partial(_chosen, setting, case, choice)
+    for case in cases.partial(setting):
+        names = ("rmsnorm", "rmsnorm-full", "copy")
+        yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
+
+
+def beside_quack(setting: Setting) -> Iterator[Item]:
+    """Stage 8, in a process of its own: newer torch takes quack's kernels for F.rms_norm once they are importable."""
+    names = ("rmsnorm", "quack", "copy")
+    for case in cases.shapes(setting):
+        if case.direction != "backward" or not case.adds:
+            yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
+
+
+def _chosen(setting: Setting, case: Case, choice: Any) -> dict[str, Any]:
+    with sweep.chosen(case, choice):
+        return _measured(setting, case, ("rmsnorm", "copy"), setting.folder / AGAIN)
+
+
+def _measured(setting: Setting, case: Case, names: Iterable[str], path: Path) -> dict[str, Any]:
+    wanted = providers.choose([p for p in providers.all_providers(1) if "cuda" in p.devices], list(names))
+    missing = {p.name: why for p in wanted if (why := p.missing())}
+    installed = [p for p in wanted if p.name not in missing]
+    record = runner.run_case(case, installed, setting.plan, lambda what: None)
+    record.skipped.update(missing)
+    records.append(path, record)
+    times = {name: round(result.median_ns / 1e3, 2) for name, result in record.results.items()}
+    copied = record.results.get("copy")
+    shares = {name: round(copied.median_ns / r.median_ns, 3) for name, r in record.results.items()} if copied else {}
+    return {"us": times, "share_of_copy": shares, "wrong": record.wrong}

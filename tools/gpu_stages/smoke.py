@@ -1,0 +1,53 @@
+"""Stage 2: is everything right? Every operation at every kind of length, then what only a device shows."""
+
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from gpu_stages import cases
+from gpu_stages.stage import Item, Setting
+from rmsnorm.bench import cuda, runner
+from rmsnorm.bench.cases import Case
+from rmsnorm.bench.torch_providers import Ours
+
+# Tests of tests/test_gpu.py that need no case of their own.
+ON_A_DEVICE = (
+    "test_in_a_cuda_graph",
+    "test_on_another_stream_and_in_place",
+    "test_under_autocast",
+    "test_packed_heads_without_a_copy",
+    "test_zero_rows_leave_the_device_well",
+    "test_a_row_and_a_gradient_do_not_depend_on_the_run",
+    "test_rare_rows",
+    "test_compiled",
+)
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    for name in ON_A_DEVICE:
+        yield name, partial(_test, setting, name)
+    for case in cases.smoke():
+        yield str(case), partial(_verified, setting, case)
+
+
+def _verified(setting: Setting, case: Case) -> dict[str, Any]:
+    """The errors of each output, in memory that held NaN before; and whether a kernel served it."""
+    from rmsnorm.torch.triton import plans
+
+    plans.plans.clear()
+    inputs, provider = runner.make_inputs(case), Ours()
+    prepared = provider.build(case, inputs)
+    cuda.poison(inputs)
+    errors = runner.verify(provider, prepared, case, inputs, {})
+    found: dict[str, Any] = {"errors": {name: float(f"{error:.3g}") for name, error in errors.items()}}
+    if not setting.rehearsal:
+        found["served"] = bool(plans.plans) and None not in plans.plans.values()
+    return found
+
+
+def _test(setting: Setting, name: str) -> dict[str, Any]:
+    if setting.rehearsal:
+        return {"skipped": "needs a device"}
+    getattr(importlib.import_module("test_gpu"), name)()
+    return {"served": True}

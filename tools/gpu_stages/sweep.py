@@ -1,0 +1,144 @@
+"""Stage 5: other launch choices than choices.py makes, verified and timed beside it; winners go to winners.json."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpu_stages import cases
+from gpu_stages.stage import Item, Setting
+from rmsnorm.bench import cuda, runner, timing
+from rmsnorm.bench.cases import DTYPES, Case
+from rmsnorm.bench.torch_providers import Ours
+from rmsnorm.torch.triton import choices, plans
+from rmsnorm.torch.triton.choices import Choice
+
+FILE = "winners.json"
+ENOUGH = 0.98  # a choice is worth changing if it takes at most this share of the time
+FACTORS = {
+    "rows": (0.5, 2.0, 4.0),
+    "warps": (0.5, 2.0),
+    "block": (0.5, 2.0),
+    "programs": (0.5, 2.0),
+    "stages": (0.5, 2.0),
+}
+MOST_WARPS, LEAST_BLOCK = 32, 256
+
+
+def items(setting: Setting) -> Iterator[Item]:
+    for case in cases.swept(setting):
+        yield str(case), partial(_swept, setting, case)
+
+
+def key(case: Case) -> str:
+    """What a choice depends on: direction, length and dtype."""
+    return f"{_kind(case)} {case.n} {case.dtype}"
+
+
+def _kind(case: Case) -> str:
+    return "backward" if case.backward else "forward"
+
+
+def default(case: Case) -> Choice:
+    return getattr(choices, _kind(case))(case.n, DTYPES[case.dtype])
+
+
+def candidates(case: Case) -> list[Choice]:
+    """Neighbours of the default: one field changed by a factor, or rows and warps together."""
+    base = default(case)
+    fields = [name for name in FACTORS if getattr(base, name, 0) and (name != "block" or base.looped)]
+    changes = [{name: factor} for name in fields for factor in FACTORS[name]]
+    changes += [{"rows": r, "warps": w} for r in FACTORS["rows"] for w in FACTORS["warps"]]
+    found = {base: None}
+    for change in changes:
+        choice = replace(base, **{name: int(getattr(base, name) * factor) for name, factor in change.items()})
+        long_enough = not choice.looped or choice.block >= LEAST_BLOCK
+        if all(getattr(choice, name) for name in change) and choice.warps <= MOST_WARPS and long_enough:
+            found[_with_registers(choice)] = None
+    return list(found)
+
+
+def _with_registers(choice: Choice) -> Choice:
+    """What a backward program's threads may take depends on how many programs are resident."""
+    if not choice.programs:
+        return choice
+    threads = choice.programs * choice.warps * 32
+    return replace(choice, registers=min(255, choices.REGISTERS // threads))
+
+
+@contextmanager
+def chosen(case: Case, choice: Choice) -> Iterator[None]:
+    """``choice`` for every row of the case's length and direction."""
+    kind, usual, n = _kind(case), getattr(choices, _kind(case)), case.n
+    setattr(choices, kind, lambda m, *args: choice if m == n else usual(m, *args))
+    try:
+        yield
+    finally:
+        setattr(choices, kind, usual)
+
+
+def _swept(setting: Setting, case: Case) -> dict[str, Any]:
+    inputs, provider = runner.make_inputs(case), Ours()
+    calls: dict[str, Callable[[], Any]] = {}
+    by_name: dict[str, Choice] = {}
+    failed: dict[str, str] = {}
+    oracles: dict[Any, Any] = {}
+    for choice in candidates(case):
+        name, own = _name(choice), {}
+        try:
+            with chosen(case, choice), _plans(own):
+                prepared = provider.build(case, inputs)
+                cuda.poison(inputs)
+                runner.verify(provider, prepared, case, inputs, oracles)
+        except Exception as error:  # too many threads or registers, say
+            failed[name] = runner.reason(error)
+            continue
+        calls[name], by_name[name] = partial(_call_with, own, prepared.call), choice
+    plan = replace(setting.plan, sample_ns=min(setting.plan.sample_ns, 5e6), rounds=(5, 7))
+    drop = lambda name, error: failed.update({name: runner.reason(error)})  # noqa: E731
+    times = timing.measure(calls, plan, sample=cuda.sample, drop=drop)
+    usual = times.pop(_name(default(case)), None)
+    if not usual:
+        return {"error": "the default choice failed", "failed": failed}
+    ratios = {name: round(timing.paired_ratio(series, usual)[1], 4) for name, series in times.items()}
+    best = min(ratios, key=ratios.__getitem__, default=None)
+    if best is not None and ratios[best] <= ENOUGH:
+        _keep(setting.folder / FILE, key(case), asdict(by_name[best]) | {"time_over_default": ratios[best]})
+    return {"default": _name(default(case)), "ratios": ratios, "failed": failed}
+
+
+def _name(choice: Choice) -> str:
+    return " ".join(f"{name}={value}" for name, value in asdict(choice).items())
+
+
+@contextmanager
+def _plans(own: dict[Any, Any]) -> Iterator[None]:
+    """``own`` in place of the plans kept: a plan holds the choice that it was made with."""
+    usual, plans.plans = plans.plans, own
+    try:
+        yield
+    finally:
+        plans.plans = usual
+
+
+def _call_with(own: dict[Any, Any], call: Callable[[], Any]) -> Any:
+    plans.plans = own
+    return call()
+
+
+def _keep(path: Path, name: str, choice: dict[str, Any]) -> None:
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | {name: choice}, indent=2) + "\n")
+
+
+def winners(folder: Path) -> dict[str, Choice]:
+    """What the sweep found, by key()."""
+    path = folder / FILE
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        name: Choice(**{field: value for field, value in choice.items() if field != "time_over_default"})
+        for name, choice in found.items()
+    }
