@@ -34,8 +34,8 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     providers = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
     device = cuda.describe() if case.device == "cuda" else {}
     for provider in providers:
-        if reason := provider.refuses(case):
-            skipped[provider.name] = reason
+        if why := provider.refuses(case):
+            skipped[provider.name] = why
             continue
         tell(f"verifying {provider.name}")
         try:
