@@ -66,9 +66,19 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
     assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
     assert done.stdout.count("record: ") == 1  # one process speaks
     assert "distributed" not in done.stderr  # and no library
+    (path,) = tmp_path.glob("*.jsonl")
+    assert path.name.endswith(f"-{strategy}2.jsonl")
+    assert json.loads(path.read_text())["identity"]["processes"] == f"{strategy}2"
+    if parts == 1:
+        command = arguments(text, tmp_path, "train.clip=global", accumulate)
+        assert "recorded in" in torchrun(2, command).stderr
+        assert main(command) == 0  # one process: another run, from the start
+        (own,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.jsonl") if each != path)
+        assert "processes" not in own["identity"]
+        assert own["result"]["curve"]["valid"] == alone["curve"]["valid"]
 
 
-def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone):
+def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone, capsys):
     """A checkpoint is whole, whoever wrote it."""
     command = arguments(text, tmp_path, "train.clip=global")
     torchrun(2, [*command, "--strategy", "fsdp", "--checkpoint-every", "5"])
@@ -78,6 +88,11 @@ def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone):
     kept[-1].unlink()  # the one at the end
     assert main(command) == 0
     assert result(tmp_path)["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
+    (record,) = tmp_path.glob("*.jsonl")
+    assert json.loads(record.read_text())["identity"]["processes"] == "fsdp2-then-1"
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "recorded in" in capsys.readouterr().err
 
 
 def test_a_numbered_device_is_refused_under_torchrun(text, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """Checkpoints: a killed run goes on to the same figures, to the last bit; what is damaged is refused and said."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +69,7 @@ def test_a_killed_run_goes_on_to_the_same_figures_and_a_damaged_checkpoint_is_no
     capsys.readouterr()
     assert main(arguments(text, out, "--checkpoint-every", "7")) == 0
     errors = capsys.readouterr().err
-    assert f"checkpoint {last} is refused: its content is not what its name's hash stands for" in errors
+    assert f"checkpoint {last} is refused and removed: its content is not what its name's hash stands for" in errors
     step = int(before.name.split(".step")[1][:9])
     assert step % 7 == 0
     assert f"goes on from step {step}" in errors
@@ -75,16 +77,71 @@ def test_a_killed_run_goes_on_to_the_same_figures_and_a_damaged_checkpoint_is_no
     assert len(checkpoints(out)) == 2
 
 
-def test_a_state_of_another_network_is_refused(text, tmp_path, capsys):
+def without(content, key):
+    del content[key]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda content: content["model"].update(stranger=torch.zeros(1)), "stranger"),
+        (lambda content: without(content["model"], "embedding.weight"), "it lacks 'embedding.weight'"),
+        (lambda content: without(content["optimizer"]["state"]["embedding.weight"], "exp_avg"), "lacks a part"),
+        (lambda content: without(content["progress"], "first"), "first"),
+        (lambda content: without(content, "progress"), "progress"),
+        (lambda content: content["progress"].update(done=4 * STEPS), f"it is of step {4 * STEPS} of {STEPS}"),
+    ],
+)
+def test_a_state_of_another_network_is_refused(begun, text, tmp_path, capsys, change, what):
     out = tmp_path / "out"
-    stopped(text, out)
+    shutil.copytree(begun, out)
     folder = Checkpoints(out / "checkpoints", checkpoints(out)[0].name.partition(".")[0], print)
     content = folder.load()
-    content["model"]["stranger"] = torch.zeros(1)
+    change(content)
     folder.save(STEPS - 1, content)
     assert main(arguments(text, out)) == 2
-    assert "must be of this version's network" in capsys.readouterr().err
-    assert main(arguments(text, out, "--overwrite", steps=4)) == 0
+    said = capsys.readouterr().err
+    assert "must be of this version's network" in said
+    assert what in said
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The folder of a killed run."""
+    folder = tmp_path_factory.mktemp("begun")
+    stopped(corpus(folder), folder / "out")
+    return folder / "out"
+
+
+def test_what_is_refused_does_not_count_among_those_that_are_kept(begun, text, tmp_path, capsys):
+    """Both are damaged, so the run begins at 0, and its first checkpoints are of lower steps than theirs."""
+    out = tmp_path / "out"
+    shutil.copytree(begun, out)
+    damaged = checkpoints(out)
+    for path in damaged:
+        path.rename(path.with_name(path.name.replace(".step000000", ".step000999")))
+    for path in checkpoints(out):
+        path.write_bytes(path.read_bytes()[:100])
+    stem = damaged[0].name.partition(".")[0]
+    folder = Checkpoints(out / "checkpoints", stem, print)
+    assert folder.load() is None
+    assert capsys.readouterr().out.count("is refused and removed") == len(damaged) == 2
+    for step in (1, 2, 3):
+        folder.save(step, {"step": step})
+    assert [path.name.split(".")[1] for path in checkpoints(out)] == ["step000000002", "step000000003"]
+    assert folder.load() == {"step": 3}
+
+
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_stays(tmp_path):
+    """It may be whole: a disk or a network that answers again gives it back."""
+    folder = Checkpoints(tmp_path, "run", print)
+    folder.save(1, {"step": 1})
+    (path,) = tmp_path.iterdir()
+    path.rename(tmp_path / "moved")
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=re.escape(str(path))):
+        folder.load()
+    assert path.exists()
 
 
 def test_two_are_kept_and_each_is_whole_or_refused(tmp_path):

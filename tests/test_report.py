@@ -32,9 +32,8 @@ HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
 SMALL = {"width": 8, "layers": 1}
 
 
-def source(name="digits", stand_in=True):
+def source(stand_in=True):
     return {
-        "name": name,
         "stand_in": stand_in,
         "sha256": "ab" * 32,
         "details": {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20},
@@ -52,10 +51,11 @@ class Folder:
     """Writes records as the commands do."""
 
     def __init__(self, path):
+        path.mkdir()
         self.path, self.store = path, RunStore(path)
 
-    def put(self, task, kind, identity, result):
-        self.store.put(task, kind, identity, machine=MACHINE, result=result)
+    def put(self, task, kind, identity, result, name="digits"):
+        self.store.put(task, kind, identity, source_name=name, machine=MACHINE, result=result)
 
     def run(
         self,
@@ -69,6 +69,7 @@ class Folder:
         label="test error, %",
         steps=40,
         more=(),
+        name="digits",
         **of_common,
     ):
         train = {"steps": steps, "batch": 10, "learning_rate": rate, "schedule": "constant"}
@@ -86,7 +87,7 @@ class Folder:
             "metrics": [{"key": "test_error", "label": label, "higher_is_better": False, "form": ".2f"}],
             "references": {"guessing": 90.0},
         }
-        self.put(task, "run", identity, result)
+        self.put(task, "run", identity, result, name)
 
     def timing(self, task="images", batch=10, **of_common):
         norms = ["none", "batch", "layer", "rms", "prms"]
@@ -265,6 +266,10 @@ def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):
     assert main(["report", str(tmp_path / "runs")]) == 2
     assert torn.name in capsys.readouterr().err
     assert not (tmp_path / "runs" / "report.html").exists()
+    assert main(["report", str(tmp_path / "runs"), "--set-aside"]) == 0
+    said = capsys.readouterr()
+    assert f"set aside: {tmp_path / 'runs' / 'aside' / torn.name}" in said.err
+    assert "17 records" in said.out
 
 
 def test_hidden_states_and_weights_around_another_mean(folder):

@@ -1,8 +1,8 @@
 """Checkpoints of a run in progress: two of them, whole or refused.
 
-Each is written under another name and renamed, and its name carries the SHA-256 of its content: what a full disk or a
-failing one left is recognised before anything is unpickled, and the one before it is taken. Files hold tensors and
-plain values alone (``torch.load(weights_only=True)``).
+The name of each carries the SHA-256 of its content: what a failing disk left is recognised before anything
+is unpickled, and the one before it is taken. Files hold tensors and plain values alone
+(``torch.load(weights_only=True)``).
 """
 
 import hashlib
@@ -17,6 +17,9 @@ import torch
 from rmsnorm.files import write_whole
 
 KEPT = 2
+"""A run needs room for one more: the next is whole before the oldest goes."""
+
+_NAME = re.compile(r"(?P<stem>.+)\.step(?P<step>\d{9})\.(?P<digest>[0-9a-f]{12})\.pt")
 
 
 class Checkpoints:
@@ -38,15 +41,21 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The last whole one; says of each that is not why it is not taken."""
+        """The last whole one. Those that are not are removed, for they would count among the KEPT; each is named.
+
+        A file that cannot be read is an error, for it may be whole.
+        """
         for path in reversed(self._paths()):
             try:
                 if _digest(path) != path.name.split(".")[-2]:
                     raise ValueError("its content is not what its name's hash stands for")
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except (ValueError, RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            except (ValueError, RuntimeError, EOFError, UnpicklingError) as error:
                 reason = str(error).partition("\n")[0]
-                self.say(f"checkpoint {path} is refused: {reason}; the one before it is taken, if there is one")
+                self.say(
+                    f"checkpoint {path} is refused and removed: {reason}; the one before it is taken, if any is there"
+                )
+                path.unlink(missing_ok=True)
             else:
                 return content
         return None
@@ -57,10 +66,27 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        pattern = re.compile(re.escape(self.stem) + r"\.step\d{9}\.[0-9a-f]{12}\.pt")
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if pattern.fullmatch(path.name))
+        return [path for path, name in _all(self.folder) if name["stem"] == self.stem]
+
+
+def stems(folder: Path, base: str) -> list[str]:
+    """The stems of checkpoints that are ``base`` or begin with ``base-``, the one with most steps first."""
+    found = [name for _, name in _all(folder) if name["stem"] == base or name["stem"].startswith(f"{base}-")]
+    return list(dict.fromkeys(name["stem"] for name in sorted(found, key=lambda name: name["step"], reverse=True)))
+
+
+def rename(folder: Path, stem: str, new: str) -> None:
+    """The checkpoints of one run become another's."""
+    for path, name in _all(folder):
+        if name["stem"] == stem:
+            path.replace(path.with_name(new + path.name.removeprefix(stem)))
+
+
+def _all(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    """Every checkpoint in the folder, a run's by step."""
+    if not folder.is_dir():
+        return []
+    return [(path, name) for path in sorted(folder.iterdir()) if (name := _NAME.fullmatch(path.name))]
 
 
 def _digest(path: Path) -> str:

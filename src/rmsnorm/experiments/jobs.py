@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from rmsnorm.experiments import profile, timing
-from rmsnorm.experiments.checkpoints import Checkpoints
+from rmsnorm.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm.experiments.learner import Setup
 from rmsnorm.experiments.recipes.common import KERNELS, LABELS, identity_of
 from rmsnorm.experiments.runs import Record, RunStore, file_name
@@ -29,6 +29,11 @@ class Job:
     @property
     def file_name(self) -> str:
         return file_name(self.task.name, self.kind, self.identity)
+
+    @property
+    def stem(self) -> str:
+        """What the names of all files of this run begin with."""
+        return self.file_name.removesuffix(".jsonl")
 
     @property
     def title(self) -> str:
@@ -55,8 +60,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def training(task: Task, setup: Setup, norm: str, seed: int, learning_rate: float | None = None) -> Job:
-    """With the recipe's learning rate, or another. Quality does not depend on the machine, but for rounding."""
+def training(
+    task: Task,
+    setup: Setup,
+    norm: str,
+    seed: int,
+    learning_rate: float | None = None,
+    processes: str | None = None,
+) -> Job:
+    """With the recipe's learning rate, or another. Quality does not depend on the machine, but for rounding.
+
+    ``processes`` says by which a run was trained if by several ("ddp2"): BatchNorm's statistics and the draws of
+    dropout and noise are those of each.
+    """
     settings = replace(task.recipe.train, learning_rate=learning_rate or task.recipe.learning_rate(norm))
     of_norm = {
         "norm": norm,
@@ -64,7 +80,8 @@ def training(task: Task, setup: Setup, norm: str, seed: int, learning_rate: floa
         "train": identity_of(settings),
         "p": task.recipe.p if norm == "prms" else None,
     }
-    return Job(task, setup, "run", {**_common(task, setup), **of_norm})
+    by = {} if processes is None else {"processes": processes}
+    return Job(task, setup, "run", {**_common(task, setup), **of_norm, **by})
 
 
 def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[Job]:
@@ -87,7 +104,7 @@ def _common(task: Task, setup: Setup) -> dict[str, Any]:
     recipe = task.recipe
     return {
         **identity_of(setup),
-        "source": identity_of(task.source),
+        "source": {name: value for name, value in identity_of(task.source).items() if name != "name"},
         "size": recipe.size,
         "model": identity_of(recipe.model),
         "data": None if recipe.data is None else identity_of(recipe.data),
@@ -103,22 +120,57 @@ class Watcher(Protocol):
     def say(self, message: str) -> None: ...
 
 
+def recorded(job: Job, store: RunStore) -> Record | None:
+    """The job's record, if it has been done."""
+    return store.get(job.task.name, job.kind, job.identity)
+
+
+def keep(job: Job, store: RunStore, result: dict[str, Any]) -> Record:
+    """Keep what a job came to."""
+    return store.put(
+        job.task.name, job.kind, job.identity, source_name=job.task.source.name, machine=machine(), result=result
+    )
+
+
 def do_all(planned: Sequence[Job], store: RunStore, overwrite: bool, watcher: Watcher) -> Iterator[Record]:
     """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn."""
     for job in planned:
-        record = None if overwrite else store.get(job.task.name, job.kind, job.identity)
-        kept = record is not None
-        if record is None:
+        found = None if overwrite else recorded(job, store)
+        kept = found is not None
+        if found is None:
             watcher.begin(job)
             result = _time(job, watcher) if job.kind == "timing" else _train(job, store, overwrite, watcher)
-            record = store.put(job.task.name, job.kind, job.identity, machine=machine(), result=result)
+            found = keep(job, store, result)
             checkpoints_of(job, store, watcher).remove()
-        watcher.end(job, record, kept)
-        yield record
+        watcher.end(job, found, kept)
+        yield found
+
+
+def taken_over(job: Job, store: RunStore) -> str | None:
+    """The processes that the run is by in the end: the job's own, unless others have begun it and not finished it.
+
+    Their checkpoints become the run's, and its record says by whom it was trained: "fsdp2-then-1".
+    """
+    mine, folder = job.identity.get("processes"), store.folder / "checkpoints"
+    base = replace(job, identity={**job.identity, "processes": None}).stem
+    begun = stems(folder, base)
+    if recorded(job, store) or job.stem in begun:
+        return mine
+    for stem in begun:
+        before = stem.removeprefix(base).removeprefix("-") or "1"
+        mine_last = before.split("-then-")[-1] == (mine or "1")
+        if (store.folder / f"{stem}.jsonl").exists():
+            if mine_last:
+                return before
+        else:
+            by = before if mine_last else f"{before}-then-{mine or '1'}"
+            rename(folder, stem, f"{base}-{by}")
+            return by
+    return mine
 
 
 def checkpoints_of(job: Job, store: RunStore, watcher: Watcher) -> Checkpoints:
-    return Checkpoints(store.folder / "checkpoints", job.file_name.removesuffix(".jsonl"), watcher.say)
+    return Checkpoints(store.folder / "checkpoints", job.stem, watcher.say)
 
 
 def _time(job: Job, watcher: Watcher) -> dict[str, Any]:

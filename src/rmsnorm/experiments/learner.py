@@ -169,7 +169,15 @@ class Learner:
         return {"model": model, "optimizer": optimizer}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave, of any strategy; every process has read it."""
+        """Takes what :meth:`state_dict` gave, of any strategy; every process has read it. ValueError if it lacks any.
+
+        torch's own check sees what is too much, and not what is missing.
+        """
+        names = state.get_model_state_dict(self._wrapped).keys()
+        if lacking := sorted(names - saved["model"].keys()):
+            raise ValueError(f"it lacks {lacking[0]!r}")
+        if len({frozenset(moments) for moments in saved["optimizer"]["state"].values()}) > 1:
+            raise ValueError("the optimizer's state lacks a part")
         state.set_state_dict(
             self._wrapped,
             self._optimizer,

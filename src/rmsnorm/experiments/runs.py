@@ -1,70 +1,88 @@
 """The records of finished runs: one file of one JSON line each, so that ``cat runs/*.jsonl`` is JSON Lines.
 
-A record is written under another name and renamed, so a file is there whole or not at all, however the process ended.
-Its name ends in a hash of what identifies the run; a record that was damaged or edited afterwards is an error, never
-skipped.
+A file is there whole or not at all, however the process ended. Its name ends in a hash of what identifies the run, and
+a digest covers all of its content. A record that was damaged or edited is an error, never used and never skipped.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
-import math
-from collections.abc import Collection
+import os
+import tempfile
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from rmsnorm.errors import UserError
-from rmsnorm.files import write_whole
+from rmsnorm.files import remove_unfinished, write_whole
 
-SCHEMA = 2
+SCHEMA = 3
 
 Record = dict[str, Any]
 
-_FIELDS: dict[str, type] = {
-    "schema": int,
-    "task": str,
-    "kind": str,
-    "identity": dict,
-    "machine": dict,
-    "finished": str,
-    "result": dict,
-}
+ASIDE = "aside"
+"""The folder, within that of the records, of files that were set aside."""
+_NAMED = 5
+"""Of many damaged records, so many are named."""
 
 
 def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:
-    """Where the run lies: readable first, then the hash that decides."""
-    digest = hashlib.sha256(_dumps([SCHEMA, task, kind, identity]).encode()).hexdigest()[:12]
+    """The run's file: readable first, then the hash that decides, then the processes where there were several.
+
+    These are not in the hash: what begins with the same name is the same run by other processes.
+    """
+    by = identity.get("processes")
+    settings = {name: value for name, value in identity.items() if name != "processes"}
     parts = [task, kind]
     if kind == "run":
         parts = [task, identity["norm"], f"seed{identity['seed']}"]
-    return f"{'-'.join(parts)}-{digest}.jsonl"
+    return "-".join([*parts, _hash([task, kind, settings])[:12], *([by] if by else [])]) + ".jsonl"
 
 
 def load(folder: Path) -> list[Record]:
     """Every record in a folder, each checked, in the order of the files' names; nothing is written."""
+    records, wrong = _read_all(folder)
+    if wrong:
+        messages = list(wrong.values())
+        more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+        raise UserError("\n".join(messages[:_NAMED] + more))
+    return records
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Move every file that is no record of this version into a folder of its own; returns where they are now."""
+    moved = []
+    for path in _read_all(folder)[1]:
+        target = folder / ASIDE / path.name
+        target.parent.mkdir(exist_ok=True)
+        moved.append(path.replace(target))
+    return moved
+
+
+def _read_all(folder: Path) -> tuple[list[Record], dict[Path, str]]:
+    """The records, and what is wrong with the files that are none."""
     if not folder.is_dir():
         raise UserError(f"records lie in a folder; {str(folder)!r} is none. Pass the --out of rmsnorm compare.")
-    return [_read(path) for path in sorted(folder.glob("*.jsonl"))]
+    records, wrong = [], {}
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            records.append(_read(path))
+        except UserError as error:
+            wrong[path] = str(error)
+    return records, wrong
 
 
 class RunStore:
-    """The folder of records. Reading it checks every record in it, but for those in ``replaced``."""
+    """Records by what identifies them; of a folder that exists. Those of other runs are never read."""
 
-    def __init__(self, folder: Path, replaced: Collection[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            paths = sorted(path for path in folder.glob("*.jsonl") if path.name not in replaced)
-            self._records = {path.name: _read(path) for path in paths}
-            write_whole(folder / ".writable", b"")
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(
-                f"--out must be a folder that can be written; {str(folder)!r} cannot: {error.strerror}."
-            ) from None
 
     def get(self, task: str, kind: str, identity: dict[str, Any]) -> Record | None:
-        return self._records.get(file_name(task, kind, identity))
+        path = self.folder / file_name(task, kind, identity)
+        return _read(path) if path.exists() else None
 
     def put(
         self,
@@ -72,6 +90,7 @@ class RunStore:
         kind: str,
         identity: dict[str, Any],
         *,
+        source_name: str,
         machine: dict[str, Any],
         result: dict[str, Any],
     ) -> Record:
@@ -80,15 +99,52 @@ class RunStore:
             "task": task,
             "kind": kind,
             "identity": identity,
+            "source_name": source_name,
             "machine": machine,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "result": result,
         }
-        line = _dumps(record)
-        name = file_name(task, kind, identity)
-        write_whole(self.folder / name, line.encode() + b"\n")
-        self._records[name] = json.loads(line)  # as it will be read back, tuples and all
-        return self._records[name]
+        record["digest"] = _hash(record)
+        path = self.folder / file_name(task, kind, identity)
+        write_whole(path, _dumps(record).encode() + b"\n")
+        return _read(path)  # as it is read ever after, tuples and all
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[RunStore]:
+    """The folder of records, made where it is missing, for one process to write to: a second one is refused.
+
+    The lock is the system's. It ends with the process, by a kill too, and the file ``.lock`` that stays is none.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / ".lock").open("a+b", buffering=0))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(
+                    f"--out must be a folder that no other rmsnorm writes to; process {lock.read().decode()} writes to "
+                    f"{str(folder)!r}. Wait until it has ended, or pass another folder."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+            with tempfile.TemporaryFile(dir=folder):  # a folder in which .lock exists may have been closed since
+                pass
+            for suffix in (".jsonl", ".json", ".pt", ".png"):
+                remove_unfinished(folder, suffix)
+                remove_unfinished(folder / "checkpoints", suffix)
+        except OSError as error:
+            raise UserError(
+                f"--out must be a folder that can be written and locked; {str(folder)!r} cannot: {error.strerror}. "
+                "Pass another one."
+            ) from None
+        yield RunStore(folder)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(_dumps(value).encode()).hexdigest()
 
 
 def _dumps(value: Any) -> str:
@@ -98,15 +154,16 @@ def _dumps(value: Any) -> str:
 def _read(path: Path) -> Record:
     def damaged(line: int, what: str) -> UserError:
         return UserError(
-            f"{path}, line {line}: a record must be one whole JSON line as this program wrote it; {what}. "
-            "Delete the file, or give --overwrite where it belongs to this comparison, and the run is done again."
+            f"{path}, line {line}: a record must be one whole JSON line as this version wrote it; {what}. "
+            "Delete the file, and the run is done again, or move all such files away: "
+            f"rmsnorm report --set-aside {path.parent}"
         )
 
     content = path.read_bytes()
     first, _, rest = content.partition(b"\n")
     try:
-        record = json.loads(first, parse_constant=_refuse)
-    except ValueError as error:
+        record = json.loads(first)
+    except (ValueError, RecursionError) as error:
         raise damaged(1, f"it cannot be read: {error}") from None
     if rest or not content.endswith(b"\n"):
         raise damaged(2 if rest else 1, "something follows it" if rest else "its end is missing")
@@ -114,53 +171,13 @@ def _read(path: Path) -> Record:
         raise damaged(1, "it is not an object")
     if record.get("schema") != SCHEMA:
         raise damaged(1, f"it has schema {record.get('schema')!r} and this version reads {SCHEMA}")
-    for field, kind in _FIELDS.items():
-        if not isinstance(record.get(field), kind):
-            raise damaged(1, f"{field!r} is missing or is not of type {kind.__name__}")
     try:
-        problem = _result_problem(record["kind"], record["result"])
-        named = file_name(record["task"], record["kind"], record["identity"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise damaged(1, f"a field is missing or has another type ({error!r})") from None
-    if problem:
-        raise damaged(1, problem)
-    if named != path.name:
-        raise damaged(1, "its settings are not those that its file name stands for")
+        whole = record.get("digest") == _hash({name: value for name, value in record.items() if name != "digest"})
+        named = whole and path.name == file_name(record["task"], record["kind"], record["identity"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(1, f"it is none of this program's ({error!r})") from None
+    if not whole:
+        raise damaged(1, "its digest is not that of its content: it was edited")
+    if not named:
+        raise damaged(1, "its settings are not those that its file's name says")
     return record
-
-
-def _result_problem(kind: str, result: dict[str, Any]) -> str | None:
-    """What is wrong with a result, if anything."""
-    if kind == "timing":
-        times = result["milliseconds"].values()
-        lengths = {len(rounds) for rounds in times}
-        if len(lengths) != 1 or 0 in lengths or not all(_positive(ms) for rounds in times for ms in rounds):
-            return "its times are not equally many positive numbers"
-        if not result["milliseconds"].keys() == result["profiled_share"].keys() == result["peak_memory"].keys():
-            return "its times, shares and memory are of different normalisers"
-    elif kind == "run":
-        curve, quality = result["curve"], result["quality"]
-        columns = [curve["step"], curve["seconds"], curve["train_loss"], *curve["valid"].values()]
-        if len({len(column) for column in columns}) != 1:
-            return "the columns of its curve differ in length"
-        if result["status"] not in ("finished", "diverged"):
-            return f"its status is {result['status']!r}"
-        if (result["status"] == "finished") != (quality is not None and all(map(_number, quality.values()))):
-            return f"its status is {result['status']!r} and its quality is {quality!r}"
-        if not {metric["key"] for metric in result["metrics"]} <= curve["valid"].keys() or not result["metrics"]:
-            return "its metrics are not those of its curve"
-    else:
-        return f"its kind is {kind!r}"
-    return None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")  # Python's reader would take NaN and Infinity
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _positive(value: Any) -> bool:
-    return _number(value) and bool(value > 0)

@@ -3,45 +3,65 @@
 import argparse
 import contextlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import sweep, sweep_p, tasks
 from rmsnorm.experiments.compare import quality_row, time_row
-from rmsnorm.experiments.jobs import Advance, Job, checkpoints_of, do_all, machine, timings, training
+from rmsnorm.experiments.jobs import (
+    Advance,
+    Job,
+    checkpoints_of,
+    do_all,
+    keep,
+    recorded,
+    taken_over,
+    timings,
+    training,
+)
 from rmsnorm.experiments.learner import Setup, fabric_for
 from rmsnorm.experiments.plot import draw
 from rmsnorm.experiments.progress import ProgressReport, outcome
 from rmsnorm.experiments.recipes.common import Recipe
-from rmsnorm.experiments.runs import Record, RunStore
+from rmsnorm.experiments.runs import Record, RunStore, opened
 from rmsnorm.experiments.table import Comparison, as_json, heading, show
 from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Run
 from rmsnorm.files import write_whole
 
+Result = TypeVar("Result")
+
 
 def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]]) -> int:
     """Each task in turn; returns the exit status."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(f"compare works in one process; got {processes}. Give torchrun the command rmsnorm train.")
     setup = _setup(args)
+    with opened(args.out) as store:
+        return _compare(args, recipes, norms_of, setup, store)
+
+
+def _compare(
+    args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]], setup: Setup, store: RunStore
+) -> int:
     found: list[dict[str, Any]] = []
-    data = Path(args.data) if args.data else None
-    # All are loaded before the first is trained: what one of them refuses is said before hours of work.
-    loaded = {name: tasks.load(name, data, recipe) for name, recipe in recipes.items()}
-    for name, recipe in recipes.items():
-        task, norms = loaded.pop(name), norms_of[name]
-        if args.sweep_p is not None:
-            planned = sweep_p.jobs(name, data, recipe, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
-        elif args.sweep_lr:
-            planned = sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr)
-        else:
-            planned = [] if args.timing_rounds == 0 else timings(task, setup, norms)
-            # Seed by seed, so that what an interruption leaves is a comparison too.
-            planned += [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
-        records = _do(planned, args, heading(task, setup))
+    # All are loaded, and their records read, before the first is trained: what is refused is said before hours of work.
+    loaded = {name: tasks.load(name, args.data, recipe) for name, recipe in recipes.items()}
+    of_task = {name: _planned(args, task, setup, norms_of[name]) for name, task in loaded.items()}
+    if not args.overwrite:
+        for planned in of_task.values():
+            for job in planned:
+                recorded(job, store)
+    for name in recipes:
+        task, planned, norms = loaded.pop(name), of_task.pop(name), norms_of[name]
+        records = _do(planned, store, args, heading(task, setup))
         if records is None:
             return 130
         if args.sweep_p is not None:
@@ -54,7 +74,7 @@ def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict
             if not args.json:
                 sweep.show(found[-1], _output())
         else:
-            comparison = _compared(task, setup, norms, records, Path(args.out))
+            comparison = _compared(task, setup, norms, records, store.folder)
             found.append(as_json(comparison))
             if not args.json:
                 show(comparison, _output())
@@ -63,11 +83,20 @@ def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict
     return 0
 
 
-def _do(planned: list[Job], args: argparse.Namespace, title: str) -> list[Record] | None:
+def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str]) -> list[Job]:
+    if args.sweep_p is not None:
+        return sweep_p.jobs(task.name, args.data, task.recipe, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
+    if args.sweep_lr:
+        return sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr)
+    timed = [] if args.timing_rounds == 0 else timings(task, setup, norms)
+    # Seed by seed, so that what an interruption leaves is a comparison too.
+    return timed + [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
+
+
+def _do(planned: list[Job], store: RunStore, args: argparse.Namespace, title: str) -> list[Record] | None:
     """The record of every job; None when interrupted."""
-    store = RunStore(Path(args.out), [job.file_name for job in planned] if args.overwrite else [])
     console = Console(stderr=True)
-    console.print(title, highlight=False, soft_wrap=True)
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
     records: list[Record] = []
     try:
         with ProgressReport(console, planned) as progress:
@@ -100,15 +129,26 @@ def train(args: argparse.Namespace, recipe: Recipe, norm: str) -> int:
     """One run, on one process or all that torchrun started; returns the exit status."""
     setup = _setup(args)
     fabric = fabric_for(setup, args.strategy)
+    with contextlib.ExitStack() as stack:
+        store = _by_the_first(fabric, lambda: stack.enter_context(opened(args.out)))
+        return _train(args, recipe, norm, setup, fabric, store)
+
+
+def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fabric: Fabric, store: RunStore) -> int:
     first = fabric.global_rank == 0
     console = Console(stderr=True, quiet=not first)
-    task = tasks.load(args.task, Path(args.data) if args.data else None, recipe)
-    job = training(task, setup, norm, args.seed)
-    store = RunStore(Path(args.out), [job.file_name] if args.overwrite else [])
+    task = tasks.load(args.task, args.data, recipe)
+    by = f"{args.strategy}{fabric.world_size}" if fabric.world_size > 1 else None
+    job = training(task, setup, norm, args.seed, processes=by)
+    if not args.overwrite:
+        by = _by_the_first(fabric, lambda: taken_over(job, store))
+        job = training(task, setup, norm, args.seed, processes=by)
     progress = ProgressReport(console, [job])
-    progress.say(heading(task, setup).replace("compare", "train", 1) + f" · {norm} · seed {args.seed}")
+    progress.say(
+        heading(task, setup).replace("compare", "train", 1) + f" · {norm} · seed {args.seed}{f' · {by}' if by else ''}"
+    )
     checkpoints = checkpoints_of(job, store, progress)
-    record = fabric.broadcast(None if args.overwrite else store.get(task.name, job.kind, job.identity))
+    record = _by_the_first(fabric, lambda: None if args.overwrite else recorded(job, store))
     if record is None:
         if args.overwrite and first:
             checkpoints.remove()
@@ -125,14 +165,39 @@ def train(args: argparse.Namespace, recipe: Recipe, norm: str) -> int:
             progress.say(f"interrupted: the same command goes on from the last checkpoint in {checkpoints.folder}")
             return 130
         if first:
-            record = store.put(task.name, job.kind, job.identity, machine=machine(), result=job.result(result))
-            for name, content in task.files().items():
-                write_whole(store.folder / f"{checkpoints.stem}.{name}", content)
+            _keep_files(job, store)
+            record = keep(job, store, job.result(result))
     else:
+        if first:
+            _keep_files(job, store)
         progress.say(f"recorded in {args.out} already (--overwrite does it again)")
     if first and record is not None:
-        print(json.dumps(record, indent=2) if args.json else _said(job, record, Path(args.out)))
+        print(json.dumps(record, indent=2) if args.json else _said(job, record, args.out))
     return 0
+
+
+def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
+    """What process 0 comes to, on every process. If the user has to mend something, it says so and all of them end."""
+    found: Result | None = None
+    error: UserError | None = None
+    if fabric.global_rank == 0:
+        try:
+            found = work()
+        except UserError as raised:
+            error = raised
+    found, failed = fabric.broadcast((found, error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return cast(Result, found)
+
+
+def _keep_files(job: Job, store: RunStore) -> None:
+    """What the trained network cannot be used without, beside its record and before it: a kill leaves none without."""
+    for name, content in job.task.files().items():
+        if not (path := store.folder / f"{job.stem}.{name}").exists():
+            write_whole(path, content)
 
 
 @contextlib.contextmanager
@@ -143,7 +208,7 @@ def _listener(args: argparse.Namespace, job: Job, progress: ProgressReport, firs
         return
     from rmsnorm.experiments.tensorboard import Log
 
-    with Log(Path(args.out) / "tensorboard" / job.file_name.removesuffix(".jsonl"), listeners[0]) as log:
+    with Log(args.out / "tensorboard" / job.stem, listeners[0]) as log:
         yield log
 
 

@@ -172,13 +172,15 @@ class Run:
             return
         try:
             self.learner.load_state_dict(found)
-        except (RuntimeError, KeyError, ValueError) as error:
+            progress = _Progress(**{**found["progress"], "curve": Curve(**found["progress"]["curve"])})
+            if not 0 <= progress.done <= self.config.steps:
+                raise ValueError(f"it is of step {progress.done} of {self.config.steps}")
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the checkpoints in {checkpoints.folder} must be of this version's network; loading one failed: "
-                f"{str(error).splitlines()[0]}. Pass --overwrite, and the run is done again."
+                f"{' '.join(str(error).split())[:200]}. Pass --overwrite, and the run is done again."
             ) from None
-        progress = found["progress"]
-        self.progress = _Progress(**{**progress, "curve": Curve(**progress["curve"])})
+        self.progress = progress
         checkpoints.say(f"goes on from step {self.progress.done}")
 
 

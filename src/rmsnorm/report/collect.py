@@ -46,6 +46,12 @@ class Experiment:
         return trained + list(self.timings.values())
 
     @property
+    def source_name(self) -> str:
+        """Of the data, as one of the records has it: others may have found the same data under another name."""
+        found: str = self.records[0]["source_name"]
+        return found
+
+    @property
     def result(self) -> dict[str, Any]:
         """Of any run: for what is the same in all of them, metrics and references."""
         found: dict[str, Any] = next(iter(self.lines.values()))[0].records[0]["result"]

@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
+    add("--set-aside", action="store_true", help="move the files that are no records of this version to RUNS/aside")
     add("--out", type=named, metavar="FILE", help="the page (default: report.html in RUNS)")
 
 
@@ -34,6 +35,9 @@ def run(args: argparse.Namespace) -> int:
         ) from None
 
     out = args.out or args.folder / "report.html"
+    if args.set_aside:
+        for path in runs.set_aside(args.folder):
+            print(f"set aside: {path}", file=sys.stderr)
     records = runs.load(args.folder)
     if not records:
         raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")

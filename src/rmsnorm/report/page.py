@@ -73,7 +73,7 @@ def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
         "apart": apart,
         "what": tasks.TASKS.get(experiment.task, ""),
         "stand_in": source["stand_in"],
-        "source": source["name"],
+        "source": experiment.source_name,
         "facts": _facts(experiment),
         "trained": trained,
         "times": [time_table(experiment, kernels, paper) for kernels in experiment.timings],
@@ -131,7 +131,7 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
     source, train = common["source"], experiment.train
     details = [f"{key} {_said(value)}" for key, value in source["details"].items()]
     return [
-        ("data", ", ".join([source["name"], *details, f"sha256 {source['sha256'][:12]}"])),
+        ("data", ", ".join([experiment.source_name, *details, f"sha256 {source['sha256'][:12]}"])),
         ("setting", f"{common['size']} size, {common['device']}, {common['precision']}"),
         ("model", _settings({**common["model"], **(common["data"] or {})})),
         ("training", _settings(train) if train else f"batch {experiment.batch}; nothing was trained"),
