@@ -32,16 +32,17 @@ HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
 SMALL = {"width": 8, "layers": 1}
 
 
-def source(stand_in=True):
+def source(stand_in=True, sha256="ab" * 32):
     return {
         "stand_in": stand_in,
-        "sha256": "ab" * 32,
+        "sha256": sha256,
         "details": {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20},
     }
 
 
-def common(kernels="rmsnorm", model=SMALL, **of_source):
+def common(kernels="rmsnorm", model=SMALL, processes=None, **of_source):
     return {
+        **({"processes": processes} if processes else {}),
         **{"kernels": kernels, "device": "cpu", "precision": "32-true", "source": source(**of_source)},
         **{"size": "small", "model": model, "data": None},
     }
@@ -54,8 +55,8 @@ class Folder:
         path.mkdir()
         self.path, self.store = path, RunStore(path)
 
-    def put(self, task, kind, identity, result, name="digits"):
-        self.store.put(task, kind, identity, source_name=name, machine=MACHINE, result=result)
+    def put(self, task, kind, identity, result, name="digits", machine=MACHINE):
+        self.store.put(task, kind, identity, source_name=name, machine=machine, result=result)
 
     def run(
         self,
@@ -69,9 +70,11 @@ class Folder:
         label="test error, %",
         steps=40,
         more=(),
+        on_validation=None,
         name="digits",
         **of_common,
     ):
+        on = {"on_validation": on_validation} if on_validation else {}
         train = {"steps": steps, "batch": 10, "learning_rate": rate, "schedule": "constant"}
         identity = {**common(**of_common), "norm": norm, "seed": seed, "p": p, "train": train}
         valid = {"test_error": [90.0, 40.0 + seed, 12.0, 10.0], "loss": [2.3, 1.0 + seed / 10, 0.4, 0.3]}
@@ -84,28 +87,28 @@ class Folder:
                 "train_loss": [None, 1, 1, 1],
                 "valid": valid,
             },
-            "metrics": [{"key": "test_error", "label": label, "higher_is_better": False, "form": ".2f"}],
+            "metrics": [{"key": "test_error", "label": label, "higher_is_better": False, "form": ".2f", **on}],
             "references": {"guessing": 90.0},
         }
         self.put(task, "run", identity, result, name)
 
-    def timing(self, task="images", batch=10, **of_common):
+    def timing(self, task="images", batch=10, rounds=9, machine=MACHINE, **of_common):
         norms = ["none", "batch", "layer", "rms", "prms"]
-        milliseconds = {norm: [10.0 - 2 * (norm == "rms") + 0.01 * round for round in range(9)] for norm in norms}
+        milliseconds = {norm: [10.0 - 2 * (norm == "rms") + 0.01 * round for round in range(rounds)] for norm in norms}
         identity = {
             **common(**of_common),
-            "timing": {"rounds": 9},
+            "timing": {"rounds": rounds},
             "batch": batch,
             "norms": norms,
             "p": 0.125,
-            "machine": MACHINE,
+            "machine": machine,
         }
         result = {
             "milliseconds": milliseconds,
             "profiled_share": {norm: None if norm == "none" else 0.123 for norm in norms},
             "peak_memory": dict.fromkeys(norms, 3 << 20),
         }
-        self.put(task, "timing", identity, result)
+        self.put(task, "timing", identity, result, machine=machine)
 
     def page_of(self, norm):
         self.run(norm, 0, 5.0)
@@ -240,6 +243,71 @@ def test_times_alone_and_runs_alone(folder):
     assert "times alone" in said
     folder.run("rms", 0, 5.0)
     assert "Loss by wall time" not in text_of(folder.page())
+
+
+ELSEWHERE = {**MACHINE, "cpu": "Another processor", "commit": "fedcba9876543210"}
+
+
+def test_the_timing_with_most_rounds_is_shown_and_the_others_are_named(folder):
+    folder.run("rms", 0, 5.0)
+    folder.run("layer", 0, 5.0)
+    folder.timing(rounds=9)
+    folder.timing(rounds=2, machine=ELSEWHERE)  # the newest
+    said = text_of(folder.page())
+    assert "[19.9, 20.0]" in said
+    assert "9 rounds of one step each in turn on A processor <2>" in said
+    assert "Recorded too, and not shown: 2 rounds of one step each in turn on Another processor" in said
+    assert "too few rounds" not in said
+    folder.timing(rounds=9, machine=ELSEWHERE)
+    assert "9 rounds of one step each in turn on A processor <2>" in text_of(folder.page())  # the runs' own
+    folder.timing(rounds=11, machine=ELSEWHERE)
+    said = text_of(folder.page())
+    assert "11 rounds of one step each in turn on Another processor" in said
+    assert "Loss by wall time: steps × interleaved step time on Another processor" in said  # the runs are not of it
+
+
+def test_runs_by_several_processes_are_an_experiment_of_their_own_with_the_same_times(folder):
+    folder.run("rms", 0, 5.0)
+    folder.run("rms", 0, 7.0, processes="ddp2")
+    folder.timing()
+    alone, several = collect(runs.load(folder.path))
+    assert alone.timings == several.timings
+    assert len(alone.lines["rmsnorm"][0].records) == 1
+    assert "images 40 steps, processes ddp2 stand-in data" in text_of(folder.page())
+
+
+def test_data_are_told_apart_by_name_and_hash(folder):
+    folder.run("rms", 0, 5.0)
+    folder.run("rms", 0, 7.0, name="mine", stand_in=False, sha256="cd" * 32)
+    said = text_of(folder.page())
+    assert "images 40 steps, digits (abababab) stand-in data" in said
+    assert "images 40 steps, mine (cdcdcdcd)" in said
+    assert "stand in True" not in said
+
+
+def test_the_name_of_the_data_does_not_part_runs(folder):
+    folder.run("rms", 0, 5.0, name="cifar")
+    folder.run("rms", 1, 6.0, name="renamed")
+    (found,) = collect(runs.load(folder.path))
+    assert [len(line.records) for line in found.lines["rmsnorm"]] == [2]
+
+
+def test_a_curve_has_the_name_of_the_validation_set_s_figure(folder):
+    folder.run("rms", 0, 5.0, label="BLEU\nnewstest2014", on_validation="BLEU")
+    said = text_of(folder.page())
+    assert "BLEU by steps, validation" in said
+    assert "BLEU newstest2014 by" not in said
+    assert "one seed each" in said
+
+
+def test_commits_are_short_and_machines_that_differ_in_them_alone_are_one(folder):
+    for place in range(5):
+        machine = {**MACHINE, "commit": f"{place}" * 40}
+        folder.timing(rounds=6 + place, machine=machine)
+    said = text_of(folder.page())
+    assert "5 records:" in said
+    assert "commits 000000000000, 111111111111, 222222222222, 333333333333, 444444444444" in said
+    assert "The records differ in commit 000000000000, 111111111111, 222222222222 and 2 more" in said
 
 
 def test_the_same_records_make_the_same_page_wherever_it_is_written(full, page, tmp_path, capsys):

@@ -8,6 +8,9 @@ from rmsnorm.experiments import timing
 from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.timing import Spread
 
+MOST_NAMED = 3
+"""Commits and versions: more of them say no more."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -75,6 +78,18 @@ def mixed_machines(records: Sequence[Record]) -> list[str]:
     found: dict[str, set[str]] = {}
     for record in records:
         made = record["machine"]
-        for name, value in {**made["versions"], **{key: made[key] for key in ("cpu", "python", "commit")}}.items():
-            found.setdefault(name, set()).add(str(value))
-    return [f"{name} {', '.join(sorted(values))}" for name, values in found.items() if len(values) > 1]
+        named = {
+            **made["versions"],
+            "cpu": made["cpu"],
+            "python": made["python"],
+            "commit": (made["commit"] or "")[:12],
+        }
+        for name, value in named.items():
+            found.setdefault(name, set()).add(value or "unknown")
+    return [f"{name} {_some(sorted(values))}" for name, values in found.items() if len(values) > 1]
+
+
+def _some(values: Sequence[str]) -> str:
+    return ", ".join(values[:MOST_NAMED]) + (
+        f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED else ""
+    )

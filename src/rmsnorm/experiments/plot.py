@@ -2,6 +2,7 @@
 
 import io
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rmsnorm.experiments.compare import QualityRow, TimeRow
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.styles import STYLES
-from rmsnorm.experiments.task import Task
+from rmsnorm.experiments.task import Task, validation_label
 from rmsnorm.files import write_whole
 
 
@@ -60,7 +61,7 @@ def draw(
         # The fall from guessing says nothing of normalisers and would take half the height.
         halves[0].set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
     halves[0].set_xlabel("training steps")
-    halves[0].set_ylabel(metric.label.replace("\n", " "))
+    halves[0].set_ylabel(f"{validation_label(asdict(metric))}, validation", parse_math=False)
     if times:
         halves[1].set_xlabel("wall time in seconds (steps × interleaved step time)")
     halves[-1].legend(fontsize=9)

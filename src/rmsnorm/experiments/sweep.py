@@ -5,6 +5,7 @@ Each rate is judged by the headline metric on the validation split, never on the
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +16,7 @@ from rmsnorm.experiments.jobs import Job, training
 from rmsnorm.experiments.learner import Setup
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
-from rmsnorm.experiments.task import Task
+from rmsnorm.experiments.task import Task, validation_label
 
 
 def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequence[float]) -> list[Job]:
@@ -45,7 +46,7 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
     for norm, row in table.items():
         figures = {rate: value for rate, value in row.items() if value is not None}
         chosen[norm] = best(figures, key=lambda rate: figures[rate]) if figures else None
-    label = metric.label.replace("\n", " ")
+    label = validation_label(asdict(metric))
     return {"task": task.name, "metric": label, "form": metric.form, "valid": table, "best": chosen}
 
 

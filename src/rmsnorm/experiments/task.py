@@ -38,6 +38,14 @@ class Metric:
     higher_is_better: bool
     form: str
     """As in ``format``: ".3f"."""
+    on_validation: str = ""
+    """Its name on the validation set; empty where ``label`` does not name the test set."""
+
+
+def validation_label(metric: Mapping[str, Any]) -> str:
+    """What a curve shows, in one line, of a metric as records have it (older ones without a name of its own)."""
+    label: str = metric.get("on_validation") or metric["label"]
+    return label.replace("\n", " ")
 
 
 class Task(Protocol):

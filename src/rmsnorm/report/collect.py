@@ -38,7 +38,9 @@ class Experiment:
     lines: dict[str, list[Line]] = field(default_factory=dict)
     """Kernels -> in the order of tables; every p and learning rate on its own."""
     timings: dict[str, Record] = field(default_factory=dict)
-    """Kernels -> the newest timing."""
+    """Kernels -> the timing with most rounds (``_most_telling``)."""
+    other_timings: dict[str, list[Record]] = field(default_factory=dict)
+    """Kernels -> the timings that are not shown."""
 
     @property
     def records(self) -> list[Record]:
@@ -96,24 +98,49 @@ def collect(records: Sequence[Record]) -> list[Experiment]:
         members = sorted(lines[name, kernels, norm, p, rate], key=lambda record: record["identity"]["seed"])
         experiments[name].lines.setdefault(kernels, []).append(Line(norm, p, rate, tuple(members)))
 
-    for record in sorted(records, key=lambda record: record["finished"]):
+    for record in records:
         if record["kind"] == "timing":
             identity = record["identity"]
             common, batch = _without(identity, _OF_A_TIMING), identity["batch"]
-            of_it = [e for e in experiments.values() if (e.task, e.common, e.batch) == (record["task"], common, batch)]
+            timed = (record["task"], common, batch)
+            of_it = [e for e in experiments.values() if (e.task, _without(e.common, ["processes"]), e.batch) == timed]
             if not of_it:
-                of_it = [Experiment(record["task"], common, batch)]
+                of_it = [Experiment(*timed)]
                 experiments[_name(record["task"], common, {"batch": batch})] = of_it[0]
             for experiment in of_it:
-                experiment.timings[identity["kernels"]] = record
+                experiment.other_timings.setdefault(identity["kernels"], []).append(record)
     for experiment in experiments.values():
-        experiment.timings = {name: experiment.timings[name] for name in KERNELS if name in experiment.timings}
+        for name in KERNELS:
+            if found := experiment.other_timings.get(name):
+                experiment.timings[name] = _most_telling(found, experiment)
+                found.remove(experiment.timings[name])
         experiment.lines = {name: experiment.lines[name] for name in KERNELS if name in experiment.lines}
     known = list(tasks.TASKS)
     return sorted(
         experiments.values(),
         key=lambda e: (known.index(e.task) if e.task in known else len(known), e.task, -len(e.records)),
     )
+
+
+def processor(record: Record) -> str:
+    """What computed."""
+    machine, device = record["machine"], record["identity"]["device"]
+    found: str = machine["cpu"] if device == "cpu" else machine["gpu"] or machine["cpu"]
+    return found
+
+
+def rounds(timing: Record) -> int:
+    return len(next(iter(timing["result"]["milliseconds"].values())))
+
+
+def _most_telling(timings: Sequence[Record], experiment: Experiment) -> Record:
+    trained_on = {processor(r) for lines in experiment.lines.values() for line in lines for r in line.records}
+
+    def rank(timing: Record) -> tuple[int, int, bool, str]:
+        norms = timing["identity"]["norms"]
+        return rounds(timing), len(norms), processor(timing) in trained_on, timing["finished"]
+
+    return max(timings, key=rank)
 
 
 def _without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from rmsnorm.experiments.compare import quality_row, time_row
 from rmsnorm.experiments.plot import mean_curve
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.styles import STYLES
-from rmsnorm.report.collect import Experiment, Line
+from rmsnorm.experiments.task import validation_label
+from rmsnorm.report.collect import Experiment, Line, processor
 from rmsnorm.report.svg import drawing, inline
 
 SIZE = (4.6, 3.3)
@@ -36,7 +37,7 @@ def curves(experiment: Experiment, kernels: str, name: str) -> list[Drawn]:
     """
     lines = experiment.main(kernels)
     headline = experiment.result["metrics"][0]
-    label = headline["label"].replace("\n", " ")
+    label = validation_label(headline)
     steps = "training steps"
     found = [_curve(lines, "loss", None, (steps, "validation loss"), f"{name}-loss", "Loss by steps")]
     if kernels in experiment.timings:
@@ -44,6 +45,9 @@ def curves(experiment: Experiment, kernels: str, name: str) -> list[Drawn]:
         timed = [line for line in lines if line.norm in timing["result"]["milliseconds"]]
         seconds = {line.norm: time_row(line.norm, timing).milliseconds / 1000 for line in timed}
         caption = "Loss by wall time: steps × interleaved step time"
+        made_on = {processor(record) for line in lines for record in line.records}
+        if made_on != {processor(timing)}:
+            caption += f" on {processor(timing)}"
         found.append(_curve(timed, "loss", seconds, ("seconds", "validation loss"), f"{name}-time", caption))
     caption = f"{label[:1].upper()}{label[1:]} by steps, validation"
     found.append(_curve(lines, headline["key"], None, (steps, label), f"{name}-headline", caption))

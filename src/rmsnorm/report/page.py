@@ -88,16 +88,19 @@ def _apart(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
     own = _leaves(experiment)
     others = [_leaves(each) for each in experiments if each.task == experiment.task and each.train is not None]
     differing = [name for name, value in own.items() if any(other.get(name) != value for other in others)]
+    hidden = ("steps", "stand_in", "sha256", "details")  # the heading has a badge; the data's name says the others
     shown = [
-        f"{name.replace('_', ' ')} {own[name]}" for name in differing if name not in ("steps", "sha256", "details")
+        f"{name.replace('_', ' ')} {own[name]}" for name in differing if name not in hidden and own[name] is not None
     ]
+    if "sha256" in differing:
+        shown.insert(0, f"{experiment.source_name} ({own['sha256'][:8]})")
     return ", ".join([f"{experiment.train['steps']:,} steps", *shown])
 
 
 def _leaves(experiment: Experiment) -> dict[str, Any]:
     common = experiment.common
     parts = (common["source"], common["model"], common["data"] or {}, experiment.train or {})
-    settings = {name: common[name] for name in ("size", "device", "precision")}
+    settings = {name: common.get(name) for name in ("size", "device", "precision", "processes")}
     return {**settings, **{name: value for part in parts for name, value in part.items()}}
 
 
@@ -222,19 +225,21 @@ def _gradients() -> dict[str, Any]:
 
 
 def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Every machine and set of versions that the records were made on, with how many."""
+    """Every machine and set of versions that the records were made on, with how many, and at which commits."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         machine = record["machine"]
         about = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        commit = machine["commit"][:12] if machine["commit"] else None
+        commit = (machine["commit"] or "")[:12] + (" with changes" if machine["dirty"] else "")
         lines = [
             machine["cpu"] + (f"; {machine['gpu']}" if machine["gpu"] else ""),
             f"{machine['torch_threads']} threads, {machine['memory_gib']} GiB, {machine['os']}",
             f"Python {machine['python']}, {about}",
         ]
-        if commit:
-            lines.append(f"commit {commit}" + (" with changes" if machine["dirty"] else ""))
-        key = "\n".join(lines)
-        found.setdefault(key, {"lines": lines, "count": 0})["count"] += 1
+        group = found.setdefault("\n".join(lines), {"lines": lines, "count": 0, "commits": set()})
+        group["count"] += 1
+        group["commits"] |= {commit} - {""}
+    for group in found.values():
+        if commits := sorted(group["commits"]):
+            group["lines"].append(f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}")
     return sorted(found.values(), key=lambda each: -each["count"])

@@ -7,9 +7,10 @@ from rmsnorm.experiments import hidden_states
 from rmsnorm.experiments.compare import QualityRow, quality_row, time_row
 from rmsnorm.experiments.paper import HIDDEN_STATES, Published
 from rmsnorm.experiments.recipes.common import LABELS
+from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.table import SETTINGS
 from rmsnorm.experiments.timing import Spread
-from rmsnorm.report.collect import Experiment
+from rmsnorm.report.collect import Experiment, processor, rounds
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Tab
         rows.append((LABELS[line.norm], cells))
     seeds = sorted({len(line.records) for line in experiment.main(kernels)})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    title = f"Quality on the test split, {_KERNELS[kernels]}: mean ± standard deviation over seeds ({over} each)"
+    taken = "one seed each" if seeds == [1] else f"mean ± standard deviation over seeds ({over} each)"
+    title = f"Quality on the test split, {_KERNELS[kernels]}: {taken}"
     return Table(title, [heading(metric) for metric in metrics], rows)
 
 
@@ -105,13 +107,16 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
         ]
         rows.append((LABELS[norm], cells))
     headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
-    machine, rounds = record["machine"], len(record["result"]["milliseconds"]["layer"])
-    processor = machine["cpu"] if record["identity"]["device"] == "cpu" else machine["gpu"] or machine["cpu"]
-    note = (
-        f"{rounds} rounds of one step each in turn, {record['finished'][:16].replace('T', ' ')} UTC; "
-        f"{processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}"
-    )
+    machine = record["machine"]
+    note = f"{_when(record)}; {machine['torch_threads']} threads, torch {machine['versions']['torch']}"
+    if others := experiment.other_timings.get(kernels):
+        note += f". Recorded too, and not shown: {'; '.join(map(_when, others))}"
     return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
+
+
+def _when(timing: Record) -> str:
+    when = timing["finished"][:16].replace("T", " ")
+    return f"{rounds(timing)} rounds of one step each in turn on {processor(timing)}, {when} UTC"
 
 
 def percent(spread: Spread | None, paper: str = "") -> Cell:

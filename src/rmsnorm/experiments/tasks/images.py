@@ -26,7 +26,7 @@ class Images:
 
     name = "images"
     norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
-    metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f"),)
+    metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f", on_validation="error, %"),)
 
     def __init__(self, recipe: Recipe, source: Source, images: digits.Images) -> None:
         self.recipe, self.source, self.classes = recipe, source, images.classes

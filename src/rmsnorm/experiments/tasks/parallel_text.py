@@ -200,6 +200,6 @@ def _metrics(corpus: Corpus, stand_in: bool) -> tuple[Metric, ...]:
     metrics = []
     for number, pairs in enumerate(corpus.tests):
         suffix = f"_{pairs.name}" if number else ""
-        metrics.append(Metric(f"bleu{suffix}", f"BLEU{of}\n{pairs.name}", True, ".1f"))
-        metrics.append(Metric(f"chrf{suffix}", f"chrF\n{pairs.name}", True, ".1f"))
+        metrics.append(Metric(f"bleu{suffix}", f"BLEU{of}\n{pairs.name}", True, ".1f", f"BLEU{of}"))
+        metrics.append(Metric(f"chrf{suffix}", f"chrF\n{pairs.name}", True, ".1f", "chrF"))
     return (*metrics, exact)
