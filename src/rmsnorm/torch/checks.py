@@ -54,8 +54,9 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
         raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
     check_no_self_overlap("out", out.shape, out.stride(), 1)
     for name, t in zip(("input", "weight", "bias"), (input, *others), strict=True):
-        same = t is not None and t.data_ptr() == out.data_ptr() and t.stride() == out.stride() and name == "input"
-        if t is not None and not same and _overlap(out, t):
+        if t is None or not _overlap(out, t):
+            continue
+        if name != "input" or t.data_ptr() != out.data_ptr() or t.stride() != out.stride():
             raise ValueError(f"out must not share memory with {name} (but it may be input itself); pass a fresh tensor")
 
 
@@ -96,12 +97,19 @@ def check_writable(out: Tensor, gradient: bool) -> None:
         )
 
 
+def _has_memory(t: Tensor) -> bool:
+    """Not while a graph is captured, nor under transforms and fakes: there the result is made apart and copied."""
+    if is_compiling() or t.is_meta or t.numel() == 0 or type(t) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
 def _overlap(a: Tensor, b: Tensor) -> bool:
     def extent(t: Tensor) -> tuple[int, int]:
         last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
         return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
-    if is_compiling() or a.is_meta or not (a.numel() and b.numel()) or a.device != b.device:
+    if not (_has_memory(a) and _has_memory(b)) or a.device != b.device:
         return False
     (a0, a1), (b0, b1) = extent(a), extent(b)
     if not (a0 < b1 and b0 < a1):

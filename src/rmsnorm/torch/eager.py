@@ -45,6 +45,18 @@ def rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
     return t.resolve_neg()
 
 
+def laid_out(made: Tensor, like: Tensor) -> Tensor:
+    """``made`` with the strides of ``torch.empty_like(like)``, copied if it has others: what every result has.
+
+    Dense layouts (permuted, channels_last) are kept, as torch's elementwise operators keep them. A transform's wrapper
+    has the layout that the transform gives it.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(made):
+        return made
+    y = torch.empty_like(like, dtype=made.dtype)
+    return made if made.stride() == y.stride() else y.copy_(made)
+
+
 def output_dtype(input: Tensor, weight: Tensor | None, bias: Tensor | None, casting: str) -> torch.dtype:
     """The input's, or with Llama's casting what promotion makes of input, weight and bias."""
     dtype = input.dtype
@@ -84,7 +96,7 @@ def rms_norm(
         y = composite.rms_norm(
             x, spec.normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
-    return y if out is None else out.copy_(y)
+    return laid_out(y, input) if out is None else out.copy_(y)
 
 
 def layer_norm(
@@ -108,7 +120,7 @@ def layer_norm(
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if not kernels.layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
         y = composite.layer_norm(x, spec.normalized_shape, weight, bias, eps)
-    return y if out is None else out.copy_(y)
+    return laid_out(y, input) if out is None else out.copy_(y)
 
 
 def add_rms_norm(
@@ -132,9 +144,9 @@ def add_rms_norm(
     shape = check_spec(shape, eps, p, zero_centered, casting).normalized_shape
     _check(input, shape, weight, bias, casting, None)
     checks.check_alike("residual", residual, input)
-    new = (input + residual).to(residual.dtype)
+    new = laid_out((input + residual).to(residual.dtype), residual)
     y = rms_norm(new, shape, weight, bias, eps, p, zero_centered, casting)
-    return (y if input.dtype == residual.dtype else y.to(input.dtype)), new
+    return laid_out(y if input.dtype == residual.dtype else y.to(input.dtype), input), new
 
 
 def add_rms_norm_inplace(
@@ -193,10 +205,10 @@ def rms_norm_backward(
     dims = len(spec.normalized_shape)
     x, dy, plus = rows_contiguous(input, dims), rows_contiguous(dy, dims), rows_contiguous(plus, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if kernels.rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
-        return dx, dweight, dbias
-    dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
-    return (dx if plus is None or dx is None else dx + plus), dweight, dbias
+    if not kernels.rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
+        dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
+        dx = dx if plus is None or dx is None else dx + plus
+    return None if dx is None else laid_out(dx, input), dweight, dbias
 
 
 def layer_norm_backward(
@@ -216,9 +228,9 @@ def layer_norm_backward(
     shape, dims = spec.normalized_shape, len(spec.normalized_shape)
     x, dy = rows_contiguous(input, dims), rows_contiguous(dy, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if kernels.layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
-        return dx, dweight, dbias
-    return composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
+    if not kernels.layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
+        dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
+    return None if dx is None else laid_out(dx, input), dweight, dbias
 
 
 def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wants) -> Gradients:
@@ -258,12 +270,18 @@ def gradients(
     return (dx if plus is None or dx is None else dx + plus), dweight, dbias
 
 
+def saveable(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """``tensors``, those made in inference mode copied: autograd refuses to save them, and torch's own norms, whose
+    operators save their results, take them."""
+    return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+
+
 class RMSNormFunction(torch.autograd.Function):
     """rms_norm for autograd where :mod:`~rmsnorm.torch.nodes` has none; ``how`` is (eps, p, zero_centered, casting)."""
 
     @staticmethod
     def forward(ctx, input, shape, weight, bias, *how):
-        ctx.save_for_backward(input, weight, bias)
+        ctx.save_for_backward(*saveable(input, weight, bias))
         ctx.shape, ctx.how = shape, how
         return rms_norm(input, shape, weight, bias, *how)
 
@@ -281,7 +299,7 @@ class LayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, shape, weight, bias, eps):
-        ctx.save_for_backward(input, weight, bias)
+        ctx.save_for_backward(*saveable(input, weight, bias))
         ctx.shape, ctx.eps = shape, eps
         return layer_norm(input, shape, weight, bias, eps)
 
@@ -300,7 +318,7 @@ class AddRMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, residual, shape, weight, bias, *how):
         normed, new_residual = add_rms_norm(input, residual, shape, weight, bias, *how)
-        ctx.save_for_backward(new_residual, weight, bias)
+        ctx.save_for_backward(*saveable(new_residual, weight, bias))
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.how, ctx.input_dtype = shape, how, input.dtype
         return normed, new_residual

@@ -170,9 +170,9 @@ def forward(
     spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
     x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (input, gate))
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if kernels.rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, kernels.FRESH_FLAGS):
-        return y
-    return expression(input, gate, weight, spec)
+    if not kernels.rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, kernels.FRESH_FLAGS):
+        y = expression(input, gate, weight, spec)
+    return eager.laid_out(y, input)
 
 
 def backward(dy, input, gate, shape, weight, wants, eps, norm_before_gate, groups, p):
@@ -184,8 +184,8 @@ def backward(dy, input, gate, shape, weight, wants, eps, norm_before_gate, group
         g, x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (dy, input, gate))
         dx, dz, dweight = _empty(x, z, weight, wants)
         if not kernels.rms_norm_gated_backward(g, x, z, spec.shape, weight, dx, dz, dweight, *last):
-            return backward_expression(dy, input, gate, weight, spec, wants)
-    return dx if wants[0] else None, dz if wants[1] else None, dweight
+            dx, dz, dweight = backward_expression(dy, input, gate, weight, spec, wants)
+    return eager.laid_out(dx, input) if wants[0] else None, eager.laid_out(dz, gate) if wants[1] else None, dweight
 
 
 def _empty(input, gate, weight, wants):
@@ -199,7 +199,7 @@ class RMSNormGatedFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, gate, shape, weight, *how):
-        ctx.save_for_backward(input, gate, weight)
+        ctx.save_for_backward(*eager.saveable(input, gate, weight))
         ctx.shape, ctx.how = shape, how
         return forward(input, gate, shape, weight, *how)
 

@@ -5,9 +5,9 @@ import math
 import torch
 
 from rmsnorm.spec import check_groups, check_norm_first, check_spec
-from rmsnorm.torch import checks, gated
+from rmsnorm.torch import checks, eager, gated
 from rmsnorm.torch.gated import GatedSpec
-from rmsnorm.torch.ops import contiguous, differentiated, gradients_fake, library, register, save_inputs, wanted
+from rmsnorm.torch.ops import differentiated, given, gradients_fake, library, register, save_inputs, wanted
 
 _NAMES = "float? eps, bool norm_before_gate, int groups, float p"
 library.define(
@@ -20,20 +20,21 @@ library.define(
 
 
 def _forward_kernel(input, gate, shape, weight, *how):
-    return gated.forward(input, gate, shape, weight, *how).contiguous()
+    return gated.forward(input, gate, shape, weight, *how)
 
 
 def _forward_any(input, gate, shape, weight, *how):
     spec = GatedSpec.of(shape, *how).check(input, gate, weight)
-    return gated.expression(input, gate, weight, spec).contiguous()
+    return eager.laid_out(gated.expression(input, gate, weight, spec), input)
 
 
 def _backward_kernel(dy, input, gate, shape, weight, wants, *how):
-    return contiguous(gated.backward(dy, input, gate, shape, weight, wants, *how))
+    return given(gated.backward(dy, input, gate, shape, weight, wants, *how), (input, gate, weight))
 
 
 def _backward_any(dy, input, gate, shape, weight, wants, *how):
-    return contiguous(gated.backward_expression(dy, input, gate, weight, GatedSpec.of(shape, *how), wants))
+    gradients = gated.backward_expression(dy, input, gate, weight, GatedSpec.of(shape, *how), wants)
+    return given(gradients, (input, gate, weight))
 
 
 def _forward_fake(input, gate, shape, weight, eps, norm_before_gate, groups, p):
@@ -42,7 +43,7 @@ def _forward_fake(input, gate, shape, weight, eps, norm_before_gate, groups, p):
     check_groups(groups, math.prod(shape))
     checks.check_tensors(tuple(shape), input, weight, None, per_head=False)
     checks.check_alike("gate", gate, input)
-    return torch.empty(input.shape, dtype=input.dtype, device=input.device)
+    return torch.empty_like(input)
 
 
 def _backward_fake(dy, input, gate, shape, weight, wants, *how):

@@ -12,6 +12,8 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/version.h>
 
+#include <algorithm>
+
 #include "../native/c_api.h"
 
 namespace rmsnorm::torch_nodes {
@@ -70,8 +72,18 @@ struct Described : c_api::Strided {
   const c_api::Strided* get() const { return served ? this : nullptr; }  // null: not there
 };
 
+// Whether all strides are those of a fresh tensor: is_contiguous leaves out the ones of extent 1 and of empty tensors.
+bool in_order(const Tensor& t) {
+  int64_t expected = 1;
+  for (int64_t d = t.dim() - 1; d >= 0; --d) {
+    if (t.stride(d) != expected) return false;
+    expected *= std::max<int64_t>(t.size(d), 1);
+  }
+  return true;
+}
+
 Tensor fresh_like(const Tensor& t) {
-  return t.is_contiguous() ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
+  return in_order(t) ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
 }
 
 const Tensor& or_undefined(const OptionalTensor& t) {
@@ -207,6 +219,8 @@ bool read_number(PyObject* o, double& value) {
 
 bool requires_grad(const OptionalTensor& t) { return t && t->requires_grad(); }
 
+bool is_inference(const OptionalTensor& t) { return t && t->is_inference(); }
+
 // y (and the sum) of a usual call, or an empty list. With `out`, y is written there, and nothing is differentiable.
 variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, PyObject* p, const Tensor& input,
                   const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -221,6 +235,8 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   if (!kernels->read(x, shape, eps, p, call.how)) return {};
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
                                                              requires_grad(weight) || requires_grad(bias));
+  // What was made in inference mode cannot be saved for the backward pass: eager.saveable.
+  if (differentiable && (is_inference(input) || is_inference(weight) || is_inference(bias))) return {};
   if (out && (differentiable || out->requires_grad())) return {};
   if (out && out->is_inference() && !c10::InferenceMode::is_enabled()) return {};
   if (out) call.how.flags &= ~FRESH;

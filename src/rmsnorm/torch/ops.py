@@ -1,7 +1,7 @@
 """The kernels as operators of ``torch.library``: what ``torch.compile`` and ``torch.export`` see.
 
 ``torch.ops.rmsnorm.*`` are defined for CPU and CUDA by the kernels, elsewhere by the composite, with fakes, autograd
-of first and second order, and a batching rule. Results are contiguous, whatever the input's strides.
+of first and second order, and a batching rule. A result has the strides that ``torch.empty_like`` gives its input's.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,30 +58,32 @@ def _list(normalized_shape: int | Sequence[int]) -> list[int]:
 # ---- implementations: kernels on CPU and CUDA, the composite elsewhere ----
 
 
-def contiguous(outputs):
-    """An operator's schema has no absent tensors: an empty one stands for what was not wanted."""
-    like = next((t for t in outputs if t is not None), torch.empty(0))
-    return tuple(like.new_empty(0) if t is None else t.contiguous() for t in outputs)
+def given(outputs, inputs):
+    """Gradients laid out as what they are of. An operator's schema has no absent tensors: an empty one instead."""
+    like = next((t for t in outputs if t is not None), inputs[0])
+    return tuple(
+        like.new_empty(0) if t is None else eager.laid_out(t, of) for t, of in zip(outputs, inputs, strict=True)
+    )
 
 
 def _rms_norm_kernel(input, shape, weight, bias, *how):
-    return eager.rms_norm(input, shape, weight, bias, *how).contiguous()
+    return eager.rms_norm(input, shape, weight, bias, *how)
 
 
 def _rms_norm_backward_kernel(dy, input, shape, weight, bias, plus, wants, *how):
-    return contiguous(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how))
+    return given(eager.rms_norm_backward(dy, input, shape, weight, bias, wants, plus, *how), (input, weight, bias))
 
 
 def _add_rms_norm_kernel(input, residual, shape, weight, bias, *how):
-    return contiguous(eager.add_rms_norm(input, residual, shape, weight, bias, *how))
+    return eager.add_rms_norm(input, residual, shape, weight, bias, *how)
 
 
 def _layer_norm_kernel(input, shape, weight, bias, eps):
-    return eager.layer_norm(input, shape, weight, bias, eps).contiguous()
+    return eager.layer_norm(input, shape, weight, bias, eps)
 
 
 def _layer_norm_backward_kernel(dy, input, shape, weight, bias, wants, eps):
-    return contiguous(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants))
+    return given(eager.layer_norm_backward(dy, input, shape, weight, bias, eps, wants), (input, weight, bias))
 
 
 def _keywords(bias, p, zero_centered, casting):
@@ -89,26 +91,27 @@ def _keywords(bias, p, zero_centered, casting):
 
 
 def _rms_norm_any(input, shape, weight, bias, eps, *how):
-    return composite.rms_norm(input, shape, weight, eps, **_keywords(bias, *how)).contiguous()
+    return eager.laid_out(composite.rms_norm(input, shape, weight, eps, **_keywords(bias, *how)), input)
 
 
 def _rms_norm_backward_any(dy, input, shape, weight, bias, plus, wants, eps, *how):
     spec = check_spec(shape, eps, *how)
     dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
-    return contiguous((dx if plus is None or dx is None else dx + plus, dweight, dbias))
+    return given((dx if plus is None or dx is None else dx + plus, dweight, dbias), (input, weight, bias))
 
 
 def _add_rms_norm_any(input, residual, shape, weight, bias, eps, *how):
-    return contiguous(composite.add_rms_norm(input, residual, shape, weight, eps, **_keywords(bias, *how)))
+    normed, new = composite.add_rms_norm(input, residual, shape, weight, eps, **_keywords(bias, *how))
+    return eager.laid_out(normed, input), eager.laid_out(new, residual)
 
 
 def _layer_norm_any(input, shape, weight, bias, eps):
-    return composite.layer_norm(input, shape, weight, bias, eps).contiguous()
+    return eager.laid_out(composite.layer_norm(input, shape, weight, bias, eps), input)
 
 
 def _layer_norm_backward_any(dy, input, shape, weight, bias, wants, eps):
     spec = check_spec(shape, eps)
-    return contiguous(composite.layer_norm_backward(dy, input, weight, bias, spec, wants))
+    return given(composite.layer_norm_backward(dy, input, weight, bias, spec, wants), (input, weight, bias))
 
 
 # ---- fakes: shapes and dtypes, and the errors of wrong arguments ----
@@ -116,7 +119,7 @@ def _layer_norm_backward_any(dy, input, shape, weight, bias, wants, eps):
 
 def _fake(input, shape, weight, bias, dtype=None):
     checks.check_tensors(tuple(shape), input, weight, bias)
-    return torch.empty(input.shape, dtype=dtype or input.dtype, device=input.device)
+    return torch.empty_like(input, dtype=dtype)
 
 
 def _rms_norm_fake(input, shape, weight, bias, eps, *how):
@@ -145,9 +148,7 @@ def _checked(eps, *how):
 def gradients_fake(input, weight, bias, wants):
     wanted = [t if w else None for t, w in zip((input, weight, bias), wants, strict=True)]
     like = next((t for t in wanted if t is not None), input)
-    return tuple(
-        like.new_empty(0) if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in wanted
-    )
+    return tuple(like.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
 
 
 def _rms_norm_backward_fake(dy, input, shape, weight, bias, plus, wants, eps, *how):

@@ -41,7 +41,8 @@ def rms_norm_quantized(
     product with the scale is NaN. No gradient is defined.
 
     Returns:
-        (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension.
+        (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension. Both
+        are contiguous.
 
     Raises:
         ValueError, TypeError: what must hold, what was received; also if a gradient would be needed.
@@ -75,4 +76,5 @@ def expression(
     largest = y.abs().flatten(-len(shape)).amax(-1).reshape(one_a_row) if y.numel() else y.new_zeros(one_a_row)
     scale = torch.where(largest.isfinite(), largest, torch.nan).div(most).to(torch.float32)
     codes = torch.where((scale > 0) & scale.isfinite(), y / scale, 0.0).clamp(-most, most)
-    return (codes.round() if dtype == torch.int8 else codes.float()).to(dtype), scale
+    codes = codes.round() if dtype == torch.int8 else codes.float()
+    return codes.to(dtype, memory_format=torch.contiguous_format), scale

@@ -13,6 +13,7 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.torch import composite as norms
 from rmsnorm.torch import kernels
+from rmsnorm.torch.eager import saveable
 from rmsnorm.torch.rnn import composite
 from rmsnorm.torch.rnn.placement import RecurrentSpec
 from rmsnorm.torch.rnn.products import right_product
@@ -65,7 +66,7 @@ def _before_and_after(all_: Tensor, rows: int, batch: int, uniform: bool, revers
 
 def _wide(t: Tensor | None, otherwise: float, width: int, dtype: torch.dtype) -> Tensor:
     if t is None:
-        return torch.full((width,), otherwise, dtype=dtype)
+        return torch.full((width,), otherwise, dtype=dtype, device="cpu")
     return t.detach().to(dtype).contiguous()
 
 
@@ -212,7 +213,7 @@ def backward(
         multiply(dstate[row : row + count], of_step)
         (dh if count == batch else dh[:count]).add_(of_step)
 
-    sums = torch.empty(4 * width + hidden, dtype=torch.float64)
+    sums = torch.empty(4 * width + hidden, dtype=torch.float64, device=x.device)
     steps.sums(kernels.handle(sums))
     dgain_ih, dgain_hh, dbias_ih, dbias_hh, dgain_cell = sums.split([width] * 4 + [hidden])
     if where.joint:
@@ -234,7 +235,7 @@ class LayerFunction(torch.autograd.Function):
         x, h0 = x.contiguous(), h0.contiguous()
         parameters = Parameters(*parameters)
         kept = forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=True)
-        ctx.save_for_backward(x, h0, c0, *parameters, *kept[3:])
+        ctx.save_for_backward(*saveable(x, h0, c0, *parameters), *kept[3:])
         ctx.spec, ctx.batch_sizes, ctx.reverse = spec, batch_sizes, reverse
         ctx.set_materialize_grads(False)
         return (kept.out, kept.h_n) if c0 is None else (kept.out, kept.h_n, kept.c_n)
