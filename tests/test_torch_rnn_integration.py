@@ -120,7 +120,8 @@ def test_dropout_lies_between_layers_and_is_reproducible():
     assert not torch.equal(found[0], module(x)[0])
     module.eval()
     assert torch.equal(module(x)[0], module(x)[0])
-    single = make("GRU", dropout=0.5)
+    with pytest.warns(UserWarning, match=r"num_layers greater than 1, but got dropout=0\.5 and num_layers=1"):
+        single = make("GRU", dropout=0.5)
     assert torch.equal(single(x)[0], single(x)[0])
 
 
@@ -222,7 +223,9 @@ def test_autocast_leaves_float64_and_refuses_integers_as_torch_does(cell):
     module, x = make(cell), torch.randn(4, 3, 5, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         out = module(x)[0]
-        with pytest.raises(ValueError, match=r"must have the parameters' dtype torch\.float64, got torch\.int64"):
+        with pytest.raises(
+            ValueError, match=r"input dtype \(torch\.int64\) does not match weight dtype \(torch\.float64\)"
+        ):
             module(x.long())
     assert torch.equal(out, module(x)[0])
 
@@ -308,30 +311,42 @@ for cell in MODULES:
         (lambda: GRU(5, 8, norm="layer", p=0.5), r"p < 1 is for norm='rms'"),
         (lambda: GRU(5, 8, placement="here"), r"must be one of 'paper', 'input', 'haste', 'dreamer', got 'here'"),
         (lambda: LSTM(5, 8, placement="dreamer"), r"must be one of 'paper', 'input', 'haste', got 'dreamer'"),
-        (lambda: GRU(5, 0), r"hidden_size must be a positive int, got 0"),
-        (lambda: GRU(0, 5), r"input_size must be a positive int, got 0"),
-        (lambda: GRU(5, 8, num_layers=0), r"num_layers must be a positive int, got 0"),
-        (lambda: GRU(5, 8, dropout=1.5), r"dropout must be a number from 0 to 1, got 1.5"),
+        (lambda: GRU(5, 0), r"hidden_size must be greater than zero, got 0"),
+        (lambda: GRU(0, 5), r"input_size must be greater than zero, got 0"),
+        (lambda: GRU(5, 8, num_layers=0), r"num_layers must be greater than zero, got 0"),
+        (lambda: GRU(5, 8, dropout=1.5), r"dropout should be a number in range \[0, 1\] .*, got 1.5"),
         (lambda: GRU(5, 8, eps=-1.0), r"finite and not negative, got -1.0"),
         (lambda: GRU(5, 8, eps=0), r"eps must be above 0, got 0"),
         (lambda: LSTM(5, 8, placement="haste", eps=0.0), r"eps must be above 0, got 0"),
         (lambda: GRU(5, 8, norm=["rms"]), r"norm must be 'rms', 'layer' or None, got \['rms'\]"),
         (lambda: GRU(5, 8, eps=None), r"eps must be a number, got None"),
-        (lambda: GRU(5, 8)(torch.randn(4, 3, 6)), r"must have 5 features .* got \(4, 3, 6\)"),
-        (lambda: GRU(5, 8)(torch.randn(4, 3, 2, 5)), r"must be \(steps, batch, features\).* got \(4, 3, 2, 5\)"),
-        (lambda: GRU(5, 8)(torch.randn(4, 3, 5).double()), r"parameters' dtype torch.float32, got torch.float64"),
-        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), torch.randn(1, 4, 8)), r"shape \(1, 3, 8\) .* got \(1, 4, 8\)"),
-        (lambda: GRU(5, 8)(torch.randn(4, 5), torch.randn(1, 3, 8)), r"shape \(1, 8\) .* got \(1, 3, 8\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 6)), r"Expected 5, got 6 in an input of shape \(4, 3, 6\)"),
+        (
+            lambda: GRU(5, 8)(torch.randn(4, 3, 2, 5)),
+            r"to be 2D or 3D, got 4D instead; it must be \(steps, batch, features\)",
+        ),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5).double()), r"\(torch.float64\) does not match .*\(torch.float32\)"),
+        (lambda: GRU(5, 8)(torch.randn(4, 3, 5), torch.randn(1, 4, 8)), r"hidden size \(1, 3, 8\), got \[1, 4, 8\]"),
+        (lambda: GRU(5, 8)(torch.randn(4, 5), torch.randn(1, 3, 8)), r"hidden size \(1, 8\), got \[1, 3, 8\]"),
         (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 5, 1]), r"from 1 to 4, .* got 1 to 5"),
         (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 0, 1]), r"from 1 to 4, .* got 0 to 4"),
         (lambda: GRU(5, 8)(torch.randn(4, 3, 5), lengths=[4, 1]), r"lengths must be 3 integers, .* got \(2,\)"),
         (lambda: GRU(5, 8)(torch.randn(4, 5), lengths=[4]), r"lengths need a batch"),
         (
             lambda: GRU(5, 8)(pack_padded_sequence(torch.randn(4, 3, 6), [4, 2, 1])),
-            r"must have 5 features .* got \(7, 6\)",
+            r"Expected 5, got 6 in an input of shape \(7, 6\)",
         ),
-        (lambda: GRUCell(5, 8)(torch.randn(2, 3, 5)), r"of a cell must be \(batch, features\)"),
-        (lambda: GRUCell(5, 8)(torch.randn(3, 5), torch.randn(2, 8)), r"shape \(3, 8\) .* got \(2, 8\)"),
+        (
+            lambda: GRUCell(5, 8)(torch.randn(2, 3, 5)),
+            r"GRUCell: Expected input to be 1D or 2D, got 3D instead; it must be \(batch, features\)",
+        ),
+        (lambda: GRUCell(5, 8)(torch.randn(3, 5), torch.randn(2, 8)), r"size 3 doesn't match hidden0 batch size 2"),
+        (lambda: GRUCell(5, 8)(torch.randn(5), torch.randn(2, 8)), r"hidden to be 1D as the input is, got 2D"),
+        (
+            lambda: LSTM(5, 8)(torch.randn(4, 3, 5), (torch.randn(1, 3, 8), torch.randn(1, 3, 7))),
+            r"hidden\[1\] size \(1, 3, 8\), got \[1, 3, 7\]",
+        ),
+        (lambda: GRU(5, 8, proj_size=3), r"only supported for LSTM, not GRU, got 3"),
     ],
 )
 def test_wrong_values(build, says):
@@ -340,6 +355,17 @@ def test_wrong_values(build, says):
 
 
 def test_wrong_types_and_what_is_not_supported():
+    for wrong, says in (
+        ({"input_size": 5.0}, "input_size should be of type int, got: float"),
+        ({"hidden_size": True}, "hidden_size should be of type int, got: bool"),
+        ({"num_layers": "2"}, "num_layers should be of type int, got: str"),
+        ({"bias": 1}, "bias should be of type bool, got: int"),
+        ({"batch_first": None}, "batch_first should be of type bool, got: NoneType"),
+        ({"bidirectional": 2}, "bidirectional should be of type bool, got: int"),
+        ({"proj_size": "cpu"}, "proj_size should be of type int, got: str"),
+    ):
+        with pytest.raises(TypeError, match=says):
+            LSTM(**{"input_size": 5, "hidden_size": 8, **wrong})
     with pytest.raises(NotImplementedError, match="proj_size is not supported, got 3"):
         LSTM(5, 8, proj_size=3)
     with pytest.raises(TypeError, match=r"must be a pair \(h_0, c_0\), got Tensor"):
@@ -371,3 +397,35 @@ def test_the_kernels_refuse_what_would_be_out_of_bounds():
 
 def test_cells_are_listed():
     assert set(CELLS) == set(MODULES)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_attributes_of_torchs_layers(cell, bias):
+    how = {"num_layers": 2, "bias": bias, "bidirectional": True}
+    theirs, ours = getattr(torch.nn, cell)(5, 8, **how), MODULES[cell](5, 8, **how)
+    assert (ours.mode, ours.proj_size) == (theirs.mode, theirs.proj_size)
+    shapes = [[p.shape for p in weights] for weights in theirs.all_weights]
+    assert [[p.shape for p in weights[: len(shapes[0])]] for weights in ours.all_weights] == shapes
+    assert {id(p) for p in ours._flat_weights} == {id(p) for p in ours.parameters()}
+    plain = MODULES[cell](5, 8, **how, norm=None)
+    assert [p.shape for p in plain._flat_weights] == [p.shape for p in theirs._flat_weights]
+    positional = (5, 8, 2, bias, True, 0.25, False, 0, "cpu", torch.float64)
+    assert repr(MODULES[cell](*positional)).startswith(repr(getattr(torch.nn, cell)(*positional))[:-1])
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("norm", ["rms", "layer", None])
+def test_cells_without_features_or_units(cell, norm):
+    """As torch's, which take both; under torch.compile too."""
+    torch._dynamo.reset()
+    for input_size, hidden in ((5, 0), (0, 4), (0, 0)):
+        module = CELLS[cell](input_size, hidden, norm=norm)
+        x = torch.randn(3, input_size, requires_grad=True)
+        for run in (module, torch.compile(module, backend="aot_eager")):
+            out = run(x)
+            h = out if cell == "GRU" else out[0]
+            assert h.shape == (3, hidden)
+            (dx,) = torch.autograd.grad(h.sum(), x)
+            assert torch.equal(dx, torch.zeros_like(x))
+    assert CELLS[cell](5, 8, bias=False).bias_ih is None

@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 
+
+class MismatchError(ValueError, RuntimeError):
+    """Tensors that fit neither each other nor the call: shape, dtype, device.
+
+    A ValueError, as every wrong value here, and a RuntimeError, which torch raises in its place and its users catch.
+    """
+
+
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 CASTINGS = ("once", "llama")
 
@@ -153,7 +161,7 @@ def check_input(name: str, shape: Sequence[int], dtype: str, normalized_shape: t
     if dtype not in FLOATING:
         raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {dtype}; convert it first")
     if tuple(shape[len(shape) - len(normalized_shape) :]) != normalized_shape or len(shape) < len(normalized_shape):
-        raise ValueError(
+        raise MismatchError(
             f"the last dimensions of {name} must be normalized_shape = {normalized_shape}, "
             f"got {name} of shape {tuple(shape)}"
         )
@@ -199,10 +207,10 @@ def check_parameter(
     if tuple(shape) == normalized_shape or (heads is not None and tuple(shape) == (heads, *normalized_shape)):
         return
     each = "" if heads is None else f", or {(heads, *normalized_shape)} with one for each head"
-    raise ValueError(f"{name} must have the shape normalized_shape = {normalized_shape}{each}, got {tuple(shape)}")
+    raise MismatchError(f"{name} must have the shape normalized_shape = {normalized_shape}{each}, got {tuple(shape)}")
 
 
 def check_same(name: str, value: object, of: str, expected: object, what: str) -> None:
     """``name`` and ``of`` must agree in ``what`` (shape, dtype, device)."""
     if value != expected:
-        raise ValueError(f"{name} must have the {what} of {of}, {expected}, got {value}")
+        raise MismatchError(f"{name} must have the {what} of {of}, {expected}, got {value}")

@@ -219,4 +219,5 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self) -> str:
         heads = "" if self.heads is None else f", heads={self.heads}"
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}{heads}"
+        said = f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        return f"{said}, bias={self.bias is not None}{heads}"

@@ -1,9 +1,14 @@
-"""The checks of the recurrent modules: what must hold, what was received, what to do."""
+"""The checks of the recurrent modules: what must hold, what was received, what to do.
+
+Where torch's modules refuse the same, messages begin with torch's words, and types are torch's or derived from them.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from rmsnorm.spec import MismatchError
 
 
 def autocast_enabled(x: Tensor) -> bool:
@@ -14,55 +19,118 @@ def autocast_enabled(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive int, got {value!r}")
+def size(name: str, value: int, least: int = 1) -> int:
+    """An int of at least ``least``, 1 or 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be {'greater than zero' if least else 'zero or greater'}, got {value}")
+    return value
+
+
+def flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
 
 
 def probability(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+        raise ValueError(
+            f"{name} should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"got {value!r}"
+        )
     return float(value)
 
 
+def projection(cell: str, value: int) -> None:
+    if size("proj_size", value, 0):
+        if cell != "LSTM":
+            raise ValueError(f"proj_size argument is only supported for LSTM, not {cell}, got {value}; leave it at 0")
+        raise NotImplementedError(f"proj_size is not supported, got {value}; leave it at 0")
+
+
+def place(x: Tensor, weight: Tensor) -> None:
+    """The dtype and device of an input."""
+    if x.device != weight.device:
+        raise MismatchError(
+            f"input must be on the parameters' device {weight.device}, got {x.device}; move one of them"
+        )
+    if x.dtype != weight.dtype and not autocast_enabled(x):
+        raise MismatchError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+        )
+
+
 def features(x: Tensor, size: int, weight: Tensor) -> None:
-    """The last dimension, dtype and device of an input."""
+    """The rows of a layer's input."""
+    if x.dim() < 2 or x.shape[-1] != size:
+        raise MismatchError(
+            f"input.size(-1) must be equal to input_size. Expected {size}, got {x.shape[-1] if x.dim() else 'none'} in "
+            f"an input of shape {tuple(x.shape)}"
+        )
+    place(x, weight)
+
+
+def padded(cell: str, x: Tensor, size: int, batch_first: bool, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(x).__name__}")
-    if x.dim() == 0 or x.shape[-1] != size:
-        raise ValueError(f"input must have {size} features (input_size) in its last dimension, got {tuple(x.shape)}")
-    if x.device != weight.device:
-        raise ValueError(f"input must be on the parameters' device {weight.device}, got {x.device}; move one of them")
-    if x.dtype != weight.dtype and not autocast_enabled(x):
-        raise ValueError(f"input must have the parameters' dtype {weight.dtype}, got {x.dtype}; convert one of them")
-
-
-def padded(x: Tensor, size: int, batch_first: bool, weight: Tensor) -> None:
-    features(x, size, weight)
     if x.dim() not in (2, 3):
         shape = "(batch, steps, features)" if batch_first else "(steps, batch, features)"
-        raise ValueError(f"input must be {shape}, or (steps, features) without a batch, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{cell}: Expected input to be 2D or 3D, got {x.dim()}D instead; it must be {shape}, or (steps, features) "
+            "without a batch"
+        )
+    features(x, size, weight)
 
 
-def cell_input(x: Tensor, size: int, weight: Tensor) -> None:
+def cell_input(cell: str, x: Tensor, size: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input of a cell must be a Tensor, got {type(x).__name__}")
-    features(x, size, weight)
     if x.dim() not in (1, 2):
-        raise ValueError(f"input of a cell must be (batch, features) or (features,), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{cell}Cell: Expected input to be 1D or 2D, got {x.dim()}D instead; it must be (batch, features) or "
+            "(features,)"
+        )
+    if x.shape[-1] != size:
+        raise MismatchError(f"input has inconsistent input_size: got {x.shape[-1]} expected {size}")
 
 
-def state(given: Tensor, expected: tuple[int, ...], x: Tensor) -> None:
-    """An initial state's shape, dtype and device."""
+def _state(given: Tensor, x: Tensor) -> None:
+    """The dtype and device of an initial state, which are the input's."""
+    if given.device != x.device:
+        raise MismatchError(f"an initial state must be on the input's device {x.device}, got {given.device}")
+    if given.dtype != x.dtype and not autocast_enabled(x):
+        raise MismatchError(f"an initial state must have the input's dtype {x.dtype}, got {given.dtype}")
+
+
+def _is_tensor(given: Tensor) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"an initial state must be a Tensor, got {type(given).__name__}")
+
+
+def state(name: str, given: Tensor, expected: tuple[int, ...], x: Tensor) -> None:
+    """A layer's initial state, which a message calls ``name``."""
+    _is_tensor(given)
     if tuple(given.shape) != expected:
-        raise ValueError(f"an initial state must have shape {expected} for this input, got {tuple(given.shape)}")
-    if given.device != x.device:
-        raise ValueError(f"an initial state must be on the input's device {x.device}, got {given.device}")
-    if given.dtype != x.dtype and not autocast_enabled(x):
-        raise ValueError(f"an initial state must have the input's dtype {x.dtype}, got {given.dtype}")
+        raise MismatchError(f"Expected {name} size {expected}, got {list(given.shape)}")
+    _state(given, x)
+
+
+def cell_state(cell: str, index: int, given: Tensor, hidden: int, x: Tensor) -> None:
+    """A cell's initial state, the one number ``index``: (batch, hidden), or (hidden,) without a batch."""
+    _is_tensor(given)
+    name = "hidden" if cell == "GRU" else f"hx[{index}]"
+    if given.dim() not in (1, 2):
+        raise ValueError(f"{cell}Cell: Expected {name} to be 1D or 2D, got {given.dim()}D instead")
+    if given.dim() != x.dim():
+        raise MismatchError(f"{cell}Cell: Expected {name} to be {x.dim()}D as the input is, got {given.dim()}D instead")
+    if given.shape[-1] != hidden:
+        raise MismatchError(f"hidden{index} has inconsistent hidden_size: got {given.shape[-1]}, expected {hidden}")
+    if given.shape[:-1] != x.shape[:-1]:
+        raise MismatchError(f"Input batch size {x.shape[0]} doesn't match hidden{index} batch size {given.shape[0]}")
+    _state(given, x)
 
 
 def pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

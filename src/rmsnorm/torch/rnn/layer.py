@@ -28,10 +28,10 @@ def run_layer(
     each step, falling, as in a packed sequence; None where every step has B.
     """
     if is_compiling():
-        if x.is_cpu and captured(x):
+        if x.is_cpu and spec.hidden and captured(x):
             return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    way = _way(x, h0, c0, parameters)
+    way = _way(x, h0, c0, parameters) if spec.hidden else COMPOSITE
     if way == COMPOSITE:
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == AUTOGRAD:

@@ -1,6 +1,7 @@
 """The recurrent modules: they hold parameters, and bring every form of input into the layers' one."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -23,14 +24,15 @@ class _Recurrent(nn.Module):
     """What layers and cells share: one set of parameters for each layer and direction, under torch's names."""
 
     cell: str
+    least_size = 1
 
     def _configure(
         self, input_size: int, hidden_size: int, bias: bool, norm: str | None, p: float, eps: float, placement: str
     ) -> None:
+        self.input_size = checks.size("input_size", input_size, self.least_size)
+        self.hidden_size = checks.size("hidden_size", hidden_size, self.least_size)
+        self.bias = checks.flag("bias", bias)
         self.spec = check_recurrent(self.cell, hidden_size, norm, p, eps, placement)
-        self.input_size = checks.positive("input_size", input_size)
-        self.hidden_size = self.spec.hidden
-        self.bias = bias
 
     # What the kernels are asked to do is fixed at construction.
     norm = property(lambda self: self.spec.norm)
@@ -54,7 +56,7 @@ class _Recurrent(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weights and biases uniform in ±1/√hidden_size, as torch has them; gains 1."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0.0
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith("gain"):
                 nn.init.ones_(parameter)
@@ -105,6 +107,7 @@ class _Layers(_Recurrent):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
@@ -112,20 +115,38 @@ class _Layers(_Recurrent):
         p: float = 1.0,
         eps: float = 1e-5,
         placement: str = "paper",
-        proj_size: int = 0,
     ) -> None:
         super().__init__()
-        if proj_size:
-            raise NotImplementedError(f"proj_size is not supported, got {proj_size}; leave it at 0")
+        checks.projection(self.cell, proj_size)
         self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
-        self.num_layers = checks.positive("num_layers", num_layers)
+        self.num_layers = checks.size("num_layers", num_layers)
         self.dropout = checks.probability("dropout", dropout)
-        self.batch_first, self.bidirectional = batch_first, bidirectional
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        if dropout and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+                stacklevel=2,
+            )
         for layer in range(num_layers):
             size = self.input_size if layer == 0 else self.hidden_size * self.num_directions
             for suffix in self._suffixes(layer):
                 self._register(suffix, size, device, dtype)
         self.reset_parameters()
+
+    proj_size = 0
+    mode = property(lambda self: self.cell)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction: torch's, in torch's order, then the gains."""
+        suffixes = (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
+        return [[t for t in self._parameters_of(suffix) if t is not None] for suffix in suffixes]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [t for of_layer in self.all_weights for t in of_layer]
 
     @property
     def num_directions(self) -> int:
@@ -161,13 +182,13 @@ class _Layers(_Recurrent):
             if lengths is not None:
                 raise ValueError("lengths are for padded input; a PackedSequence has its own: leave lengths out")
             return self._packed(input, hx)
-        checks.padded(input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
+        checks.padded(self.cell, input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
         if lengths is not None:
             return self._ragged(input, hx, lengths)
         unbatched = input.dim() == 2
         x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
         steps, batch = x.shape[:2]
-        states = [self._state(h, x, batch, unbatched) for h in hx]
+        states = self._states(hx, x, batch, unbatched)
         out, last = self._all(x.reshape(steps * batch, self.input_size), states, None)
         out = out.view(steps, batch, out.shape[-1])
         if unbatched:
@@ -185,7 +206,7 @@ class _Layers(_Recurrent):
         checks.features(input.data, self.input_size, self._parameters_of("_l0").weight_ih)
         batch_sizes = tuple(input.batch_sizes.tolist())
         batch = batch_sizes[0]
-        states = [self._state(h, input.data, batch, False) for h in hx]
+        states = self._states(hx, input.data, batch, False)
         if input.sorted_indices is not None:
             states = [s.index_select(1, input.sorted_indices) for s in states]
         uniform = batch_sizes[-1] == batch
@@ -194,14 +215,18 @@ class _Layers(_Recurrent):
             last = [f.index_select(1, input.unsorted_indices) for f in last]
         return PackedSequence(out, input.batch_sizes, input.sorted_indices, input.unsorted_indices), last
 
-    def _state(self, given: Tensor | None, x: Tensor, batch: int, unbatched: bool) -> Tensor:
-        """An initial state as (layers·directions, B, H); zeros where none is given."""
+    def _states(self, hx: States, x: Tensor, batch: int, unbatched: bool) -> list[Tensor]:
+        """The initial states as (layers·directions, B, H); zeros where none is given."""
         count = self.num_layers * self.num_directions
-        if given is None:
-            return x.new_zeros((count, batch, self.hidden_size))
         expected = (count, self.hidden_size) if unbatched else (count, batch, self.hidden_size)
-        checks.state(given, expected, x)
-        return given.unsqueeze(1) if unbatched else given
+        states = []
+        for index, given in enumerate(hx):
+            if given is None:
+                states.append(x.new_zeros((count, batch, self.hidden_size)))
+            else:
+                checks.state("hidden" if len(hx) == 1 else f"hidden[{index}]", given, expected, x)
+                states.append(given.unsqueeze(1) if unbatched else given)
+        return states
 
 
 class GRU(_Layers):
@@ -284,6 +309,8 @@ class LSTM(_Layers):
 
 
 class _Cell(_Recurrent):
+    least_size = 0
+
     def __init__(
         self,
         input_size: int,
@@ -300,20 +327,23 @@ class _Cell(_Recurrent):
         super().__init__()
         self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
         self._register("", self.input_size, device, dtype)
+        for role in _ROLES:
+            if not hasattr(self, role):
+                self.register_parameter(role, None)
         self.reset_parameters()
 
     def _step(self, input: Tensor, hx: Sequence[Tensor | None]) -> list[Tensor]:
-        checks.cell_input(input, self.input_size, self._parameters_of("").weight_ih)
+        checks.cell_input(self.cell, input, self.input_size)
         unbatched = input.dim() == 1
         x = input.unsqueeze(0) if unbatched else input
-        shape = (x.shape[0], self.hidden_size)
         states = []
-        for given in hx:
+        for index, given in enumerate(hx):
             if given is None:
-                states.append(x.new_zeros(shape))
+                states.append(x.new_zeros((x.shape[0], self.hidden_size)))
             else:
-                checks.state(given, shape[1:] if unbatched else shape, x)
+                checks.cell_state(self.cell, index, given, self.hidden_size, input)
                 states.append(given.unsqueeze(0) if unbatched else given)
+        checks.place(input, self._parameters_of("").weight_ih)
         _, last = self._run("", x, states)
         return [s.squeeze(0) for s in last] if unbatched else last
 

@@ -75,8 +75,6 @@ def check_recurrent(cell: str, hidden: int, norm: str | None, p: float, eps: flo
     if placement not in PLACEMENTS[cell]:
         known = ", ".join(map(repr, PLACEMENTS[cell]))
         raise ValueError(f"placement of a normalised {cell} must be one of {known}, got {placement!r}")
-    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-        raise ValueError(f"hidden_size must be a positive int, got {hidden!r}")
     checked_eps = check_eps(eps)
     if checked_eps is None:
         raise ValueError("eps must be a number, got None: the state is zero at the start, and so is its first norm")
