@@ -161,6 +161,8 @@ def test_a_sweep_shows_every_normaliser_at_every_rate(out, capsys):
     for label in ("LayerNorm", "RMSNorm"):
         line = next(line for line in captured.out.splitlines() if line.startswith(label))
         assert re.fullmatch(rf"{label} +\d\.\d{{3}} \* +diverged *", line)
+    assert "per character, validation · words.txt" in captured.out
+    assert "at an end of the rates tried: LayerNorm, RMSNorm; a rate beyond it may be better" in captured.out
 
 
 def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
@@ -351,6 +353,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--threads", "99999"], "--threads must be at most 1024; got 99999"),
         (["--device", "abacus"], "--device must be one that this torch can use; got 'abacus'"),
         (["--device", "cuda:99"], "--device must be one that this torch can use; got 'cuda:99'"),
+        (["--device", "cpu:0"], "got 'cpu:0': CPUs have no numbers"),
         (["--device", "meta"], "--device must be one that this torch can use; got 'meta'"),
         (["--data", "nowhere.txt"], "'nowhere.txt' is neither"),
         (["--out", "words.txt"], "--out must be a folder that can be written and locked; 'words.txt' cannot"),

@@ -1,7 +1,9 @@
 """What the paper's figures need beside a comparison: hidden states by position, and runs with different p."""
 
+import io
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
+from rich.console import Console  # noqa: E402
+
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.experiments import hidden_states, sweep_p  # noqa: E402
+from rmsnorm.experiments.sweep import show, summary  # noqa: E402
+from rmsnorm.experiments.task import Metric, Source  # noqa: E402
 
 
 def test_hidden_states_are_means_and_deviations_over_the_words_there_are():
@@ -66,13 +72,14 @@ def test_a_translation_is_tested_with_its_hidden_states():
 @pytest.fixture
 def sweep(tmp_path):
     draw = random.Random(0)
-    (tmp_path / "words.txt").write_text("\n".join(draw.choice(["alpha", "beta", "gamma"]) for _ in range(4000)))
+    data = tmp_path / "words [bold].txt"
+    data.write_text("\n".join(draw.choice(["alpha", "beta", "gamma"]) for _ in range(4000)))
 
     def run(*flags):
         small = ("model.width=32", "model.layers=1", "model.heads=2", "model.feed_forward=48", "model.context=32")
         return main(
             [
-                *("compare", "language", "--data", str(tmp_path / "words.txt"), "--out", str(tmp_path / "runs")),
+                *("compare", "language", "--data", str(data), "--out", str(tmp_path / "runs")),
                 *("--threads", "1", "--steps", "2", "--set", *small, "data.evaluation_windows=32", *flags),
             ]
         )
@@ -85,6 +92,7 @@ def test_a_sweep_of_p_trains_every_p_once(sweep, capsys):
     threads = torch.get_num_threads()
     assert sweep("--seeds", "2", "--sweep-p", "0.5", "0.0625", "1", "--json") == 0
     first = capsys.readouterr()
+    assert "pRMSNorm of 6.25 %, seed 1: " in first.err
     found = json.loads(first.out)["p"]
     assert [row["p"] for row in found] == [0.0625, 0.5, 1.0]
     assert all(row["runs"] == 2 and row["metrics"]["bits"]["sd"] > 0 for row in found)
@@ -94,8 +102,12 @@ def test_a_sweep_of_p_trains_every_p_once(sweep, capsys):
     again = capsys.readouterr()
     assert "6 of 8 were recorded" in again.err
     assert "25" in again.out
+    assert "sweep of pRMSNorm's p · language, test · words [bold].txt" in again.out
     assert sweep("--seeds", "2", "--norm", "prms", "rms", "--timing-rounds", "0") == 0
-    assert "2 of 4 were recorded" in capsys.readouterr().err  # the recipe's p is the comparison's own run
+    compared = capsys.readouterr()
+    assert "2 of 4 were recorded" in compared.err  # the recipe's p is the comparison's own run
+    for said in compared:
+        assert "compare language · words [bold].txt" in said  # no markup
     torch.set_num_threads(threads)
 
 
@@ -117,3 +129,30 @@ def test_wrong_sweeps_are_said(sweep, flags, said, capsys):
     assert sweep(*flags) == 2
     assert said in capsys.readouterr().err
     assert not sweep.folder.exists()
+
+
+def a_run(norm, rate, column, status="finished"):
+    identity = {"norm": norm, "train": {"learning_rate": rate}}
+    return {"identity": identity, "result": {"status": status, "curve": {"valid": {"accuracy": column}}}}
+
+
+@pytest.mark.parametrize(("best", "expected"), [(False, [0.5, 0.6, 0.3, None]), (True, [0.8, 0.7, 0.4, None])])
+def test_a_sweep_judges_by_validation_and_says_where_the_best_rate_is_an_end(best, expected):
+    rates = [0.1, 0.2, 0.4, 0.8]
+    columns = [[0.2, 0.8, 0.5], [0.7, None, 0.6], [0.1, 0.4, 0.3]]
+    records = [a_run("rms", rate, column) for rate, column in zip(rates, columns, strict=False)]
+    records += [a_run("rms", 0.8, [0.9, None, None], "diverged")]
+    records += [a_run("layer", rate, [rate, rate, rate]) for rate in rates]
+    metric = Metric("accuracy", "accuracy\nset2014", True, ".1f", "accuracy")
+    recipe = SimpleNamespace(train=SimpleNamespace(best=best))
+    source = Source("a [b] set", stand_in=True, sha256="")
+    task = SimpleNamespace(name="reading", metrics=(metric,), recipe=recipe, source=source)
+    found = summary(task, ["rms", "layer"], rates, records)
+    assert list(found["valid"]["rms"].values()) == expected
+    assert found["best"] == {"rms": "0.1" if best else "0.2", "layer": "0.8"}
+    assert found["best_at_an_end"] == (["rms", "layer"] if best else ["layer"])
+    console = Console(width=100, record=True, file=io.StringIO())
+    show(found, console)
+    said = console.export_text()
+    assert "reading · accuracy, validation · stand-in: a [b] set" in said
+    assert "LayerNorm; a rate beyond it" in said

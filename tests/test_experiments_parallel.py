@@ -12,6 +12,8 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
 from rmsnorm.cli import main  # noqa: E402
+from rmsnorm.errors import UserError  # noqa: E402
+from rmsnorm.experiments.learner import Setup, fabric_for  # noqa: E402
 from test_experiments_command import TINY, corpus  # noqa: E402
 
 
@@ -95,8 +97,8 @@ def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone, capsys):
     assert "recorded in" in capsys.readouterr().err
 
 
-def test_a_numbered_device_is_refused_under_torchrun(text, tmp_path, monkeypatch, capsys):
+def test_a_numbered_device_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert main(arguments(text, tmp_path, "--device", "cpu:0")) == 2
-    assert "takes a device of its own; got --device cpu:0" in capsys.readouterr().err
+    with pytest.raises(UserError, match="takes a device of its own; got --device cuda:0"):
+        fabric_for(Setup(device="cuda:0"))

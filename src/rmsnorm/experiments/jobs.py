@@ -41,7 +41,9 @@ class Job:
             return f"step times, {self.setup.kernels}"
         rate = self.identity["train"]["learning_rate"]
         usual = rate == self.task.recipe.learning_rate(self.identity["norm"])
-        return f"{LABELS[self.identity['norm']]}, seed {self.identity['seed']}" + ("" if usual else f", {rate:g}")
+        p = "" if self.identity["p"] is None else f" of {100 * self.identity['p']:g} %"
+        of_norm = f"{LABELS[self.identity['norm']]}{p}, seed {self.identity['seed']}"
+        return of_norm + ("" if usual else f", learning rate {rate:g}")
 
     def result(self, outcome: Outcome) -> dict[str, Any]:
         """The record's result of a training: with what reads its figures without the task's data."""

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from rmsnorm.experiments.jobs import Job, training
 from rmsnorm.experiments.learner import Setup
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
-from rmsnorm.experiments.task import Task, validation_label
+from rmsnorm.experiments.table import ruled, source_of
+from rmsnorm.experiments.task import Metric, Task, validation_label
 
 
 def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequence[float]) -> list[Job]:
@@ -37,28 +36,40 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
                 for record in records
                 if record["identity"]["norm"] == norm and record["identity"]["train"]["learning_rate"] == rate
             ]
-            columns = [result["curve"]["valid"][metric.key] for result in runs]
-            ends = [best(column) if task.recipe.train.best else column[-1] for column in columns]
-            finished = all(result["status"] == "finished" for result in runs)
-            row[f"{rate:g}"] = statistics.fmean(ends) if finished else None
+            figures = [figure for run in runs if (figure := _figure(run, metric, task.recipe.train.best)) is not None]
+            row[f"{rate:g}"] = statistics.fmean(figures) if len(figures) == len(runs) else None
         table[norm] = row
+    ends_of_grid = {f"{end(rates):g}" for end in (min, max)}
     chosen = {}
     for norm, row in table.items():
-        figures = {rate: value for rate, value in row.items() if value is not None}
-        chosen[norm] = best(figures, key=lambda rate: figures[rate]) if figures else None
+        of_rate = {rate: value for rate, value in row.items() if value is not None}
+        chosen[norm] = best(of_rate, key=of_rate.__getitem__) if of_rate else None
     label = validation_label(asdict(metric))
-    return {"task": task.name, "metric": label, "form": metric.form, "valid": table, "best": chosen}
+    return {
+        "task": task.name,
+        "source": source_of(task),
+        "metric": label,
+        "form": metric.form,
+        "valid": table,
+        "best": chosen,
+        "best_at_an_end": [norm for norm, rate in chosen.items() if rate in ends_of_grid],
+    }
+
+
+def _figure(run: dict[str, Any], metric: Metric, best: bool) -> float | None:
+    """The validation figure that stands for a run; None if it diverged."""
+    column: list[float | None] = run["curve"]["valid"][metric.key]
+    seen = [value for value in column if value is not None]
+    if run["status"] != "finished" or not seen:
+        return None
+    return (max if metric.higher_is_better else min)(seen) if best else column[-1]
 
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print the sweep; the best of each row is marked."""
-    console.print(
-        f"sweep of the learning rate · {found['task']} · {found['metric']}, validation", style="bold", highlight=False
-    )
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("norm", no_wrap=True)
-    for rate in next(iter(found["valid"].values())):
-        table.add_column(rate, justify="right", no_wrap=True)
+    title = f"sweep of the learning rate · {found['task']} · {found['metric']}, validation · {found['source']}"
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    table = ruled("norm", list(next(iter(found["valid"].values()))))
     for norm, row in found["valid"].items():
         cells = (
             "diverged" if value is None else f"{value:{found['form']}}" + (" *" if rate == found["best"][norm] else "")
@@ -67,3 +78,9 @@ def show(found: dict[str, Any], console: Console) -> None:
         table.add_row(LABELS[norm], *cells)
     console.print(table, highlight=False)
     console.print("* the best of its row", highlight=False)
+    if ends := found["best_at_an_end"]:
+        console.print(
+            f"at an end of the rates tried: {', '.join(LABELS[norm] for norm in ends)}; a rate beyond it may be better",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -5,9 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.compare import QualityRow, quality_row
@@ -15,7 +13,7 @@ from rmsnorm.experiments.jobs import Job, training
 from rmsnorm.experiments.learner import Setup
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.runs import Record
-from rmsnorm.experiments.table import quality_cell
+from rmsnorm.experiments.table import quality_cell, ruled, source_of
 from rmsnorm.experiments.task import Task
 
 PAPER = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
@@ -38,10 +36,9 @@ def rows(records: Sequence[Record]) -> dict[float, QualityRow]:
 
 def show(task: Task, found: dict[float, QualityRow], console: Console) -> None:
     """Print the sweep."""
-    console.print(f"sweep of pRMSNorm's p · {task.name}, test", style="bold", highlight=False)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("p, %", *(metric.label for metric in task.metrics)):
-        table.add_column(heading, justify="right", no_wrap=True)
+    title = f"sweep of pRMSNorm's p · {task.name}, test · {source_of(task)}"
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    table = ruled("p, %", [metric.label for metric in task.metrics])
     for p, row in found.items():
         table.add_row(f"{100 * p:g}", *(quality_cell(row, metric) for metric in task.metrics))
     console.print(table, highlight=False)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rmsnorm.experiments.compare import QualityRow, TimeRow, mixed_machines
 from rmsnorm.experiments.learner import Setup
@@ -38,20 +39,24 @@ class Comparison:
     plot: str
 
 
+def source_of(task: Task) -> str:
+    """What it is trained on, in a heading."""
+    return f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
+
+
 def heading(task: Task, setup: Setup) -> str:
-    source = f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
     size = "" if task.recipe.size == "small" else f"{task.recipe.size} size · "
     device = "" if setup.device == "cpu" else f" · {setup.device}"
     train = task.recipe.train
     warm = f", within the warm-up of {train.warmup_steps}" if train.steps < train.warmup_steps else ""
-    return f"compare {task.name} · {source} · {size}{train.steps} steps{warm}{device}"
+    return f"compare {task.name} · {source_of(task)} · {size}{train.steps} steps{warm}{device}"
 
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print all of it."""
     task = comparison.task
     paper = PAPER.get(task.name, Published(""))
-    console.print(heading(task, comparison.setup), style="bold", highlight=False, soft_wrap=True)
+    console.print(heading(task, comparison.setup), style="bold", highlight=False, markup=False, soft_wrap=True)
     tables = -(-len(task.metrics) // METRICS_A_TABLE)
     each = -(-len(task.metrics) // tables)
     for start in range(0, len(task.metrics), each):
@@ -63,16 +68,17 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(headings: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # narrow enough for 80 columns
-    table.add_column("norm", no_wrap=True)
+def ruled(first: str, headings: Sequence[str]) -> Table:
+    """A table without rows, narrow enough for 80 columns. Headings are text: a file's name in brackets is no markup."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, no_wrap=True)
     for each in headings:
-        table.add_column(each, justify="right", no_wrap=True)
+        table.add_column(Text(each), justify="right", no_wrap=True)
     return table
 
 
 def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published) -> Table:
-    table = _table([metric.label for metric in metrics])
+    table = ruled("norm", [metric.label for metric in metrics])
     for each in rows:
         table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
         published = paper.quality.get(each.norm, {})
@@ -94,7 +100,7 @@ def quality_cell(each: QualityRow, metric: Metric) -> str:
 
 def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
     published = ["saved in the\npaper, %"] if paper.saved else []
-    table = _table(["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
+    table = ruled("norm", ["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
     for each in rows:
         table.add_row(
             LABELS[each.norm],
