@@ -1,11 +1,23 @@
 """The reading set's two layouts, and every way in which the files can be wrong; the stand-in."""
 
+import hashlib
+import os
+
 import pytest
 
 pytest.importorskip("torch")
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments.data import cloze, function_questions
+from rmsnorm.experiments.data.lines import digest
+
+
+def read(folder):
+    files, found = cloze.find(folder), hashlib.sha256()
+    splits = {split: list(files.questions(split, found)) for split in cloze.FOLDERS}
+    assert found.hexdigest() == digest((str(path.relative_to(files.root)), path.read_bytes()) for path in files.all())
+    return splits
+
 
 CONTEXT = "( @entity1 ) @entity0 met @entity3 in @entity1 . It rained ."
 QUESTION = "@placeholder met @entity3 in the rain"
@@ -40,15 +52,13 @@ EXPECTED = cloze.Question(CONTEXT.lower().split(), QUESTION.split(), "@entity0")
 @pytest.mark.parametrize("inside", ["", "questions", "cnn/questions"])
 def test_deepminds_folders(tmp_path, inside):
     deepmind(tmp_path / inside)
-    found = cloze.load(tmp_path)
-    assert found.layout == "DeepMind"
-    assert found.splits == {split: [EXPECTED] * 3 for split in ("train", "valid", "test")}
+    assert cloze.find(tmp_path).layout == "DeepMind"
+    assert read(tmp_path) == {split: [EXPECTED] * 3 for split in ("train", "valid", "test")}
 
 
 def test_danqis_files(tmp_path):
-    found = cloze.load(danqi(tmp_path))
-    assert found.layout == "Danqi"
-    assert found.splits == {split: [EXPECTED] * 3 for split in ("train", "valid", "test")}
+    assert cloze.find(danqi(tmp_path)).layout == "Danqi"
+    assert read(tmp_path) == {split: [EXPECTED] * 3 for split in ("train", "valid", "test")}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_danqis_files(tmp_path):
 def test_wrong_question_files_are_refused(tmp_path, change, message):
     deepmind(tmp_path, **change)
     with pytest.raises(UserError, match=rf"/test/{1:040x}.question.*{message}"):
-        cloze.load(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +90,7 @@ def test_torn_question_files_are_refused(tmp_path, content, message):
     path = deepmind(tmp_path) / "validation" / f"{2:040x}.question"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"validation/{2:040x}.question.*{message}"):
-        cloze.load(tmp_path)
+        read(tmp_path)
 
 
 GOOD = f"{QUESTION}\n@entity0\n{CONTEXT}\n\n".encode()
@@ -89,7 +99,8 @@ GOOD = f"{QUESTION}\n@entity0\n{CONTEXT}\n\n".encode()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cut short"),
+        (b"", "test.txt must hold text; it is empty"),
+        (GOOD.replace(b"in the rain", b"rain " * 400_000), "line 1: a question must have at most 1,000 words"),
         (GOOD + b"a question @placeholder\n@entity0\n", "test.txt', line 5: .*the file ends in it"),
         (GOOD[:-1] + GOOD, "test.txt', line 1: .*its fourth line is not blank"),
         (GOOD + GOOD.replace(b"@placeholder", b"who"), "test.txt', line 5: the question must contain @placeholder"),
@@ -103,24 +114,44 @@ GOOD = f"{QUESTION}\n@entity0\n{CONTEXT}\n\n".encode()
 )
 def test_wrong_text_files_are_refused(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
-        cloze.load(danqi(tmp_path, content))
+        read(danqi(tmp_path, content))
+
+
+def test_folders_that_cannot_be_read_and_fifos_are_refused(tmp_path, monkeypatch):
+    deepmind(tmp_path)
+    path = tmp_path / "validation" / f"{1:040x}.question"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"1\.question must be a regular file; it is a FIFO"):
+        read(tmp_path)
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(UserError, match=r"training must be readable; it is not: Permission denied"):
+        read(tmp_path)
+
+
+def denied(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_the_last_record_may_lack_its_blank_line_and_line_feed(tmp_path):
+    assert read(danqi(tmp_path, GOOD + GOOD.rstrip(b"\n")))["test"] == [EXPECTED] * 2
 
 
 def test_missing_parts_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"must hold training, validation, test .*cnn_dailymail of Hugging Face"):
-        cloze.load(tmp_path)
+        read(tmp_path)
     danqi(tmp_path)
     (tmp_path / "dev.txt").unlink()
     with pytest.raises(UserError, match=r"lacks dev\.txt"):
-        cloze.load(tmp_path)
+        read(tmp_path)
     deepmind(tmp_path / "cnn/questions")
     for file in (tmp_path / "cnn/questions/validation").iterdir():
         file.unlink()
     with pytest.raises(UserError, match=r"validation' must hold .question files, holds none"):
-        cloze.load(tmp_path)
+        read(tmp_path)
     deepmind(tmp_path / "dailymail/questions")
     with pytest.raises(UserError, match="holds several"):
-        cloze.load(tmp_path)
+        read(tmp_path)
 
 
 def test_the_most_relevant_sentences_stay_in_order():

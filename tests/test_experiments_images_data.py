@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ pytest.importorskip("sklearn")
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments.data import cifar10, digits
+from rmsnorm.experiments.recipes.images import small
+from rmsnorm.experiments.tasks import images as images_task
 
 CASES = 4
 NAMES = (*cifar10.TRAIN, cifar10.TEST)
@@ -48,6 +51,20 @@ def test_the_unpacked_folder(unpacked):
     assert images.train_labels.tolist() == [label for seed in range(5) for label in batch(seed)["labels"]]
     assert images.test_labels.tolist() == batch(5)["labels"]
     assert cifar10.load(unpacked.parent).sha256 == images.sha256  # the folder above is understood too
+
+
+def test_members_with_other_md5s_are_not_the_official_ones(unpacked, monkeypatch):
+    recipe = small()
+    recipe = replace(recipe, train=replace(recipe.train, batch=2), data=replace(recipe.data, held_out=2))
+    monkeypatch.setattr(images_task, "zca", lambda images, eps: lambda images: images)  # half a minute at 3072 pixels
+    assert not cifar10.load(unpacked).official
+    assert images_task.load(unpacked, recipe).source.details["files"] == "not the official ones"
+    found = {name: hashlib.md5((unpacked / name).read_bytes()).hexdigest() for name in cifar10.MD5S}
+    monkeypatch.setattr(cifar10, "MD5S", found)
+    assert cifar10.load(unpacked).official
+    assert "files" not in images_task.load(unpacked, recipe).source.details
+    monkeypatch.setitem(found, "data_batch_4", "0" * 32)
+    assert not cifar10.load(unpacked).official
 
 
 def packed(unpacked, path):
@@ -98,8 +115,10 @@ def test_wrong_files_are_refused(unpacked, name, content, message, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     path = unpacked / name
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        cifar10.load(unpacked)
+    for data in (unpacked, unpacked.parent):
+        with pytest.raises(UserError, match=message) as caught:
+            cifar10.load(data)
+        assert f"'{unpacked}" in str(caught.value)  # where the file lies, whatever was named
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,6 +1,7 @@
 """The text: how it is read, split, hashed and refused."""
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -101,13 +102,67 @@ def test_unigram_bits_of_a_known_distribution(tmp_path):
     [
         ({}, "missing.txt", "must name a file or a folder; .*missing.txt.* is neither"),
         ({"empty/.keep": ""}, "empty", "the folder .*empty.* holds no files"),
-        ({"d/good.txt": "x" * 900, "d/bad.txt": b"abc\xe9def"}, "d", r"must be UTF-8; .*bad.txt.* at byte 3"),
+        (
+            {"d/good.txt": "x" * 900, "d/bad.txt": b"abc\xe9def"},
+            "d",
+            r"bad.txt, line 1: text must be UTF-8; .* take it out",
+        ),
+        ({"d/good.txt": "x" * 900, "d/nul.txt": "a\nb\0c"}, "d", r"nul.txt, line 2: text must hold no zero bytes"),
         ({"s.txt": "x" * 300}, "s.txt", r"at least 1,040 training .* 's.txt' gives 270 and 30.* at least 1,301 char"),
     ],
 )
 def test_wrong_text_is_refused_with_the_reason(tmp_path, files, asked, message):
     with pytest.raises(UserError, match=message):
         load(folder(tmp_path, files) / asked, context=64, batch=16)
+
+
+def test_links_are_followed_and_a_bom_is_no_character(tmp_path):
+    parts = {f"{i}.txt": f"text {i} " * 40 for i in range(12)}
+    whole = load(folder(tmp_path / "whole", {f"shard/{name}": text for name, text in parts.items()}), 4, 2)
+    folder(tmp_path / "elsewhere", {**parts, "3.txt": "\N{ZERO WIDTH NO-BREAK SPACE}" + parts["3.txt"]})
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/shard").symlink_to(tmp_path / "elsewhere")
+    assert load(tmp_path / "linked", 4, 2).source.sha256 == whole.source.sha256
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "inner/odd must be readable; it is not: No such file"),
+        (lambda path: path.symlink_to(".."), "inner/odd leads back to a folder that holds it"),
+        (lambda path: path.symlink_to(path), "inner/odd must be readable; it is not: Too many levels"),
+        (os.mkfifo, "inner/odd must be a regular file; it is a FIFO"),
+    ],
+)
+def test_nothing_in_a_folder_is_skipped(tmp_path, make, message):
+    make(folder(tmp_path, {"a.txt": "x" * 2000, "inner/b.txt": "x" * 2000}) / "inner/odd")
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, context=64, batch=16)
+    with pytest.raises(UserError, match=r"must be a (regular )?file|must name a file"):
+        load(tmp_path / "inner/odd" if make is os.mkfifo else tmp_path / "absent", context=64, batch=16)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    """As an ordinary user: what root may read is not refused."""
+    path = folder(tmp_path, {"a.txt": "x" * 2000, "secret/b.txt": "x" * 2000}) / "secret"
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        with pytest.MonkeyPatch.context() as patch:
+            listed = os.listdir
+            patch.setattr(os, "listdir", lambda at: denied(at) if str(at) == str(path) else listed(at))
+            check_refused(tmp_path)
+    else:
+        check_refused(tmp_path)
+    path.chmod(0o700)
+
+
+def denied(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def check_refused(path):
+    with pytest.raises(UserError, match=r"secret must be readable; it is not: Permission denied"):
+        load(path, context=64, batch=16)
 
 
 def test_the_size_asked_for_is_enough(tmp_path):

@@ -1,16 +1,22 @@
 """Parallel text: every official form, every way a file can be damaged, subwords and batches."""
 
 import importlib
+import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments.data import dates
 from rmsnorm.experiments.data.batches import Batches, padded
-from rmsnorm.experiments.data.parallel import Corpus, read_corpus
+from rmsnorm.experiments.data.corpus import Corpus
+from rmsnorm.experiments.data.loading import Loading
+from rmsnorm.experiments.data.parallel import find
 from rmsnorm.experiments.data.subwords import BEGIN, END, PAD, Subwords
 
 EN = ["A man walks.", "Two dogs\u2028run home.", "It is 25 degrees & sunny."]
@@ -27,6 +33,10 @@ def write_sgm(folder: Path, name: str, lines: list[str], kind: str = "srcset") -
     segments = [f'<seg id="{number}">{line}</seg>' for number, line in enumerate(lines, start=1)]
     head = [f'<{kind} setid="newstest2014" srclang="any">', '<doc sysid="ref" docid="a/1" genre="news" origlang="de">']
     return write(folder, name, [*head, "<p>", *segments, "</p>", "</doc>", f"</{kind}>"])
+
+
+def read_corpus(folder: Path, source: str = "en", target: str = "de") -> Corpus:
+    return find(folder, source, target).read(Loading("test"))
 
 
 @pytest.fixture
@@ -47,14 +57,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_plain_text_is_read_by_line_feeds_alone(folder: Path, cache: Path) -> None:
     corpus = read_corpus(folder)
-    assert corpus.train.source == [f"train: {line}" for line in EN]
+    assert list(corpus.train.source) == [f"train: {line}" for line in EN]
     assert corpus.valid.target == [f"valid: {line}" for line in DE]
     assert [pairs.name for pairs in corpus.tests] == ["test"]
     assert not corpus.train.tokenised
 
 
 def test_direction_is_a_matter_of_names(folder: Path, cache: Path) -> None:
-    assert read_corpus(folder, "de", "en").train.source == [f"train: {line}" for line in DE]
+    assert list(read_corpus(folder, "de", "en").train.source) == [f"train: {line}" for line in DE]
 
 
 def test_bpe_is_undone(tmp_path: Path, cache: Path) -> None:
@@ -66,7 +76,7 @@ def test_bpe_is_undone(tmp_path: Path, cache: Path) -> None:
     write(tmp_path, "newstest2014.de", ["Die Wetterlage ist gut"])
     corpus = read_corpus(tmp_path)
     for pairs in (corpus.train, corpus.valid, *corpus.tests):
-        assert pairs.target == ["Die Wetterlage ist gut"]
+        assert list(pairs.target) == ["Die Wetterlage ist gut"]
         assert pairs.tokenised
 
 
@@ -75,7 +85,7 @@ def test_bpe_under_a_plain_name_is_seen(folder: Path, cache: Path) -> None:
         write(folder, f"{split}.de", ["Die Wett@@ er@@ lage ."])
         write(folder, f"{split}.en", ["The wea@@ ther ."])
     corpus = read_corpus(folder)
-    assert corpus.train.target == ["Die Wetterlage ."]
+    assert list(corpus.train.target) == ["Die Wetterlage ."]
     assert corpus.train.tokenised
 
 
@@ -116,10 +126,6 @@ def drop_line(folder: Path) -> None:
     write(folder, "train.de", DE[:2])
 
 
-def cut_short(folder: Path) -> None:
-    (folder / "test.en").write_bytes((folder / "test.en").read_bytes()[:-4])
-
-
 def cut_in_a_character(folder: Path) -> None:
     content = (folder / "valid.de").read_bytes()
     (folder / "valid.de").write_bytes(content[: content.index("ö".encode()) + 1])
@@ -139,6 +145,16 @@ def empty_test_line(folder: Path) -> None:
 
 def no_lines(folder: Path) -> None:
     (folder / "train.en").write_bytes(b"")
+
+
+def unreadable(folder: Path) -> None:
+    (folder / "train.en").unlink()
+    (folder / "train.en").mkdir()
+
+
+def fifo(folder: Path) -> None:
+    (folder / "valid.en").unlink()
+    os.mkfifo(folder / "valid.en")
 
 
 def other_side_missing(folder: Path) -> None:
@@ -193,6 +209,12 @@ def sgm_without_text(folder: Path) -> None:
     write_sgm(folder, "newstest2014-deen-src.en.sgm", [EN[0], " ", EN[2]])
 
 
+def sgm_without_segments(folder: Path) -> None:
+    sgm_instead(folder)
+    write_sgm(folder, "newstest2014-deen-src.en.sgm", [])
+    write_sgm(folder, "newstest2014-deen-ref.de.sgm", [], "refset")
+
+
 def sgm_without_reference(folder: Path) -> None:
     sgm_instead(folder)
     (folder / "newstest2014-deen-ref.de.sgm").unlink()
@@ -209,21 +231,23 @@ def sgm_instead(folder: Path) -> None:
     ("damage", "message"),
     [
         (drop_line, r"train\.en and .*train\.de must have the same number of lines; they have 3 and 2"),
-        (cut_short, r"test\.en, line 3: the last line must end in a line feed"),
         (cut_in_a_character, r"valid\.de, line 3: text must be UTF-8"),
         (latin1, r"train\.de, line 3: text must be UTF-8"),
         (utf16, r"train\.en, line 1: text must hold no zero bytes"),
-        (empty_test_line, r"test\.de, line 2: a sentence must stand there"),
-        (no_lines, r"train\.en, line 1: the last line must end"),
+        (empty_test_line, r"test\.de, line 2: there must be a sentence"),
+        (no_lines, r"train\.en must hold text; it is empty"),
+        (unreadable, r"train\.en must be a regular file; it is a folder"),
+        (fifo, r"valid\.en must be a regular file; it is a FIFO"),
         (other_side_missing, r"valid\.en must have its other side; valid\.de is not there"),
         (set_missing, r"there must be a training set; none is there.*train\.en"),
         (only_blank, r"train\.en and .*train\.de must hold sentences"),
-        (mixed_kinds, r"train is tokenised and valid is plain"),
+        (mixed_kinds, r"train is tokenised, valid is plain, test is plain"),
         (segment_cut, r'src\.en\.sgm, line 4: a segment must be <seg id="N">'),
         (sgm_cut_short, r"ref\.de\.sgm, line 7: the file must end in </srcset> or </refset>"),
         (sgm_of_another_set, r"number 1 is segment '1' of document 'a/1' in the one and .*'b/7'"),
         (sgm_with_fewer, r"they hold 3 and 2"),
         (sgm_twice, r"src\.en\.sgm, line 5: each segment must be there once"),
+        (sgm_without_segments, r"src\.en\.sgm must hold segments .*none"),
         (sgm_without_text, r"src\.en\.sgm, line 5: a segment must hold text"),
         (sgm_without_reference, r"must have its reference; newstest2014-deen-ref\.de\.sgm is not there"),
     ],
@@ -235,10 +259,81 @@ def test_damage_is_named(folder: Path, cache: Path, damage: object, message: str
         read_corpus(folder)
 
 
+def test_the_last_line_may_lack_its_line_feed(folder: Path, cache: Path) -> None:
+    (folder / "test.de").write_bytes((folder / "test.de").read_bytes()[:-1])
+    assert read_corpus(folder).tests[0].target[-1] == f"test: {DE[-1]}"
+
+
+STANFORD = ["The 28 ##AT##-##AT## year ##AT##-##AT## old cook", "He said : &quot; no &quot;", "It &apos;s here"]
+
+
+@pytest.mark.parametrize(
+    "lines", [STANFORD, ["a well @-@ known man", "b", "c"], ["Two dogs run .", "No stop", "Rain ."]]
+)
+def test_tokenised_text_under_a_plain_name_is_seen(folder: Path, cache: Path, lines: list[str]) -> None:
+    """Stanford's files are Moses's output and are called train.en."""
+    for split in ("train", "valid", "test"):
+        write(folder, f"{split}.en", lines)
+    corpus = read_corpus(folder)
+    assert all(pairs.tokenised for pairs in (corpus.train, corpus.valid, *corpus.tests))
+    assert list(corpus.train.source) == lines
+
+
+def test_a_few_traces_do_not_make_a_text_tokenised(folder: Path, cache: Path) -> None:
+    for language in ("en", "de"):
+        write(
+            folder, f"train.{language}", [*["Plain text, as it is written."] * 60, "It&apos;s a slip .", "and ##AT##"]
+        )
+    assert not read_corpus(folder).train.tokenised
+
+
+def nvidia(folder: Path, stem: str, *forms: str) -> None:
+    for form in forms:
+        for language in ("en", "de"):
+            write(folder, f"{stem}{form}.{language}", ["The weath@@ er ." if "bpe" in form else f"{stem}{form} ."])
+
+
+def test_nvidias_folder_is_read_in_the_form_that_every_set_has(tmp_path: Path, cache: Path) -> None:
+    """What wmt16_en_de.sh leaves: raw training text and tests, but a validation set that is tokenised alone."""
+    for language in ("en", "de"):
+        write(tmp_path, f"train.{language}", ["It rains."])
+        write(tmp_path, f"newstest2014.{language}", ["It rains."])
+    nvidia(tmp_path, "train", ".tok", ".tok.clean", ".tok.clean.bpe.32000")
+    nvidia(tmp_path, "newstest_dev", ".tok.clean", ".tok.clean.bpe.32000")
+    nvidia(tmp_path, "newstest2014", ".tok", ".tok.bpe.32000")
+    corpus = read_corpus(tmp_path)
+    assert list(corpus.train.source) == ["train.tok.clean ."]
+    assert corpus.valid.source == ["newstest_dev.tok.clean ."]
+    assert [(pairs.source, pairs.tokenised) for pairs in corpus.tests] == [(["newstest2014.tok ."], True)]
+    for language in ("en", "de"):
+        write(tmp_path, f"newstest2013.{language}", ["It rains."])
+    corpus = read_corpus(tmp_path)
+    assert list(corpus.train.source) == corpus.valid.source == corpus.tests[0].source == ["It rains."]
+
+
+def test_halves_of_two_forms_are_no_set(tmp_path: Path, cache: Path) -> None:
+    """The files that NVIDIA's README names: a tokenised source and a plain reference."""
+    nvidia(tmp_path, "train", ".tok.clean.bpe.32000")
+    nvidia(tmp_path, "newstest_dev", ".tok.clean.bpe.32000")
+    write(tmp_path, "newstest2014.tok.bpe.32000.en", ["The weath@@ er ."])
+    write(tmp_path, "newstest2014.de", ["Das Wetter."])
+    with pytest.raises(UserError, match=r"2000\.en must have its other side; .* newstest2014\.de is of another form"):
+        read_corpus(tmp_path)
+
+
+def test_sacrebleus_cache_does_not_mix_with_tokenised_sets(folder: Path, cache: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(folder, f"{split}.en", STANFORD)
+    (cache / "wmt17").mkdir(parents=True)
+    for side, lines in (("src", EN), ("ref", DE)):
+        write(cache / "wmt17", f"wmt17.en-de.{side}", lines)
+    assert [pairs.name for pairs in read_corpus(folder).tests] == ["test"]
+
+
 def test_empty_training_lines_are_counted(folder: Path, cache: Path) -> None:
     write(folder, "train.en", [EN[0], "", EN[2]])
     train = read_corpus(folder).train
-    assert (train.source, train.target) == ([EN[0], EN[2]], [f"train: {DE[0]}", f"train: {DE[2]}"])
+    assert (list(train.source), list(train.target)) == ([EN[0], EN[2]], [f"train: {DE[0]}", f"train: {DE[2]}"])
     assert train.without_text == 1
 
 
@@ -330,15 +425,45 @@ def test_subwords_learn_from_what_they_are_given_alone(small: Corpus, subwords: 
     assert b"November" in subwords.dumps()
     assert b"Dezember" not in Subwords.learn(small.train.source, vocabulary=330).dumps()
     (tmp_path / "subwords.json").write_bytes(subwords.dumps())
-    read = Subwords.read(tmp_path / "subwords.json")
-    assert (read.encode(AWKWARD).ids == subwords.encode(AWKWARD).ids).all()
+    read = Subwords.loads((tmp_path / "subwords.json").read_text("utf-8"), tmp_path)
+    assert (read.encode(AWKWARD).values == subwords.encode(AWKWARD).values).all()
 
 
 def test_damaged_subwords(subwords: Subwords, tmp_path: Path) -> None:
     path = tmp_path / "subwords.json"
     path.write_bytes(subwords.dumps()[:1000])
     with pytest.raises(UserError, match=r"subwords\.json must hold the subwords"):
-        Subwords.read(path)
+        Subwords.loads(path.read_text("utf-8"), path)
+
+
+def word_level(subwords: Subwords) -> str:
+    """Ids of words, four of them."""
+    return Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2, "[UNK]": 3}, unk_token="[UNK]")).to_str()
+
+
+def dropout(subwords: Subwords) -> str:
+    found = json.loads(subwords.dumps())
+    found["model"]["dropout"] = 0.1  # another result each time
+    return json.dumps(found)
+
+
+def a_byte_missing(subwords: Subwords) -> str:
+    found = json.loads(subwords.dumps())
+    found["model"]["vocab"] = {word: i for i, word in enumerate(w for w in found["model"]["vocab"] if w != "!")}
+    return json.dumps(found)
+
+
+def a_control_token(subwords: Subwords) -> str:
+    found = Tokenizer.from_str(subwords.dumps().decode())
+    found.add_special_tokens(["<pad>"])
+    return found.to_str()
+
+
+@pytest.mark.parametrize("foreign", [word_level, dropout, a_byte_missing, a_control_token])
+def test_foreign_subwords_are_refused(subwords: Subwords, foreign: object) -> None:
+    assert callable(foreign)
+    with pytest.raises(UserError, match=r"subwords\.json must hold the subwords as this program saved them"):
+        Subwords.loads(foreign(subwords), Path("subwords.json"))
 
 
 @pytest.fixture(scope="module")

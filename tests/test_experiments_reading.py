@@ -1,6 +1,7 @@
 """The task `reading`: the network against plain NumPy, padding, permuted entities, batches, the majority baseline."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rmsnorm.errors import UserError  # noqa: E402
-from rmsnorm.experiments.data.cloze import Question, Questions  # noqa: E402
+from rmsnorm.experiments.data import cloze_ids  # noqa: E402
+from rmsnorm.experiments.data.cloze import Question  # noqa: E402
+from rmsnorm.experiments.data.prepared import temporary  # noqa: E402
 from rmsnorm.experiments.recipes import reading as recipes  # noqa: E402
 from rmsnorm.experiments.recipes.common import KERNELS  # noqa: E402
 from rmsnorm.experiments.task import Source  # noqa: E402
@@ -38,9 +41,13 @@ def found():
     return {split: [question(rng) for _ in range(size)] for split, size in (("train", 20), ("valid", 5), ("test", 9))}
 
 
+def encoded(splits):
+    return temporary(partial(cloze_ids.encode, RECIPE.data, splits.__getitem__))
+
+
 @pytest.fixture(scope="module")
 def task(found):
-    return reading.Reading(RECIPE, Source("random", True, ""), Questions(found, "Danqi", ""))
+    return reading.Reading(RECIPE, Source("random", True, ""), encoded(found))
 
 
 def randomised(network):
@@ -151,8 +158,8 @@ def decoded(task, ids, words):
 
 
 def test_entities_get_markers_at_random_consistently_within_a_question(task, found):
-    words = {i: word for word, i in task.ids.items()} | {reading.UNKNOWN: "unknown"}
-    assert task.markers == max(each.entities for part in task.splits.values() for each in part)
+    words = {i: word for word, i in task.ids.items()} | {cloze_ids.UNKNOWN: "unknown"}
+    assert task.markers == max(part.entities.max() for part in task.splits.values())
     used = set()
     for step in range(12):
         batch = task.batch(step, 1)
@@ -203,19 +210,20 @@ def test_the_majority_baseline():
         Question(["@entity3", "@entity2", "x", "x", "x"], ["@placeholder"], "@entity3"),
         Question(["@entity3", "@entity3", "@entity2"], ["@placeholder"], "@entity2"),
     ]
-    assert reading._majority(questions) == pytest.approx(2 / 3)
+    found = dict.fromkeys(("train", "valid", "test"), questions)
+    assert encoded(found).info["majority"] == pytest.approx(200 / 3)
 
 
 def test_a_context_is_cut_to_its_sentences_and_length():
     q = Question(["a", ".", "@entity1", "b", ".", "c", "d", ".", "e"], ["@placeholder", "b", "d"], "@entity1")
-    assert reading._shortened(q, 2, 100).context == ["@entity1", "b", ".", "c", "d", "."]
-    assert reading._shortened(q, None, 3).context == ["a", ".", "@entity1"]
+    assert cloze_ids._shortened(q, 2, 100).context == ["@entity1", "b", ".", "c", "d", "."]
+    assert cloze_ids._shortened(q, None, 3).context == ["a", ".", "@entity1"]
 
 
 def test_too_little_data_is_refused(found):
     few = {**found, "train": found["train"][:5]}
     with pytest.raises(UserError, match=r"a step takes 6 questions; the training part of 'few' has 5"):
-        reading.Reading(RECIPE, Source("few", False, ""), Questions(few, "Danqi", ""))
+        reading.Reading(RECIPE, Source("few", False, ""), encoded(few))
 
 
 def test_a_users_folder_is_loaded_under_its_name(tmp_path, found):
@@ -227,3 +235,8 @@ def test_a_users_folder_is_loaded_under_its_name(tmp_path, found):
     counts = {"train questions": 20, "valid questions": 5, "test questions": 9, "layout": "Danqi"}
     assert loaded.source.details == counts
     assert loaded.batch(0, 0).answer.shape == (6,)
+    again = reading.load(tmp_path, RECIPE)  # as it was kept
+    assert again.source == loaded.source
+    assert all(map(torch.equal, again.batch(2, 1), loaded.batch(2, 1)))
+    other = reading.load(tmp_path, replace(RECIPE, data=replace(RECIPE.data, longest=3)))
+    assert other.batch(0, 0).context_lengths.max() == 3

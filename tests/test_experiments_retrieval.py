@@ -10,11 +10,10 @@ torch = pytest.importorskip("torch")
 
 from rmsnorm.errors import UserError  # noqa: E402
 from rmsnorm.experiments.data import digit_scenes  # noqa: E402
-from rmsnorm.experiments.data.captions import Captions, Split  # noqa: E402
+from rmsnorm.experiments.data.captions import LAYOUTS, UNKNOWN  # noqa: E402
 from rmsnorm.experiments.models import order_embedding  # noqa: E402
 from rmsnorm.experiments.recipes import retrieval as recipes  # noqa: E402
 from rmsnorm.experiments.recipes.common import KERNELS  # noqa: E402
-from rmsnorm.experiments.task import Source  # noqa: E402
 from rmsnorm.experiments.tasks import retrieval  # noqa: E402
 
 SMALL = recipes.small()
@@ -27,17 +26,21 @@ RECIPE = replace(
 WORDS = [f"word{i}" for i in range(20)]
 
 
-def split(rng, size, extra=()):
-    images = rng.normal(size=(size, 9)).astype(np.float32)
-    captions = [[*rng.choice(WORDS, rng.integers(1, 7)), *extra] for _ in range(5 * size)]
-    return Split(images / np.linalg.norm(images, axis=1, keepdims=True), captions)
+def written(folder, **sizes):
+    """Random images and captions; those of the test have a word that training lacks."""
+    rng = np.random.default_rng(0)
+    for split, size in sizes.items():
+        text, images = LAYOUTS["VSE++"][split]
+        np.save(folder / images, rng.normal(size=(size, 9)).astype(np.float32))
+        extra = ["unheard"] if split == "test" else []
+        lines = [" ".join([*rng.choice(WORDS, rng.integers(1, 7)), *extra]) for _ in range(5 * size)]
+        (folder / text).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def task():
-    rng = np.random.default_rng(0)
-    splits = {"train": split(rng, 20), "valid": split(rng, 9), "test": split(rng, 19, ["unheard"])}
-    return retrieval.Retrieval(RECIPE, Source("random", True, ""), Captions(splits, "VSE++", ""))
+def task(tmp_path_factory):
+    return retrieval.load(written(tmp_path_factory.mktemp("random"), train=20, valid=9, test=19), RECIPE)
 
 
 def plain_loss(images, captions, margin):
@@ -96,7 +99,10 @@ def test_figures_are_means_over_folds(task):
         for start in (0, 8):  # two whole folds of 8 in 19 images
             part = task.splits["test"]
             images = network.images(torch.tensor(part.images[start : start + 8]))
-            each = [network.captions(*task._words([words])) for words in part.captions[5 * start : 5 * start + 40]]
+            each = [
+                network.captions(*task._words([words]))
+                for words in map(part.captions.__getitem__, range(5 * start, 5 * start + 40))
+            ]
             errors.append(order_embedding.order_errors(images, torch.cat(each)))
     assert set(found) == {metric.key for metric in task.metrics} | {"loss"}
     of_captions, of_images = (torch.cat(parts).double() for parts in zip(*map(retrieval.ranks, errors), strict=True))
@@ -165,28 +171,31 @@ def test_a_batch_pairs_an_image_with_one_of_its_captions_and_ends_it(task):
         for image, ids, length in zip(*batch, strict=True):
             i = int((train.images == image.numpy()).all(1).argmax())
             assert not ids[length - 1 :].any()  # END, and the same as padding
-            said = [words[int(word)] for word in ids[: length - 1]]
-            assert said in train.captions[5 * i : 5 * i + 5]
+            said = ids[: length - 1].tolist()
+            assert set(said) <= words.keys()
+            assert said in [train.captions[row].tolist() for row in range(5 * i, 5 * i + 5)]
             captions.add(tuple(said))
     assert len(captions) > 40  # of 100: all five of an image come up
 
 
 def test_unknown_words_have_one_id_and_padding_changes_nothing(task):
-    ids, lengths = task._words([["word1", "unheard"], ["word2"] * 6])
-    assert ids[0].tolist() == [task.ids["word1"], retrieval.UNKNOWN, 0, 0, 0, 0, 0]
+    first, second = np.array([task.ids["word1"], UNKNOWN]), np.array([task.ids["word2"]] * 6)
+    ids, lengths = task._words([first, second])
+    assert ids[0].tolist() == [task.ids["word1"], UNKNOWN, 0, 0, 0, 0, 0]
+    test = task.splits["test"].captions
+    assert all(test[row][-1] == UNKNOWN for row in range(len(test)))
     network = task.model("rms", "rmsnorm").eval()
-    alone = network.captions(*task._words([["word1", "unheard"]]))
+    alone = network.captions(*task._words([first]))
     torch.testing.assert_close(network.captions(ids, lengths)[:1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_too_little_data_is_refused():
-    rng = np.random.default_rng(0)
-    splits = {"train": split(rng, 5), "valid": split(rng, 9), "test": split(rng, 9)}
-    with pytest.raises(UserError, match=r"a step takes 6 images; the training part of 'few' has 5"):
-        retrieval.Retrieval(RECIPE, Source("few", False, ""), Captions(splits, "VSE++", ""))
-    splits |= {"train": split(rng, 6), "test": split(rng, 1)}
-    with pytest.raises(UserError, match=r"the test part of 'few' must have 2 images or more"):
-        retrieval.Retrieval(RECIPE, Source("few", False, ""), Captions(splits, "VSE++", ""))
+def test_too_little_data_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a step takes 6 images; the training part of '.*' has 5"):
+        retrieval.load(written(tmp_path, train=5, valid=9, test=9), RECIPE)
+    with pytest.raises(UserError, match=r"the test part of '.*' must have 2 images or more"):
+        retrieval.load(written(tmp_path, train=6, valid=9, test=1), RECIPE)
+    with pytest.raises(UserError, match=r"data.fold must be at least 2, to search among; got 1"):
+        retrieval.load(None, replace(RECIPE, data=replace(RECIPE.data, fold=1)))
 
 
 def test_a_users_folder_is_loaded_under_its_name(tmp_path):
@@ -196,6 +205,9 @@ def test_a_users_folder_is_loaded_under_its_name(tmp_path):
     assert (found.source.name, found.source.stand_in) == (tmp_path.name, False)
     assert found.source.details == {"train images": 8, "valid images": 3, "test images": 4, "layout": "VSE++"}
     assert found.batch(0, 0).images.shape == (6, 256)
+    again = retrieval.load(tmp_path, RECIPE)  # as it was kept
+    assert again.source == found.source
+    assert all(map(torch.equal, again.batch(2, 1), found.batch(2, 1)))
 
 
 PARTS = (slice(0, 3), slice(3, 5), slice(5, 5))

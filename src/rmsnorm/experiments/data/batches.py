@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmsnorm.experiments.data.subwords import PAD, Sentences
+from rmsnorm.experiments.data.ragged import Ragged
+from rmsnorm.experiments.data.subwords import PAD
 
 
 class Batch(NamedTuple):
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     target: Tensor
 
 
-def padded(sentences: Sentences, chosen: Sequence[int] | NDArray[np.int64]) -> Tensor:
+def padded(sentences: Ragged, chosen: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """The ``chosen`` sentences as one tensor (B, longest), int64."""
     rows = [sentences[index] for index in chosen]
     ids = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
@@ -40,7 +41,7 @@ class Batches:
         size: sentences a batch; or, with ``by_tokens``, tokens of the longer side, padding included.
     """
 
-    def __init__(self, source: Sentences, target: Sentences, size: int, by_tokens: bool) -> None:
+    def __init__(self, source: Ragged, target: Ragged, size: int, by_tokens: bool) -> None:
         self.source, self.target = source, target
         order = np.lexsort((source.lengths, target.lengths))
         longest = np.maximum(source.lengths, target.lengths)[order]

@@ -8,15 +8,21 @@ A .txt has one caption a line, lines 5i to 5i+4 for row i of the .npy (N × D, f
 of their five captions are recognised by the counts, and taken once.
 """
 
-from collections.abc import Callable
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.data.lines import digest, lines_of, read_bytes
+from rmsnorm.experiments.data.features import Features
+from rmsnorm.experiments.data.lines import begin, read_lines
+from rmsnorm.experiments.data.loading import Loading
+from rmsnorm.experiments.data.prepared import Writer
 
 PER_IMAGE = 5
 SPLITS = ("train", "valid", "test")
@@ -32,39 +38,32 @@ LAYOUTS = {
 """Layout -> split -> (captions, images)."""
 
 
-@dataclass(frozen=True)
-class Split:
-    images: np.ndarray[Any, Any]
-    """float32 (N, D), each row of norm 1."""
-    captions: list[list[str]]
-    """5 N captions as words; 5i to 5i+4 belong to image i."""
+LONGEST = 1000
+"""Words of a caption. A longer one is a file whose line ends were lost, and would take the memory of all others."""
+END, UNKNOWN, FIRST_WORD = 0, 1, 2
+"""Ids: the end of a sentence, which is also its padding, and what the training captions lack."""
 
 
 @dataclass(frozen=True)
-class Captions:
-    splits: dict[str, Split]
+class Files:
+    """Where the three splits lie."""
+
     layout: str
-    sha256: str
+    root: Path
+
+    def paths(self, split: str) -> tuple[Path, Path]:
+        """(captions, images)"""
+        captions, images = LAYOUTS[self.layout][split]
+        return self.root / captions, self.root / images
+
+    def all(self) -> list[Path]:
+        return [path for split in SPLITS for path in self.paths(split)]
 
 
-def load(path: Path) -> Captions:
-    """The three splits of whichever layout ``path`` holds."""
-    layout, root = _layout(path)
-    splits, read = {}, []
-    for split, (captions, images) in LAYOUTS[layout].items():
-        text, vectors = read_bytes(root / captions), read_bytes(root / images)
-        splits[split] = _split(lines_of(text, root / captions), root / captions, _array(root / images), root / images)
-        read += [(captions, text), (images, vectors)]
-    widths = {split: found.images.shape[1] for split, found in splits.items()}
-    if len(set(widths.values())) > 1:
-        raise UserError(f"the images of {str(root)!r} must have one width, have {widths}. Fetch the files again.")
-    return Captions(splits, layout, digest(read))
-
-
-def _layout(path: Path) -> tuple[str, Path]:
+def find(path: Path) -> Files:
     """The layout of which the most files are there; all of them must be."""
     missing = {
-        (layout, root): [name for pair in files.values() for name in pair if not (root / name).is_file()]
+        (layout, root): [name for pair in files.values() for name in pair if not (root / name).exists()]
         for root in (path, path / "coco")
         for layout, files in LAYOUTS.items()
     }
@@ -74,44 +73,92 @@ def _layout(path: Path) -> tuple[str, Path]:
         raise UserError(f"--data must be a folder in one of the layouts {wanted}; {str(path)!r} is in none of them.")
     if lacking:
         raise UserError(f"{str(root)!r} in {layout}'s layout lacks {', '.join(lacking)}. Add the missing files.")
-    return layout, root
+    return Files(layout, root)
 
 
-def _array(path: Path) -> np.ndarray[Any, Any]:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{str(path)!r} must be a .npy array: {error}. Fetch it again.") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or not found.size:
-        what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "an archive of several"
-        raise UserError(f"{str(path)!r} must be a floating array (images, features), is {what}. Fetch it again.")
-    return found.astype(np.float32)
+def prepare(files: Files, writer: Writer, loading: Loading) -> dict[str, Any]:
+    """Write each split's ``images``, float32 (N, D) of norm 1, and ``captions`` as ids, 5i to 5i+4 those of image i.
 
-
-def _split(lines: list[str], text: Path, rows: np.ndarray[Any, Any], vectors: Path) -> Split:
-    if len(rows) == len(lines) and len(lines) % PER_IMAGE == 0:
-        groups = rows.reshape(-1, PER_IMAGE, rows.shape[1])
-        unequal = np.flatnonzero((groups != groups[:, :1]).any((1, 2)))
-        if unequal.size:
-            raise UserError(
-                f"{str(vectors)!r} has a row for each caption, so {PER_IMAGE} rows must be equal for each image; rows "
-                f"{PER_IMAGE * unequal[0]} to {PER_IMAGE * unequal[0] + PER_IMAGE - 1} are not. Fetch the files again."
-            )
-        rows = groups[:, 0]
-    if len(lines) != PER_IMAGE * len(rows):
-        raise UserError(
-            f"{str(text)!r} must have {PER_IMAGE} captions for each row of {str(vectors)!r}: {PER_IMAGE * len(rows)} "
-            f"lines for {len(rows)} rows, has {len(lines)}. One of the files is truncated or another split's."
+    The words of the training captions get ids from FIRST_WORD on, the most frequent first.
+    """
+    hashed, ids, widths = hashlib.sha256(), dict[str, int](), dict[str, int]()
+    for split in SPLITS:
+        text, vectors = files.paths(split)
+        begin(hashed, LAYOUTS[files.layout][split][0], text.stat().st_size)
+        words, lengths = _captions(
+            loading.over(f"{split} captions", read_lines(text, hashed)), text, ids, split == "train"
         )
-    captions = [line.split() for line in lines]
-    for number, words in enumerate(captions, 1):
-        if not words:
-            raise UserError(f"{str(text)!r}, line {number}: a caption must have a word, is empty. Mend the line.")
+        if split == "train":
+            counts = np.bincount(words)
+            first = {
+                word: place for place, word in enumerate(sorted(ids, key=lambda w: (-counts[ids[w]], w)), FIRST_WORD)
+            }
+            words = np.array([first[word] for word in ids], np.int32)[words]
+            ids = first
+        writer.ragged(f"{split}.captions", words, lengths)
+        features = Features(vectors)
+        begin(hashed, LAYOUTS[files.layout][split][1], features.size)
+        widths[split] = features.width
+        each = _rows_an_image(features, len(lengths), text)
+        row = 0
+        loading.step(f"{split} images", features.rows)
+        for block in features.blocks(each, hashed):
+            writer.append(f"{split}.images", _normalised(block, each, row, vectors))
+            row += len(block)
+            loading.advance(len(block))
+    if len(set(widths.values())) > 1:
+        raise UserError(f"the images of {str(files.root)!r} must have one width, have {widths}. Fetch the files again.")
+    return {"sha256": hashed.hexdigest(), "words": list(ids)}
+
+
+def _captions(
+    lines: Iterator[str], path: Path, ids: dict[str, int], learn: bool
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(ids of all captions' words, lengths). ``learn``: every word gets the next number from 0 on."""
+    words, lengths = array("i"), array("i")
+    for number, line in enumerate(lines, 1):
+        caption = line.split()
+        if not 0 < len(caption) <= LONGEST:
+            raise UserError(
+                f"{str(path)!r}, line {number:,}: a caption must have 1 to {LONGEST:,} words, has {len(caption):,}"
+                f"{'' if caption else ': the line is empty'}. Mend the line."
+            )
+        if learn:
+            words.extend(ids.setdefault(word, len(ids)) for word in caption)
+        else:
+            words.extend(ids.get(word, UNKNOWN) for word in caption)
+        lengths.append(len(caption))
+    return np.array(words, np.int32), np.array(lengths, np.int32)
+
+
+def _rows_an_image(features: Features, captions: int, text: Path) -> int:
+    """1, or 5 where a row is there for each caption."""
+    if features.rows == captions and captions % PER_IMAGE == 0:
+        return PER_IMAGE
+    if captions != PER_IMAGE * features.rows:
+        raise UserError(
+            f"{str(text)!r} must have {PER_IMAGE} captions for each row of {str(features.path)!r}: "
+            f"{PER_IMAGE * features.rows} lines for {features.rows} rows, has {captions}. "
+            "One of the files is truncated or another split's."
+        )
+    return 1
+
+
+def _normalised(rows: NDArray[np.float32], each: int, first: int, path: Path) -> NDArray[np.float32]:
+    """One row of norm 1 for each image. ``first`` is the place of the block in the file."""
+    groups = rows.reshape(-1, each, rows.shape[1])
+    if each > 1 and (unequal := np.flatnonzero((groups != groups[:, :1]).any((1, 2)))).size:
+        start = first + each * int(unequal[0])
+        raise UserError(
+            f"{str(path)!r} has a row for each caption, so {each} rows must be equal for each image; rows "
+            f"{start} to {start + each - 1} are not. Fetch the files again."
+        )
+    rows = groups[:, 0]
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     wrong = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
     if wrong.size:
         raise UserError(
-            f"{str(vectors)!r}, row {wrong[0]}: a feature vector must be finite and not zero to be scaled to norm 1, "
-            f"its norm is {norms[wrong[0], 0]}. Fetch the file again."
+            f"{str(path)!r}, row {first + each * int(wrong[0])}: a feature vector must be finite and not zero to be "
+            f"scaled to norm 1, its norm is {norms[wrong[0], 0]}. Fetch the file again."
         )
-    return Split(rows / norms, captions)
+    return rows / norms

@@ -1,7 +1,8 @@
 """CIFAR-10 as it is distributed: `cifar-10-python.tar.gz`, or the folder `cifar-10-batches-py` unpacked from it.
 
 The batches are pickles. They are read by an unpickler that can make NumPy arrays and nothing else, so that a file that
-was tampered with cannot run code; of the archive the published MD5 is checked too.
+was tampered with cannot run code. The archive must have its published MD5; an unpacked folder whose members have others
+is read if it is well formed, and its images are then said not to be the official ones.
 """
 
 import hashlib
@@ -16,47 +17,64 @@ import numpy as np
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments.data.digits import Images
-from rmsnorm.experiments.data.lines import digest, read_bytes
+from rmsnorm.experiments.data.files import names_in, read_bytes
+from rmsnorm.experiments.data.lines import digest
 
 ARCHIVE, ARCHIVE_MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
 FOLDER = "cifar-10-batches-py"
 TRAIN, TEST, META = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"
+MD5S = dict(
+    zip(
+        (*TRAIN, TEST, META),
+        (
+            "c99cafc152244af753f735de768cd75f",
+            "d4bba439e000b95fd0a9bffe97cbabec",
+            "54ebc095f3ab1f0389bbae665268c751",
+            "634d18415352ddfa80567beed471001a",
+            "482c414d41f54cd18b22e5b47cb7c3cb",
+            "40351d587109b95175f43aff81a1287e",
+            "5ff9c542aee3614f3951f8cda6e48888",
+        ),
+        strict=True,
+    )
+)
+"""Of the members, as torchvision publishes them."""
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 REMEDY = "Unpack the official cifar-10-python.tar.gz again, or pass that file itself."
 
 
 def load(path: Path) -> Images:
     """Training and test images as float32 (N, 3, 32, 32), (pixel − 127.5) / 128, and their labels 0 to 9."""
-    contents = _contents(path)
-    meta = _unpickled(contents[META], path / META)
+    contents, where = _contents(path)
+    meta = _unpickled(contents[META], where / META)
     expected = meta.get("num_cases_per_batch")
     if not isinstance(expected, int) or expected < 1:
-        raise UserError(f"{META} of {str(path)!r} must say num_cases_per_batch, got {expected!r}. {REMEDY}")
-    batches = {name: _batch(contents[name], path / name, expected) for name in (*TRAIN, TEST)}
+        raise UserError(f"{str(where / META)!r} must say num_cases_per_batch, got {expected!r}. {REMEDY}")
+    batches = {name: _batch(contents[name], where / name, expected) for name in (*TRAIN, TEST)}
     return Images(
         np.concatenate([batches[name][0] for name in TRAIN]),
         np.concatenate([batches[name][1] for name in TRAIN]),
         *batches[TEST],
         CLASSES,
         digest(contents.items()),
+        official=all(_md5(content) == MD5S[name] for name, content in contents.items()),
     )
 
 
-def _contents(path: Path) -> dict[str, bytes]:
-    """Each member's bytes, whichever way they came."""
+def _contents(path: Path) -> tuple[dict[str, bytes], Path]:
+    """Each member's bytes, whichever way they came, and the folder or archive that they lie in."""
     if path.is_dir():
         for folder in (path, path / FOLDER):
-            if (folder / META).exists() or (folder / TRAIN[0]).exists():
-                missing = [name for name in (*TRAIN, TEST, META) if not (folder / name).is_file()]
-                if missing:
+            present = names_in(folder) if folder.is_dir() else []
+            if META in present or TRAIN[0] in present:
+                if missing := [name for name in (*TRAIN, TEST, META) if name not in present]:
                     raise UserError(f"{str(folder)!r} lacks {', '.join(missing)} of CIFAR-10. {REMEDY}")
-                return {name: read_bytes(folder / name) for name in (*TRAIN, TEST, META)}
+                return {name: read_bytes(folder / name) for name in (*TRAIN, TEST, META)}, folder
         path = path / ARCHIVE
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--data must name {ARCHIVE} or the folder {FOLDER}; {str(path)!r} is neither. Check the path.")
     content = read_bytes(path)
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != ARCHIVE_MD5:
+    if (found := _md5(content)) != ARCHIVE_MD5:
         raise UserError(
             f"{str(path)!r} must have the MD5 {ARCHIVE_MD5} of the official archive, has {found}: it is truncated or "
             "another file. Fetch it again."
@@ -64,9 +82,13 @@ def _contents(path: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             files = {name: archive.extractfile(f"{FOLDER}/{name}") for name in (*TRAIN, TEST, META)}
-            return {name: file.read() for name, file in files.items() if file is not None}
+            return {name: file.read() for name, file in files.items() if file is not None}, path
     except (tarfile.TarError, KeyError, OSError, EOFError) as error:
         raise UserError(f"{str(path)!r} must be the official archive: {error}. Fetch it again.") from None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -6,13 +6,19 @@ Danqi      {train,dev,test}.txt: question, answer, context, blank line, …
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.data.lines import decode, digest, lines_of, read_bytes
+from rmsnorm.experiments.data.files import names_in, read_bytes
+from rmsnorm.experiments.data.lines import begin, decode, read_lines
 
 PLACEHOLDER = "@placeholder"
+LONGEST = 1000
+"""Words of a question, which is read as a whole."""
 FOLDERS = {"train": "training", "valid": "validation", "test": "test"}
 FILES = {"train": "train.txt", "valid": "dev.txt", "test": "test.txt"}
 ENTITY = re.compile(r"@entity\d+")
@@ -30,29 +36,45 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Questions:
-    splits: dict[str, list[Question]]
+class Files:
+    """Where the three splits lie."""
+
     layout: str
-    sha256: str
+    root: Path
+    splits: dict[str, list[str]]
+    """Names from ``root`` on, in the order in which they are read."""
+
+    def all(self) -> list[Path]:
+        return [self.root / name for names in self.splits.values() for name in names]
+
+    def questions(self, split: str, hashed: Any) -> Iterator[Question]:
+        """The questions one by one; ``hashed`` is updated with what is read."""
+        for name in self.splits[split]:
+            path = self.root / name
+            if self.layout == "DeepMind":
+                content = read_bytes(path)
+                begin(hashed, name, len(content))
+                hashed.update(content)
+                yield _deepmind(decode(content, path), path)
+            else:
+                begin(hashed, name, path.stat().st_size)
+                yield from _danqi(read_lines(path, hashed), path)
 
 
-def load(path: Path) -> Questions:
-    """The three splits of whichever layout ``path`` holds, files in the order of their names."""
+def find(path: Path) -> Files:
+    """The files of whichever layout ``path`` holds."""
     roots = [path / part for part in _INSIDE if (path / part / FOLDERS["train"]).is_dir()]
     if len(roots) > 1:
         raise UserError(f"--data must name one set of questions; {str(path)!r} holds several: pass {str(roots[0])!r}.")
-    read: list[tuple[str, bytes]] = []
-    splits: dict[str, list[Question]] = {}
     if roots:
-        for split, folder in FOLDERS.items():
-            files = sorted((roots[0] / folder).glob("*.question"))
-            if not files:
-                raise UserError(f"{str(roots[0] / folder)!r} must hold .question files, holds none. Add the split.")
-            contents = [read_bytes(file) for file in files]
-            splits[split] = [_deepmind(decode(c, f), f) for f, c in zip(files, contents, strict=True)]
-            read += [(f"{folder}/{file.name}", content) for file, content in zip(files, contents, strict=True)]
-        return Questions(splits, "DeepMind", digest(read))
-    missing = [name for name in FILES.values() if not (path / name).is_file()]
+        splits = {
+            split: [f"{folder}/{name}" for name in names_in(roots[0] / folder) if name.endswith(".question")]
+            for split, folder in FOLDERS.items()
+        }
+        if empty := [FOLDERS[split] for split, names in splits.items() if not names]:
+            raise UserError(f"{str(roots[0] / empty[0])!r} must hold .question files, holds none. Add the split.")
+        return Files("DeepMind", roots[0], splits)
+    missing = [name for name in FILES.values() if not (path / name).exists()]
     if len(missing) == len(FILES):
         raise UserError(
             f"--data must hold {', '.join(FOLDERS.values())} with .question files, or {', '.join(FILES.values())}; "
@@ -60,11 +82,7 @@ def load(path: Path) -> Questions:
         )
     if missing:
         raise UserError(f"{str(path)!r} lacks {', '.join(missing)}. Add the missing files.")
-    for split, name in FILES.items():
-        content = read_bytes(path / name)
-        splits[split] = _danqi(lines_of(content, path / name), path / name)
-        read.append((name, content))
-    return Questions(splits, "Danqi", digest(read))
+    return Files("Danqi", path, {split: [name] for split, name in FILES.items()})
 
 
 def _deepmind(text: str, path: Path) -> Question:
@@ -87,25 +105,26 @@ def _deepmind(text: str, path: Path) -> Question:
     return _checked(context, question, answer, where)
 
 
-def _danqi(lines: list[str], path: Path) -> list[Question]:
-    found = []
-    for start in range(0, len(lines), 4):
-        record = lines[start : start + 4]
-        where = f"{str(path)!r}, line {start + 1}"
+def _danqi(lines: Iterator[str], path: Path) -> Iterator[Question]:
+    start = 1
+    while record := list(islice(lines, 4)):
+        where = f"{str(path)!r}, line {start:,}"
         if len(record) < 3 or any(record[3:]):
             raise UserError(
                 f"{where}: a record must be question, answer, context and a blank line; "
                 f"{'the file ends in it' if len(record) < 3 else 'its fourth line is not blank'}. Fetch the file again."
             )
         question, answer, context = record[:3]
-        found.append(_checked(context, question, answer, where))
-    if not found:
-        raise UserError(f"{str(path)!r} must hold questions, is empty. Fetch it again.")
-    return found
+        yield _checked(context, question, answer, where)
+        start += 4
 
 
 def _checked(context: str, question: str, answer: str, where: str) -> Question:
     found = Question(context.lower().split(), question.lower().split(), answer.strip())
+    if len(found.question) > LONGEST:
+        raise UserError(
+            f"{where}: a question must have at most {LONGEST:,} words, has {len(found.question):,}. Mend the record."
+        )
     if PLACEHOLDER not in found.question:
         raise UserError(f"{where}: the question must contain {PLACEHOLDER}, is {question!r}. Mend the record.")
     if not ENTITY.fullmatch(found.answer):

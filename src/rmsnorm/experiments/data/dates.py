@@ -16,7 +16,7 @@ from babel.core import get_cldr_version
 from babel.dates import format_date, format_time, get_datetime_format
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.data.parallel import Corpus, Pairs
+from rmsnorm.experiments.data.corpus import Corpus, Pairs
 
 FIRST, LAST = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
 Style = Literal["full", "long", "medium"]
@@ -70,7 +70,7 @@ def corpus(train: int, valid: int, test: int, source: str = "en", target: str = 
     ]
     pairs = [(written(moment, source), written(moment, target)) for moment in moments]
 
-    def part(name: str, start: int, stop: int) -> Pairs:
+    def part(name: str, start: int, stop: int) -> Pairs[list[str]]:
         return Pairs(name, [pair[0] for pair in pairs[start:stop]], [pair[1] for pair in pairs[start:stop]])
 
     return Corpus(

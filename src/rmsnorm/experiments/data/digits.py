@@ -25,6 +25,8 @@ class Images:
     test_labels: Array
     classes: int
     sha256: str
+    official: bool = True
+    """Whether the files are the published ones."""
 
 
 def digits() -> tuple[Array, Array, str]:

@@ -1,56 +1,63 @@
 """A text file as its lines, checked; and the hash that says what was read."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments.data.files import opened, unreadable
+
+BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content, or the error that names it."""
+def decode(content: bytes, path: Path, line: int = 1) -> str:
+    """The text of a UTF-8 file from ``line`` on, or the error that names the file and the line."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} must be readable; it is not: {error.strerror}.") from None
-
-
-def decode(content: bytes, path: Path) -> str:
-    """The text of a UTF-8 file, or the error that names the file and the line."""
-    try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line += content.count(b"\n", 0, error.start)
         raise UserError(
             f"{path}, line {line:,}: text must be UTF-8; this is not: {error.reason}. "
-            "Convert the file (iconv -f ENCODING -t UTF-8) or get it anew."
+            "Convert the file (iconv -f ENCODING -t UTF-8) or take it out."
         ) from None
     if (place := text.find("\0")) >= 0:
-        line = text.count("\n", 0, place) + 1
-        raise UserError(f"{path}, line {line:,}: text must hold no zero bytes; this does. Get the file anew.")
-    return text
+        line += text.count("\n", 0, place)
+        raise UserError(f"{path}, line {line:,}: text must hold no zero bytes; this does. Is it a text file?")
+    return text.removeprefix(BOM) if line == 1 else text
 
 
-def lines_of(content: bytes, path: Path) -> list[str]:
-    """The lines of a UTF-8 file. Only a line feed ends one: the Unicode line separators occur within sentences."""
-    text = decode(content, path)
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise UserError(
-            f"{path}, line {line:,}: the last line must end in a line feed; the file is cut short. Get it anew."
-        )
-    return [line.strip() for line in text[:-1].split("\n")]
+def read_lines(path: Path, hashed: Any = None) -> Iterator[str]:
+    """The lines of a UTF-8 file one by one, without white space around them; one at least.
+
+    Only a line feed ends a line: the Unicode line separators occur within sentences. The last line need not have one.
+
+    Arguments:
+        hashed: is updated with the file's bytes as they are read (a hash of hashlib).
+    """
+    number = 0
+    with opened(path) as file:
+        try:
+            for content in file:
+                number += 1
+                if hashed is not None:
+                    hashed.update(content)
+                yield decode(content, path, number).strip()
+        except OSError as error:
+            raise unreadable(path, error) from None
+    if not number:
+        raise UserError(f"{path} must hold text; it is empty. Get the file again.")
 
 
-def read_lines(path: Path) -> list[str]:
-    """:func:`lines_of` of what is in the file."""
-    return lines_of(read_bytes(path), path)
+def begin(hashed: Any, name: str, size: int) -> None:
+    """What comes before the content of each file in :func:`digest`."""
+    hashed.update(f"{name!r} {size} ".encode())
 
 
 def digest(parts: Iterable[tuple[str, bytes]]) -> str:
     """One SHA-256 of (name, content) in the order given."""
     found = hashlib.sha256()
     for name, content in parts:
-        found.update(f"{name!r} {len(content)} ".encode())
+        begin(found, name, len(content))
         found.update(content)
     return found.hexdigest()

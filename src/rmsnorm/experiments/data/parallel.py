@@ -2,7 +2,7 @@
 
 A folder gives a training, a validation and one or more test sets. Each is a pair of text files, one sentence a line::
 
-    train.en                          train.de                          Stanford's, fairseq's
+    train.en                          train.de                          Stanford's (tokenised), fairseq's
     train.tok.clean.bpe.32000.en      train.tok.clean.bpe.32000.de      NVIDIA's GNMT: BPE is undone
     newstest2014.tok.bpe.32000.en     newstest2014.tok.bpe.32000.de
 
@@ -10,11 +10,11 @@ or, for validation and test, a pair of WMT's own ``.sgm`` files (``newstest2014-
 ``newstest2014-deen-ref.de.sgm``). newstest2014 and newstest2017 (test) and newstest2013 (validation) are taken from
 sacrebleu's cache when the folder has none and the cache does; nothing is downloaded.
 
-A file that is damaged is an error that names the file and the record; nothing is skipped but training pairs with an
-empty side, which are counted.
+All sets are plain or all are tokenised, because a network that writes the one cannot be scored on the other: the first
+of these kinds is taken in which every set is there. A file that is damaged is an error that names the file and the
+record; nothing is skipped but training pairs with an empty side, which are counted.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -22,141 +22,141 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.data.lines import read_lines
+from rmsnorm.experiments.data.corpus import Corpus, Lines, Pairs, Texts, evaluation_pairs, training_pairs
+from rmsnorm.experiments.data.files import names_in
+from rmsnorm.experiments.data.loading import Loading
 from rmsnorm.experiments.data.sgm import read_sgm
+from rmsnorm.experiments.data.tokenised import has_joints, looks_tokenised
 
 TRAIN = ("train",)
 VALID = ("valid", "dev", "newstest_dev", "newstest2013")
 TEST = ("test", "newstest2014", "newstest2017")
 _CACHED = {"newstest2013": "wmt13", "newstest2014": "wmt14/full", "newstest2017": "wmt17"}
 """The name of sacrebleu's set, which is also its folder."""
-
-_BPE_JOINT = re.compile(r"(@@ )|(@@ ?$)")
-_BPE_SHARE = 10
-"""A file is taken for the output of subword-nmt if one line in so many has its joints."""
+_KINDS = {False: "plain", True: "tokenised"}
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Sentences and their translations: ``target[i]`` is the reference of ``source[i]``."""
+class Form:
+    """Two files that make a set."""
 
     name: str
-    source: list[str]
-    target: list[str]
+    paths: tuple[Path, Path]
+    joints: tuple[bool, bool] = (False, False)
+    """Whether BPE must be undone."""
     tokenised: bool = False
-    """Words and punctuation apart (Moses): BLEU of such text is not comparable to BLEU of plain text."""
-    without_text: int = 0
-    """Training pairs left out because one side was empty."""
+
+    @classmethod
+    def of_text(cls, name: str, source: Path, target: Path) -> "Form":
+        """Text files: their names or else their beginnings tell what was done to them."""
+        of_source, of_target = (".bpe" in path.name or has_joints(path) for path in (source, target))
+        tokenised = ".tok" in source.name or of_source or of_target or any(map(looks_tokenised, (source, target)))
+        return cls(name, (source, target), (of_source, of_target), tokenised)
+
+    def lines(self) -> tuple[Lines, Lines]:
+        """Both sides of text files."""
+        return Lines(self.paths[0], self.joints[0]), Lines(self.paths[1], self.joints[1])
+
+    def read(self) -> Pairs[list[str]]:
+        """A validation or test set."""
+        if self.paths[0].suffix == ".sgm":
+            return Pairs(self.name, *read_sgm(*self.paths))
+        return evaluation_pairs(self.name, *self.lines(), self.tokenised)
 
 
 @dataclass(frozen=True)
-class Corpus:
-    train: Pairs
-    valid: Pairs
-    tests: tuple[Pairs, ...]
+class Sets:
+    """What a folder offers, found by names and beginnings."""
 
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for pairs in (self.train, self.valid, *self.tests):
-            for side in (pairs.source, pairs.target):
-                digest.update(f"{pairs.name} {len(side)} ".encode())
-                digest.update("\n".join(side).encode())
-        return digest.hexdigest()
+    train: Form
+    valid: Form
+    tests: tuple[Form, ...]
+
+    def files(self) -> list[Path]:
+        return [path for form in (self.train, self.valid, *self.tests) for path in form.paths]
+
+    def read(self, loading: Loading) -> Corpus:
+        """Every set, checked."""
+        train: Pairs[Texts] = training_pairs("train", *self.train.lines(), self.train.tokenised, loading)
+        return Corpus(train, self.valid.read(), tuple(form.read() for form in self.tests))
 
 
-def read_corpus(folder: Path, source: str = "en", target: str = "de") -> Corpus:
-    """Read the sets of ``folder`` for one direction.
+def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
+    """The sets of ``folder`` for one direction: plain ones if all are there so, else tokenised ones.
 
     Raises:
-        UserError: a set is missing, or a file is not what it should be; names file and record.
+        UserError: a set is missing, lacks a side, or is there in the other kind alone.
     """
     if not folder.is_dir():
         raise UserError(
             f"--data must name the folder of the parallel text; {str(folder)!r} is no folder. Check the spelling."
         )
     languages = (source, target)
-    train = _find(folder, TRAIN, languages)
-    valid = _find(folder, VALID, languages, train)
-    tests = _find(folder, TEST, languages, train)
-    for found, stems, what in ((train, TRAIN, "training"), (valid, VALID, "validation"), (tests, TEST, "test")):
-        if not found:
+    forms = {stem: _forms(folder, stem, languages) for stem in (*TRAIN, *VALID, *TEST)}
+    absent = [stem for stem in TEST if not forms[stem]]
+    if not any(forms[stem] for stem in VALID):
+        absent += VALID
+    cached = {stem: [form] for stem in absent if (form := _cached(stem, languages)) is not None}
+    for kind in _KINDS:
+        fit = {stem: [form for form in own if form.tokenised == kind][:1] for stem, own in forms.items()}
+        lacking = [stem for stem in TEST if forms[stem] and not fit[stem]]
+        if not kind:
+            fit |= cached
+        train, valid, tests = ([form for stem in stems for form in fit[stem]] for stems in (TRAIN, VALID, TEST))
+        if train and valid and tests and not lacking:
+            return Sets(train[0], valid[0], tuple(tests))
+    for stems, what in ((TRAIN, "training"), (VALID, "validation"), (TEST, "test")):
+        if not any(forms[stem] or cached.get(stem) for stem in stems):
             names = ", ".join(f"{stem}.{source} and {stem}.{target}" for stem in stems)
             raise UserError(
                 f"{folder}: there must be a {what} set; none is there. Put in one of: {names}"
-                + (" (or WMT's .sgm files)." if found is not train else ".")
+                + (" (or WMT's .sgm files)." if stems is not TRAIN else ".")
             )
-    corpus = Corpus(train[0], valid[0], tuple(tests))
-    for pairs in (corpus.valid, *corpus.tests):
-        if pairs.tokenised != corpus.train.tokenised:
-            kinds = {True: "tokenised", False: "plain"}
-            raise UserError(
-                f"{folder}: the sets must be all plain or all tokenised; train is {kinds[corpus.train.tokenised]} and "
-                f"{pairs.name} is {kinds[pairs.tokenised]}. Put in both in one form."
-            )
-    return corpus
+    said = ", ".join(
+        f"{stem} is {' or '.join(dict.fromkeys(_KINDS[form.tokenised] for form in own))}"
+        for stem, own in forms.items()
+        if own
+    )
+    raise UserError(f"{folder}: the sets must be all plain or all tokenised; {said}. Put in all in one form.")
 
 
-def _find(
-    folder: Path, stems: tuple[str, ...], languages: tuple[str, str], like: list[Pairs] | None = None
-) -> list[Pairs]:
-    """Every set of ``stems`` that is there, each in the first of its forms; for ``like`` forms of its kind first."""
-    found = []
-    for stem in stems:
-        forms = list(_forms(folder, stem, languages))
-        if like:
-            forms.sort(key=lambda form: form.tokenised != like[0].tokenised)
-        if forms:
-            found.append(forms[0].read(skip_empty=stems is TRAIN))
-        elif (pair := _cached(stem, languages)) is not None:
-            found.append(pair.read(skip_empty=False))
+def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:
+    """The pairs of files of a set: cleaned text first, then the one with fewer steps of somebody's preparation."""
+    names = names_in(folder)
+    pattern = re.compile(rf"{re.escape(stem)}((?:\.(?:tok|clean|bpe|\d+))*)\.(\w+)")
+    present: dict[str, set[str]] = {}
+    for name in names:
+        if (match := pattern.fullmatch(name)) and match[2] in languages:
+            present.setdefault(match[1], set()).add(match[2])
+    whole = [form for form, there in present.items() if len(there) == len(set(languages))]
+    whole.sort(key=lambda form: (".clean" not in form, len(form), form))
+    found = [
+        Form.of_text(stem, *(folder / f"{stem}{form}.{language}" for language in languages)) for form in whole
+    ] + list(_sgm(folder, names, stem, languages))
+    if present and not found:
+        (form, there), *others = sorted(present.items(), key=lambda item: -len(item[0]))
+        (here,) = there
+        (missing,) = set(languages) - there
+        apart = f" {stem}{others[0][0]}.{missing} is of another form." if others else ""
+        raise UserError(
+            f"{folder / f'{stem}{form}.{here}'} must have its other side; {stem}{form}.{missing} is not there.{apart} "
+            "Put it in."
+        )
     return found
 
 
-@dataclass(frozen=True)
-class _Form:
-    """Two files that make a set."""
-
-    name: str
-    paths: tuple[Path, Path]
-
-    @property
-    def tokenised(self) -> bool:
-        return ".tok" in self.paths[0].name or ".bpe" in self.paths[0].name
-
-    def read(self, skip_empty: bool) -> Pairs:
-        if self.paths[0].suffix == ".sgm":
-            source, target = read_sgm(*self.paths)
-            return Pairs(self.name, source, target)
-        return read_text(self.name, *self.paths, skip_empty=skip_empty)
-
-
-def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> Iterator[_Form]:
-    """The pairs of files of a set, plain text first: fewer steps of somebody's preparation come before more."""
-    names = sorted((path.name for path in folder.iterdir()), key=lambda name: (len(name), name))
-    pattern = re.compile(rf"{re.escape(stem)}((?:\.(?:tok|clean|bpe|\d+))*)\.(\w+)")
-    forms: dict[str, set[str]] = {}
-    for name in names:
-        if (match := pattern.fullmatch(name)) and match[2] in languages:
-            forms.setdefault(match[1], set()).add(match[2])
-    for form, present in forms.items():
-        if missing := sorted(set(languages) - present):
-            here = f"{stem}{form}.{present.pop()}"
-            raise UserError(
-                f"{folder / here} must have its other side; {stem}{form}.{missing[0]} is not there. Put it in."
-            )
-        yield _Form(stem, (folder / f"{stem}{form}.{languages[0]}", folder / f"{stem}{form}.{languages[1]}"))
-
+def _sgm(folder: Path, names: list[str], stem: str, languages: tuple[str, str]) -> Iterator[Form]:
     source, target = languages
-    sgm = re.compile(rf"{re.escape(stem)}(-\w+)?-src\.{re.escape(source)}\.sgm")
+    pattern = re.compile(rf"{re.escape(stem)}(-\w+)?-src\.{re.escape(source)}\.sgm")
     for name in names:
-        if match := sgm.fullmatch(name):
-            reference = folder / f"{stem}{match[1] or ''}-ref.{target}.sgm"
-            if not reference.is_file():
-                raise UserError(f"{folder / name} must have its reference; {reference.name} is not there. Put it in.")
-            yield _Form(stem, (folder / name, reference))
+        if match := pattern.fullmatch(name):
+            reference = f"{stem}{match[1] or ''}-ref.{target}.sgm"
+            if reference not in names:
+                raise UserError(f"{folder / name} must have its reference; {reference} is not there. Put it in.")
+            yield Form(stem, (folder / name, folder / reference))
 
 
-def _cached(stem: str, languages: tuple[str, str]) -> _Form | None:
+def _cached(stem: str, languages: tuple[str, str]) -> Form | None:
     """The set as sacrebleu keeps it after a download of its own."""
     if stem not in _CACHED:
         return None
@@ -165,41 +165,4 @@ def _cached(stem: str, languages: tuple[str, str]) -> _Form | None:
     name = _CACHED[stem]
     base = Path(SACREBLEU_DIR, name, f"{name.replace('/', '_')}.{'-'.join(languages)}")
     paths = base.with_name(f"{base.name}.src"), base.with_name(f"{base.name}.ref")
-    return _Form(stem, paths) if all(map(os.path.isfile, paths)) else None
-
-
-def read_text(name: str, source: Path, target: Path, *, skip_empty: bool = False) -> Pairs:
-    """Two files of one sentence a line, of which the same number must be there.
-
-    ``skip_empty``: a pair with an empty line is left out and counted; else it is an error.
-    """
-    sides = [read_lines(path) for path in (source, target)]
-    if len(sides[0]) != len(sides[1]):
-        raise UserError(
-            f"{source} and {target} must have the same number of lines; they have {len(sides[0]):,} and "
-            f"{len(sides[1]):,}. One of them is cut short or belongs to another set; get both anew."
-        )
-    undone = [
-        ".bpe" in path.name or _looks_like_bpe(lines) for path, lines in zip((source, target), sides, strict=True)
-    ]
-    sides = [
-        [_BPE_JOINT.sub("", line) for line in lines] if undo else lines
-        for lines, undo in zip(sides, undone, strict=True)
-    ]
-    whole = [number for number, pair in enumerate(zip(*sides, strict=True)) if all(pair)]
-    empty = len(sides[0]) - len(whole)
-    if empty and not skip_empty:
-        number = next(number for number, pair in enumerate(zip(*sides, strict=True)) if not all(pair))
-        path = target if sides[0][number] else source
-        raise UserError(
-            f"{path}, line {number + 1:,}: a sentence must stand there; the line is empty. Get the file anew."
-        )
-    if not whole:
-        raise UserError(f"{source} and {target} must hold sentences; they hold none. Get both anew.")
-    if empty:
-        sides = [[side[number] for number in whole] for side in sides]
-    return Pairs(name, sides[0], sides[1], tokenised=any(undone) or ".tok" in source.name, without_text=empty)
-
-
-def _looks_like_bpe(lines: list[str]) -> bool:
-    return _BPE_SHARE * sum("@@ " in line for line in lines) >= len(lines)
+    return Form(stem, paths) if all(map(os.path.isfile, paths)) else None

@@ -26,22 +26,22 @@ def read_sgm(source: Path, reference: Path) -> tuple[list[str], list[str]]:
         if ours[0] != theirs[0]:
             raise UserError(
                 f"{source} and {reference} must hold the same segments; number {number:,} is "
-                f"{_named(ours[0])} in the one and {_named(theirs[0])} in the other. Get both anew, of one set."
+                f"{_named(ours[0])} in the one and {_named(theirs[0])} in the other. Get both again, of one set."
             )
     if len(segments) != len(references):
         raise UserError(
             f"{source} and {reference} must hold the same segments; they hold {len(segments):,} and "
-            f"{len(references):,}. Get both anew, of one set."
+            f"{len(references):,}. Get both again, of one set."
         )
     return [text for _, text in segments], [text for _, text in references]
 
 
 def _read(path: Path) -> list[tuple[tuple[str, str], str]]:
     """((document, number), text) of every segment."""
-    lines = read_lines(path)
+    lines = list(read_lines(path))
     if not _END.search("\n".join(lines)):
         raise UserError(
-            f"{path}, line {len(lines):,}: the file must end in </srcset> or </refset>; it is cut short. Get it anew."
+            f"{path}, line {len(lines):,}: the file must end in </srcset> or </refset>; it is cut short. Get it again."
         )
     document, segments, seen = "", [], set()
     for number, line in enumerate(lines, start=1):
@@ -61,6 +61,8 @@ def _read(path: Path) -> list[tuple[tuple[str, str], str]]:
             raise UserError(f"{path}, line {number:,}: a segment must hold text; {_named(key)} is empty.")
         seen.add(key)
         segments.append((key, text))
+    if not segments:
+        raise UserError(f"{path} must hold segments <seg id=...>; it holds none. Get the file again.")
     return segments
 
 

@@ -6,7 +6,8 @@ import sysconfig
 from pathlib import Path
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments.data.lines import decode, read_bytes
+from rmsnorm.experiments.data.files import read_bytes, walk
+from rmsnorm.experiments.data.lines import decode
 
 NAME = f"Python {platform.python_version()} standard library"
 _TESTS = {"test", "tests", "idle_test"}
@@ -17,10 +18,10 @@ def sources() -> dict[str, str]:
     root = Path(sysconfig.get_path("stdlib"))
     files: dict[str, Path] = {}
     for module in sys.stdlib_module_names:  # not a walk of everything: site-packages lies in there too
-        for path in [root / f"{module}.py", *(root / module).rglob("*.py")]:
-            name = path.relative_to(root)
-            if path.is_file() and not _TESTS & set(name.parts):
-                files[name.as_posix()] = path
+        inside = [f"{module}/{name}" for name in walk(root / module)] if (root / module).is_dir() else []
+        for name in [f"{module}.py", *inside]:
+            if name.endswith(".py") and (root / name).is_file() and not _TESTS & set(name.split("/")):
+                files[name] = root / name
     if not files:
         raise UserError(
             "this Python carries no sources of its standard library to train on; pass --data FILE_OR_FOLDER"

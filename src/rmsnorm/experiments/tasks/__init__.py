@@ -4,6 +4,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmsnorm.errors import UserError
+from rmsnorm.experiments.data.files import unreadable
 from rmsnorm.experiments.recipes.common import Recipe
 
 if TYPE_CHECKING:
@@ -48,5 +50,13 @@ def recipe(name: str, size: str = "small") -> Recipe:
 def load(name: str, data: Path | None, recipe: Recipe) -> "Task":
     """The task on ``data``, or on its stand-in."""
     module = importlib.import_module(f"rmsnorm.experiments.tasks.{name}")
-    task: Task = module.load(data, recipe)
+    try:
+        task: Task = module.load(data, recipe)
+    except OSError as error:  # such as a folder on the way that cannot be entered
+        raise unreadable(error.filename or data or "the stand-in", error) from None
+    except MemoryError:
+        raise UserError(
+            f"there must be memory for the data; it ran out while {str(data or 'the stand-in')!r} was loaded. "
+            "Free memory, or pass less data."
+        ) from None
     return task

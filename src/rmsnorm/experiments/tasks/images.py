@@ -12,6 +12,7 @@ from rmsnorm.errors import UserError
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import cifar10, digits
 from rmsnorm.experiments.data.epochs import check_enough, chosen
+from rmsnorm.experiments.data.official import FILES, OTHER_FILES
 from rmsnorm.experiments.models.conv_pool import ConvPool
 from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
@@ -104,6 +105,10 @@ def load(data: Path | None, recipe: Recipe) -> Images:
         images, name = digits.load()
     else:
         images, name = cifar10.load(data), data.resolve().name
-    details = {"training images": len(images.train) - recipe.data.held_out, "held out": recipe.data.held_out}
-    source = Source(name, data is None, images.sha256, details | {"test images": len(images.test)})
+    details: dict[str, Any] = {
+        "training images": len(images.train) - recipe.data.held_out,
+        "held out": recipe.data.held_out,
+    }
+    details["test images"] = len(images.test)
+    source = Source(name, data is None, images.sha256, details | ({} if images.official else {FILES: OTHER_FILES}))
     return Images(recipe, source, images)

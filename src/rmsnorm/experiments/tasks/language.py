@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import standard_library
+from rmsnorm.experiments.data.files import read_bytes, walk
+from rmsnorm.experiments.data.lines import decode
 from rmsnorm.experiments.models.transformer import Transformer
 from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.processes import shared
@@ -113,27 +115,13 @@ def load(data: Path | None, recipe: Recipe) -> Language:
 
 def _read(path: Path) -> dict[str, str]:
     """All files under ``path`` by name; hidden files and folders are left out."""
-    if path.is_file():
-        return {path.name: _decode(path)}
     if not path.is_dir():
-        raise UserError(f"--data must name a file or a folder; {str(path)!r} is neither. Check the spelling.")
-    names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
-    shown = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    if not shown:
+        if not path.exists():
+            raise UserError(f"--data must name a file or a folder; {str(path)!r} is neither. Check the spelling.")
+        return {path.name: decode(read_bytes(path), path)}
+    if not (names := walk(path)):
         raise UserError(f"--data must hold text; the folder {str(path)!r} holds no files. Pass another one.")
-    return {name: _decode(path / name) for name in shown}
-
-
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"the text must be UTF-8; {str(path)!r} is not, at byte {error.start}: {error.reason}. "
-            "Convert the file (iconv -f ENCODING -t UTF-8) or take it out of the folder."
-        ) from None
-    except OSError as error:
-        raise UserError(f"--data must be readable; {str(path)!r} is not: {error.strerror}.") from None
+    return {name: decode(read_bytes(path / name), path / name) for name in names}
 
 
 def _split(files: dict[str, str]) -> tuple[str, str, str]:

@@ -1,22 +1,28 @@
 """What the two translation tasks share: parallel text, the loss by the word, the search and the scores."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import hidden_states, tasks
-from rmsnorm.experiments.data import dates
+from rmsnorm.experiments.data import dates, encoded_pairs, parallel
 from rmsnorm.experiments.data.batches import Batch, Batches, padded
+from rmsnorm.experiments.data.corpus import Pairs
+from rmsnorm.experiments.data.encoded_pairs import SUBWORDS, check_lengths
 from rmsnorm.experiments.data.epochs import check_enough
-from rmsnorm.experiments.data.parallel import Corpus, Pairs, read_corpus
-from rmsnorm.experiments.data.subwords import PAD, SMALLEST, Sentences, Subwords
+from rmsnorm.experiments.data.prepared import Prepared, prepare, temporary
+from rmsnorm.experiments.data.ragged import Ragged
+from rmsnorm.experiments.data.subwords import PAD, SMALLEST, Subwords
 from rmsnorm.experiments.models.search import search
 from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
@@ -24,10 +30,10 @@ from rmsnorm.experiments.recipes.parallel_text import DataConfig
 from rmsnorm.experiments.scores import score, signatures
 from rmsnorm.experiments.task import Metric, Source
 
-SUBWORDS = "subwords.json"
-"""In the folder of the data: subwords of an earlier run, taken instead of learning them anew."""
 EVALUATED_TOGETHER = 128
 """Sentences that are searched at a time."""
+IDS_TOGETHER = 8192
+"""Ids at a time, padding included: 1 GB of logits for 32,000 subwords."""
 
 Network = Callable[[int, str, str], nn.Module]
 """(vocabulary, norm, kernels) -> the untrained network."""
@@ -46,35 +52,41 @@ class ParallelTextTask:
         self.norms, self.default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
+            found = temporary(partial(encoded_pairs.prepare, lambda _: corpus, None, config))
+            valid, tests, tokenised = corpus.valid, corpus.tests, False
         else:
-            corpus = read_corpus(data, config.source, config.target)
-        self.subwords = _subwords(corpus.train, data, config)
-        train, too_long = _within(corpus.train, self.subwords, config.max_length)
-        self._batches = Batches(*train, recipe.train.batch, config.by_tokens)
-        self._valid, self._tests = _first(corpus.valid, config.valid_pairs), corpus.tests
-        self._tokenised = corpus.train.tokenised
-        self.metrics = _metrics(corpus, stand_in=data is None)
+            sets = parallel.find(data, config.source, config.target)
+            found = _prepared(data, sets, config)
+            valid, tests, tokenised = sets.valid.read(), tuple(form.read() for form in sets.tests), sets.train.tokenised
+        self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
+        source, target = found.ragged("train.source"), found.ragged("train.target")
+        self._batches = Batches(source, target, recipe.train.batch, config.by_tokens)
+        self._valid, self._tests, self._tokenised = _first(valid, config.valid_pairs), tests, tokenised
+        for pairs in (self._valid, *tests):
+            for language, side in ((config.source, pairs.source), (config.target, pairs.target)):
+                check_lengths(self.subwords.encode(side), f"{pairs.name}, {language}")
+        self.metrics = _metrics(tests, tokenised, stand_in=data is None)
         self.source = Source(
             name=dates.name() if data is None else data.resolve().name,
             stand_in=data is None,
-            sha256=corpus.sha256(),
+            sha256=found.info["sha256"],
             details={
                 "direction": f"{config.source}-{config.target}",
-                **{f"{pairs.name} pairs": len(pairs.source) for pairs in (corpus.train, corpus.valid, *corpus.tests)},
-                "left out with an empty side": corpus.train.without_text,
-                "left out as too long": too_long,
-                "text": "tokenised" if self._tokenised else "plain",
+                "train pairs": found.info["train pairs"],
+                **{f"{pairs.name} pairs": len(pairs.source) for pairs in (valid, *tests)},
+                **{name: found.info[name] for name in ("left out with an empty side", "left out as too long")},
+                "text": "tokenised" if tokenised else "plain",
                 "subwords": self.subwords.size,
                 "subwords sha256": hashlib.sha256(self.subwords.dumps()).hexdigest()[:12],
-                **signatures(self._tokenised),
+                **signatures(tokenised),
             },
         )
-        longer = np.maximum(train[0].lengths, train[1].lengths)
+        longer = np.maximum(source.lengths, target.lengths)
         amount, what = (int(longer.sum()), "tokens") if config.by_tokens else (len(longer), "sentences")
         check_enough(amount, recipe.train.batch, self.source.name, what)
-        first = self._tests[0]
+        first = tests[0]
         headline = self.metrics[0].key
-        self.references = {"copying the source": score(first.source, first.target, self._tokenised)[headline]}
+        self.references = {"copying the source": score(first.source, first.target, tokenised)[headline]}
 
     def files(self) -> dict[str, bytes]:
         """What belongs beside the run: without its subwords a trained network can be used by nobody."""
@@ -119,7 +131,7 @@ class ParallelTextTask:
         """The decoder's hidden-to-hidden activations on the validation pairs, and where their targets have words."""
         source, target = self.subwords.encode(self._valid.source), self.subwords.encode(self._valid.target)
         device = next(model.parameters()).device
-        for chosen in _chunks(source):
+        for chosen in _chunks(source, target):
             ids = padded(target, chosen).to(device)
             yield model.trace(padded(source, chosen).to(device), ids).recurrent_BTG, ids != PAD  # type: ignore[operator]
 
@@ -140,7 +152,7 @@ class ParallelTextTask:
                 translations[index] = text
         return translations
 
-    def _scores(self, model: nn.Module, pairs: Pairs, beam: int) -> dict[str, float]:
+    def _scores(self, model: nn.Module, pairs: Pairs[list[str]], beam: int) -> dict[str, float]:
         source, target = self.subwords.encode(pairs.source), self.subwords.encode(pairs.target)
         device = next(model.parameters()).device
 
@@ -148,48 +160,44 @@ class ParallelTextTask:
             batch = padded(source, chosen).to(device), padded(target, chosen).to(device)
             return float(self.loss(model, batch)), self.weight(batch)
 
-        total, words = (sum(column) for column in zip(*shared(lost, _chunks(source)), strict=True))
+        total, words = (sum(column) for column in zip(*shared(lost, _chunks(source, target)), strict=True))
         found = score(self.translate(model, pairs.source, beam), pairs.target, self._tokenised)
         return {"loss": total / words, **found}
 
 
-def _subwords(train: Pairs, data: Path | None, config: DataConfig) -> Subwords:
-    if data is not None and (data / SUBWORDS).exists():
-        return Subwords.read(data / SUBWORDS)
-
-    def texts() -> Any:
-        yield from train.source
-        yield from train.target
-
-    return Subwords.learn(texts(), config.vocabulary)
-
-
-def _within(train: Pairs, subwords: Subwords, max_length: int) -> tuple[tuple[Sentences, Sentences], int]:
-    """Both sides of the pairs that are short enough; how many are not."""
-    source, target = subwords.encode(train.source), subwords.encode(train.target)
-    short = (source.lengths <= max_length + 1) & (target.lengths <= max_length + 1)
-    if not short.any():
-        raise UserError(
-            f"some training pair must have at most {max_length} subwords a side; of {len(short):,} none has. "
-            "Check that the text is one sentence a line."
-        )
-    chosen = np.flatnonzero(short)
-    return (source.only(chosen), target.only(chosen)), len(short) - len(chosen)
+def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
+    given = data / SUBWORDS if (data / SUBWORDS).exists() else None
+    files = [*sets.files(), *([given] if given else [])]
+    settings = {
+        "vocabulary": config.vocabulary,
+        "max_length": config.max_length,
+        "train": sets.train.paths[0].name,
+        "tokenizers": version("tokenizers"),
+    }
+    return prepare("translation", data, files, settings, partial(encoded_pairs.prepare, sets.read, given, config))
 
 
-def _first(pairs: Pairs, count: int) -> Pairs:
+def _first(pairs: Pairs[list[str]], count: int) -> Pairs[list[str]]:
     return Pairs(pairs.name, pairs.source[:count], pairs.target[:count], pairs.tokenised)
 
 
-def _chunks(sentences: Sentences) -> list[Any]:
-    """Sentences of like lengths together."""
-    order = np.argsort(sentences.lengths, kind="stable")
-    return [order[start : start + EVALUATED_TOGETHER] for start in range(0, len(order), EVALUATED_TOGETHER)]
+def _chunks(source: Ragged, target: Ragged | None = None) -> list[NDArray[np.int64]]:
+    """Sentences of like lengths together, and the longest in smaller numbers."""
+    chunks: list[NDArray[np.int64]] = []
+    order = np.argsort(source.lengths, kind="stable")
+    longest = (source.lengths if target is None else np.maximum(source.lengths, target.lengths))[order]
+    start = 0
+    while start < len(order):
+        widths = np.maximum.accumulate(longest[start : start + EVALUATED_TOGETHER])
+        count = max(int((widths * np.arange(1, len(widths) + 1) <= IDS_TOGETHER).sum()), 1)
+        chunks.append(order[start : start + count])
+        start += count
+    return chunks
 
 
-def _metrics(corpus: Corpus, stand_in: bool) -> tuple[Metric, ...]:
+def _metrics(tests: Sequence[Pairs[list[str]]], tokenised: bool, stand_in: bool) -> tuple[Metric, ...]:
     """BLEU leads on text of people; on the stand-in, which has one right answer, exact match does."""
-    of = " (tokenised)" if corpus.train.tokenised else ""
+    of = " (tokenised)" if tokenised else ""
     exact = Metric("exact", "exact match\n%", True, ".1f")
     if stand_in:
         return (
@@ -198,7 +206,7 @@ def _metrics(corpus: Corpus, stand_in: bool) -> tuple[Metric, ...]:
             Metric("chrf", "chrF\nof this set", True, ".1f"),
         )
     metrics = []
-    for number, pairs in enumerate(corpus.tests):
+    for number, pairs in enumerate(tests):
         suffix = f"_{pairs.name}" if number else ""
         metrics.append(Metric(f"bleu{suffix}", f"BLEU{of}\n{pairs.name}", True, ".1f", f"BLEU{of}"))
         metrics.append(Metric(f"chrf{suffix}", f"chrF\n{pairs.name}", True, ".1f", "chrF"))

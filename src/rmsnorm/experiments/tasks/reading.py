@@ -1,7 +1,9 @@
 """Cloze questions on a text: which of its entities stands where the question has @placeholder."""
 
+import hashlib
 import tempfile
-from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +14,17 @@ from torch import Tensor, nn
 
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import cloze, function_questions, standard_library
-from rmsnorm.experiments.data.cloze import ENTITY, Question, Questions
+from rmsnorm.experiments.data.cloze import FOLDERS
+from rmsnorm.experiments.data.cloze_ids import FIRST_WORD, PADDING, encode
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
+from rmsnorm.experiments.data.loading import Loading
+from rmsnorm.experiments.data.prepared import Prepared, Writer, prepare, temporary
 from rmsnorm.experiments.models.attentive_reader import AttentiveReader
 from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
+from rmsnorm.experiments.recipes.reading import DataConfig
 from rmsnorm.experiments.task import Metric, Source
 
-PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
 _EVALUATION_BATCH = 128
 
 
@@ -40,7 +45,20 @@ class Encoded(NamedTuple):
     context: np.ndarray[Any, Any]
     question: np.ndarray[Any, Any]
     answer: int
-    entities: int
+
+
+class Split:
+    """The encoded questions of a split."""
+
+    def __init__(self, found: Prepared, split: str) -> None:
+        self.contexts, self.questions = found.ragged(f"{split}.contexts"), found.ragged(f"{split}.questions")
+        self.answers, self.entities = found.arrays[f"{split}.answers"], found.arrays[f"{split}.entities"]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return Encoded(self.contexts[index], self.questions[index], int(self.answers[index]))
 
 
 class Reading:
@@ -51,36 +69,14 @@ class Reading:
     norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("accuracy", "accuracy, %", higher_is_better=True, form=".1f"),)
 
-    def __init__(self, recipe: Recipe, source: Source, found: Questions) -> None:
+    def __init__(self, recipe: Recipe, source: Source, found: Prepared) -> None:
         self.recipe, self.source = recipe, source
-        check_enough(len(found.splits["train"]), recipe.train.batch, source.name, "questions")
-        data = recipe.data
-        splits = {
-            split: [_shortened(q, data.sentences, data.longest) for q in part] for split, part in found.splits.items()
-        }
-        counts = Counter(
-            word for q in splits["train"] for word in (*q.context, *q.question) if not ENTITY.fullmatch(word)
-        )
-        words = sorted(counts, key=lambda word: (-counts[word], word))[: data.vocabulary]
-        self.ids = {word: i for i, word in enumerate(words, FIRST_WORD)}
-        self.splits = {split: [self._encoded(question) for question in part] for split, part in splits.items()}
+        self.splits = {split: Split(found, split) for split in FOLDERS}
+        check_enough(len(self.splits["train"]), recipe.train.batch, source.name, "questions")
+        self.ids = {word: i for i, word in enumerate(found.info["words"], FIRST_WORD)}
         self.first_marker = FIRST_WORD + len(self.ids)
-        self.markers = max(each.entities for part in self.splits.values() for each in part)
-        self.references = {"the context's most frequent entity": 100 * _majority(found.splits["test"])}
-
-    def _encoded(self, question: Question) -> Encoded:
-        entities: dict[str, int] = {}
-
-        def ids(words: list[str]) -> np.ndarray[Any, Any]:
-            found = [
-                -1 - entities.setdefault(word, len(entities)) if ENTITY.fullmatch(word) else self.ids.get(word, UNKNOWN)
-                for word in words
-            ]
-            return np.array(found, dtype=np.int32)
-
-        context, asked = ids(question.context), ids(question.question)
-        answer = entities.setdefault(question.answer, len(entities))  # may have been cut off with its sentence
-        return Encoded(context, asked, answer, len(entities))
+        self.markers = max(int(part.entities.max()) for part in self.splits.values())
+        self.references = {"the context's most frequent entity": found.info["majority"]}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
         return AttentiveReader(self.first_marker + self.markers, self.recipe.model, norm, kernels, self.recipe.p)
@@ -110,7 +106,7 @@ class Reading:
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         device = next(model.parameters()).device
         part, lots = self.splits[split], generator(0)
-        order = sorted(range(len(part)), key=lambda i: len(part[i].context))  # like lengths together: less padding
+        order = np.argsort(part.contexts.lengths, kind="stable")  # like lengths together: less padding
         chunks = [order[start : start + _EVALUATION_BATCH] for start in range(0, len(part), _EVALUATION_BATCH)]
 
         def judged(batch: Batch) -> tuple[int, float]:
@@ -130,22 +126,6 @@ class Reading:
         return {}
 
 
-def _shortened(question: Question, sentences: int | None, longest: int) -> Question:
-    context = question.context
-    if sentences is not None:
-        context = cloze.most_relevant(context, question.question, sentences)
-    return Question(context[:longest], question.question, question.answer)
-
-
-def _majority(questions: list[Question]) -> float:
-    """The share answered by the entity that the whole context names most often, the first of equals."""
-    right = 0
-    for question in questions:
-        counts = Counter(word for word in question.context if ENTITY.fullmatch(word))
-        right += max(counts, key=counts.__getitem__) == question.answer
-    return right / len(questions)
-
-
 def _padded(rows: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), int(lengths.max())), PADDING)
@@ -157,12 +137,21 @@ def _padded(rows: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:
 def load(data: Path | None, recipe: Recipe) -> Reading:
     """DeepMind's or Danqi's files, or questions on the standard library's functions."""
     if data is None:
+        name = f"functions of {standard_library.NAME}"
         with tempfile.TemporaryDirectory() as folder:
             function_questions.write(Path(folder), standard_library.sources())
-            found = cloze.load(Path(folder))
+            files = cloze.find(Path(folder))
+            found = temporary(partial(_encode, files, recipe.data))
     else:
-        found = cloze.load(data)
-    name = f"functions of {standard_library.NAME}" if data is None else data.resolve().name
-    details: dict[str, Any] = {f"{split} questions": len(part) for split, part in found.splits.items()}
-    details["layout"] = found.layout
-    return Reading(recipe, Source(name, data is None, found.sha256, details), found)
+        name, files = data.resolve().name, cloze.find(data)
+        settings = {"layout": files.layout, **asdict(recipe.data)}
+        found = prepare("reading", data, files.all(), settings, partial(_encode, files, recipe.data))
+    details: dict[str, Any] = {f"{split} questions": len(found.arrays[f"{split}.answers"]) for split in FOLDERS}
+    details["layout"] = files.layout
+    return Reading(recipe, Source(name, data is None, found.info["sha256"], details), found)
+
+
+def _encode(files: cloze.Files, config: DataConfig, writer: Writer, loading: Loading) -> dict[str, Any]:
+    hashed = hashlib.sha256()
+    info = encode(config, lambda split: files.questions(split, hashed), writer, loading)
+    return {**info, "sha256": hashed.hexdigest()}

@@ -1,8 +1,7 @@
 """Finding the caption of an image and the image of a caption, by order embeddings."""
 
 import tempfile
-from collections import Counter
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +12,25 @@ from torch import Tensor, nn
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.data import captions, digit_scenes
-from rmsnorm.experiments.data.captions import PER_IMAGE, Captions, Split
+from rmsnorm.experiments.data.captions import END, FIRST_WORD, PER_IMAGE, SPLITS
 from rmsnorm.experiments.data.epochs import check_enough, chosen, generator
+from rmsnorm.experiments.data.prepared import Prepared, prepare, temporary
+from rmsnorm.experiments.data.ragged import Ragged
 from rmsnorm.experiments.models.order_embedding import OrderEmbedding, gathered, order_errors, ranking_loss
 from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Metric, Source
 
-END, UNKNOWN, FIRST_WORD = 0, 1, 2
-"""Ids: the end of a sentence, which is also its padding, and what the training captions lack."""
 RECALLS = (1, 5, 10)
 _CHUNK = 50
 """Images whose errors with all captions of a fold are taken at a time."""
+
+
+class Split(NamedTuple):
+    images: np.ndarray[Any, Any]
+    """float32 (N, D), each row of norm 1, mapped from a file."""
+    captions: Ragged
+    """5 N captions as ids; 5i to 5i+4 belong to image i."""
 
 
 class Batch(NamedTuple):
@@ -48,8 +54,11 @@ class Retrieval:
         Metric("image_mean_rank", "image\nmean rank", False, ".1f"),
     )
 
-    def __init__(self, recipe: Recipe, source: Source, found: Captions) -> None:
-        self.recipe, self.source, self.splits = recipe, source, found.splits
+    def __init__(self, recipe: Recipe, source: Source, found: Prepared) -> None:
+        self.recipe, self.source = recipe, source
+        self.splits = {
+            split: Split(found.arrays[f"{split}.images"], found.ragged(f"{split}.captions")) for split in SPLITS
+        }
         check_enough(len(self.splits["train"].images), recipe.train.batch, source.name, "images")
         for split in ("valid", "test"):
             if len(self.splits[split].images) < 2:
@@ -59,9 +68,7 @@ class Retrieval:
                 "train.accumulate must be 1 for retrieval, whose loss pairs every image of a batch with every caption; "
                 f"got {recipe.train.accumulate}. Take fewer pairs a step (--set train.batch=N)."
             )
-        counts = Counter(chain.from_iterable(self.splits["train"].captions))
-        words = sorted(counts, key=lambda word: (-counts[word], word))
-        self.ids = {word: i for i, word in enumerate(words, FIRST_WORD)}
+        self.ids = {word: i for i, word in enumerate(found.info["words"], FIRST_WORD)}
         fold = min(recipe.data.fold, len(self.splits["test"].images))
         self.references = {"guessing": 100 / fold}
 
@@ -79,11 +86,11 @@ class Retrieval:
     def _batch(self, split: Split, images: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Batch:
         return Batch(torch.from_numpy(split.images[images]), *self._words([split.captions[i] for i in chosen]))
 
-    def _words(self, sentences: list[list[str]]) -> tuple[Tensor, Tensor]:
+    def _words(self, sentences: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(sentence) + 1 for sentence in sentences])
         words = torch.full((len(sentences), int(lengths.max())), END)
         for row, sentence in zip(words, sentences, strict=True):
-            row[: len(sentence)] = torch.tensor([self.ids.get(word, UNKNOWN) for word in sentence])
+            row[: len(sentence)] = torch.from_numpy(sentence.astype(np.int64))
         return words, lengths
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -104,8 +111,9 @@ class Retrieval:
 
     def _fold(self, model: OrderEmbedding, part: Split, rows: slice) -> dict[str, float]:
         device = next(model.parameters()).device
-        features = torch.from_numpy(part.images[rows]).to(device)
-        sentences = part.captions[rows.start * PER_IMAGE : rows.stop * PER_IMAGE]
+        features = torch.from_numpy(part.images[rows].copy()).to(device)
+        captions = range(len(part.captions))[rows.start * PER_IMAGE : rows.stop * PER_IMAGE]
+        sentences = [part.captions[i] for i in captions]
         images_ID = model.images(features).float()
         parts = [self._words(sentences[i : i + 500]) for i in range(0, len(sentences), 500)]
         read = shared(lambda part: model.captions(*(each.to(device) for each in part)).float().cpu(), parts)
@@ -144,12 +152,15 @@ def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:
 
 def load(data: Path | None, recipe: Recipe) -> Retrieval:
     """Captioned images in one of three layouts, or scenes of digits."""
+    if recipe.data.fold < 2:
+        raise UserError(f"data.fold must be at least 2, to search among; got {recipe.data.fold}. Set it to 2 or more.")
     if data is None:
         with tempfile.TemporaryDirectory() as folder:
-            name = digit_scenes.write(Path(folder))
-            found = captions.load(Path(folder))
+            name, files = digit_scenes.write(Path(folder)), captions.find(Path(folder))
+            found = temporary(partial(captions.prepare, files))
     else:
-        name, found = data.resolve().name, captions.load(data)
-    details: dict[str, Any] = {f"{split} images": len(part.images) for split, part in found.splits.items()}
-    details["layout"] = found.layout
-    return Retrieval(recipe, Source(name, data is None, found.sha256, details), found)
+        name, files = data.resolve().name, captions.find(data)
+        found = prepare("retrieval", data, files.all(), {"layout": files.layout}, partial(captions.prepare, files))
+    details: dict[str, Any] = {f"{split} images": len(found.arrays[f"{split}.images"]) for split in SPLITS}
+    details["layout"] = files.layout
+    return Retrieval(recipe, Source(name, data is None, found.info["sha256"], details), found)

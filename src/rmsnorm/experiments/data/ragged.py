@@ -1,0 +1,35 @@
+"""Rows of unequal lengths in two arrays: an object for each of millions of rows would take many times their memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """``values[starts[i]:starts[i + 1]]`` is row i."""
+
+    values: NDArray[Any]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any], lengths: NDArray[Any]) -> "Ragged":
+        """Rows that lie one after the other."""
+        return cls(values, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    def only(self, kept: NDArray[np.bool_]) -> "Ragged":
+        """The rows that are ``kept``."""
+        lengths = self.lengths
+        return Ragged.of(self.values[np.repeat(kept, lengths)], lengths[kept])
