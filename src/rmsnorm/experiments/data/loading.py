@@ -34,12 +34,12 @@ class Loading:
             disable=not self.console.is_terminal,
         )
         self._bar = self._bars.add_task("")
-        self._thread = threading.Thread(target=self._lines, daemon=True)
 
     def __enter__(self) -> "Loading":
         self._bars.start()
+        self._stop.clear()
         if not self.console.is_terminal:
-            self._thread.start()
+            threading.Thread(target=self._lines, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
