@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import sys
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import arguments
 from rmsnorm.files import check_output, named
 
 SIZES = {
@@ -48,12 +48,7 @@ def run(args: argparse.Namespace) -> int:
         from rmsnorm.analysis import gradients, invariance, plot, report
         from rmsnorm.analysis.layers import Sizes
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "rmsnorm":
-            raise
-        raise UserError(
-            f"this command needs the experiments' packages; {error.name!r} is not installed. "
-            f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
-        ) from None
+        raise arguments.missing(error) from None
 
     sizes = Sizes(args.cases, args.inputs, args.outputs)
     table = invariance.measure(sizes, args.trials, args.seed)

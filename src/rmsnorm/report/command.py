@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import arguments
 from rmsnorm.files import check_output, named, write_whole
 
 
@@ -27,12 +28,7 @@ def run(args: argparse.Namespace) -> int:
         from rmsnorm.experiments import runs
         from rmsnorm.report.page import render
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "rmsnorm":
-            raise
-        raise UserError(
-            f"this command needs the experiments' packages; {error.name!r} is not installed. "
-            f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
-        ) from None
+        raise arguments.missing(error) from None
 
     out = args.out or args.folder / "report.html"
     if args.set_aside:
