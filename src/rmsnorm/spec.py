@@ -4,10 +4,12 @@ Nothing here knows a framework. Shapes are tuples of ints and dtypes are names (
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import Any
 
 
 class MismatchError(ValueError, RuntimeError):
@@ -21,28 +23,45 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 CASTINGS = ("once", "llama")
 
 
-@lru_cache(maxsize=4096)
-def partial_count(n: int, p: float) -> int:
-    """k = ⌈n·p⌉, the number of leading elements whose RMS is taken (paper §3.2).
-
-    ``p`` is read as the simplest fraction that rounds to the given float, so that the product is exact:
-    0.1 of 30 is 3 (in floating point the ceiling would be 4) and 5/9 of 9 is 5.
+def fraction_of(p: float) -> tuple[int, int]:
+    """``p`` as (numerator, denominator) of the simplest fraction that rounds to the given float.
 
     Raises ``ValueError`` unless 0 < p ≤ 1, ``TypeError`` if p is not a number.
     """
     try:
-        fraction = float(p)
+        value = float(p)
     except (TypeError, ValueError):
         raise TypeError(f"p must be a number, 0 < p <= 1, got {p!r}") from None
-    if not 0 < fraction <= 1:
+    if not 0 < value <= 1:
         raise ValueError(f"p is the fraction of elements whose RMS is taken: 0 < p <= 1, got {p!r}")
-    exact = Fraction(fraction)
+    return simplest(*value.as_integer_ratio())
+
+
+def simplest(numerator: int, denominator: int) -> tuple[int, int]:
+    """The simplest fraction that rounds to the same float as the given one; for compilers, a function of constants."""
+    return _simplest(numerator, denominator)
+
+
+@lru_cache(maxsize=4096)
+def _simplest(numerator: int, denominator: int) -> tuple[int, int]:
+    exact = Fraction(numerator, denominator)
     for digits in range(1, 18):
         simple = exact.limit_denominator(10**digits)
-        if float(simple) == fraction:
+        if float(simple) == float(exact):
             exact = simple
             break
-    return max(1, math.ceil(n * exact)) if n else 0
+    return exact.numerator, exact.denominator
+
+
+def partial_count(n: int, p: float) -> int:
+    """k = ⌈n·p⌉, the number of leading elements whose RMS is taken (paper §3.2).
+
+    The product is exact: 0.1 of 30 is 3 (in floating point the ceiling would be 4) and 5/9 of 9 is 5.
+
+    Raises ``ValueError`` unless 0 < p ≤ 1, ``TypeError`` if p is not a number.
+    """
+    numerator, denominator = fraction_of(p)
+    return max(1, -(-n * numerator // denominator)) if n else 0
 
 
 @dataclass(frozen=True)
@@ -55,15 +74,15 @@ class NormSpec:
     zero_centered: bool = False
     casting: str = "once"
 
-    @cached_property
+    @property
     def n(self) -> int:
         """How many elements are normalised together."""
         return math.prod(self.normalized_shape)
 
-    @cached_property
+    @property
     def k(self) -> int:
         """How many of them, from the first on, the statistic is taken of."""
-        return partial_count(self.n, self.p)
+        return self.n if self.p == 1 else partial_count(self.n, self.p)
 
 
 def check_spec(
@@ -81,10 +100,11 @@ def check_spec(
 
 def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """``normalized_shape`` as a tuple of ints."""
-    shape = (normalized_shape,) if hasattr(normalized_shape, "__index__") else normalized_shape
+    one = isinstance(normalized_shape, int) or hasattr(normalized_shape, "__index__")
+    extents: Any = (normalized_shape,) if one else normalized_shape
     try:
-        shape = tuple(int(extent.__index__()) for extent in shape)
-    except (TypeError, AttributeError):
+        shape = tuple(map(operator.index, extents))
+    except TypeError:
         raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
     if not shape:
         raise ValueError("normalized_shape must name at least one dimension, got ()")
@@ -180,11 +200,11 @@ def check_heads(heads: int | None) -> int | None:
 
 def check_groups(groups: int, n: int) -> int:
     """``groups`` as an int that divides the n normalised elements."""
-    if isinstance(groups, bool) or not hasattr(groups, "__index__"):
+    if isinstance(groups, bool) or not (isinstance(groups, int) or hasattr(groups, "__index__")):
         raise TypeError(f"groups must be an int, got {groups!r}")
     if groups < 1 or n % groups:
         raise ValueError(f"groups must divide the {n} normalised elements, got {groups}")
-    return groups.__index__()
+    return operator.index(groups)
 
 
 def check_norm_first(norm_before_gate: bool) -> bool:

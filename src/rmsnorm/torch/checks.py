@@ -50,6 +50,8 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
     check_same("out", tuple(out.shape), "the result", tuple(input.shape), "shape")
     check_same("out", out.dtype, "the result", dtype, "dtype")
     check_same("out", out.device, "the result", input.device, "device")
+    if is_compiling():  # a graph's result is whole before it is copied to out
+        return
     if out.is_neg():
         raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
     check_no_self_overlap("out", out.shape, out.stride(), 1)
@@ -90,7 +92,7 @@ def check_writable(out: Tensor, gradient: bool) -> None:
         raise ValueError(
             "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"
         )
-    if out.is_inference() and not torch.is_inference_mode_enabled():
+    if not is_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             "out must not have been made in inference mode where the call is outside of it; pass another tensor, or "
             "call under torch.inference_mode()"

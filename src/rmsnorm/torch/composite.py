@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rmsnorm.spec import NormSpec, check_eps, check_p, check_shape, partial_count
+from rmsnorm import spec as specs
+from rmsnorm.spec import NormSpec, check_spec
+from rmsnorm.torch import checks
 
-
-def _count(n: int, p: float) -> int:
-    return partial_count(n, p)
-
-
-# Dynamo cannot trace fractions, and need not: the count depends on constants alone. This is the mark that
+# Dynamo cannot trace fractions, and need not: p is a constant of a graph. This is the mark that
 # torch.compiler.assume_constant_result sets; calling that here would import the whole compiler (0.7 s).
-_count._dynamo_marked_constant = True  # type: ignore[attr-defined]
+specs.simplest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+LARGEST_EPS = 1e36
+"""From here on, eps is no number of float32 any more when the statistic of a small row is scaled up."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,41 +32,56 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(compute_dtype(dtype)).eps
 
 
-def checked_spec(
-    normalized_shape: int | Sequence[int], eps: float | None, p: float
-) -> tuple[tuple[int, ...], float | None, int]:
-    """(normalised shape, eps, k), checked, in a form that Dynamo traces."""
-    shape = check_shape(normalized_shape)
-    n = math.prod(shape)
-    return shape, check_eps(eps), n if p == 1.0 else _count(n, check_p(p))
-
-
-def _rescaling(x: Tensor, eps: float) -> Tensor:
-    """A power of two for each row that brings the larger of its largest element and √eps to between 1/4 and 1/2.
-
-    Exact, and so invisible in the result; but squares, and the powers of 1/RMS that derivatives are made of, stay in
-    range: the third derivative of a row around 1e-13 would need 1e91 otherwise. Not to 1: then 1/RMS is above 1, and
-    what lies beyond the first k elements overflows only where its result does.
-    """
-    largest = x.detach().abs().amax(-1, keepdim=True).clamp_min(eps**0.5)
+def _exponent(largest: Tensor) -> Tensor:
+    """e such that 2^-e brings ``largest`` to between 1/4 and 1/2."""
     usable = torch.isfinite(largest) & (largest > 0)  # NaN, infinity and zero take their course
-    most = 126.0 if x.dtype == torch.float32 else 1022.0
-    exponent = torch.log2(torch.where(usable, largest, torch.ones_like(largest))).floor() + 2
-    return torch.exp2(-exponent.clamp(-most, most))
+    return torch.log2(torch.where(usable, largest, torch.ones_like(largest))).floor() + 2
+
+
+def _most(dtype: torch.dtype) -> float:
+    """2^±most and everything between are normal numbers."""
+    return 126.0 if dtype == torch.float32 else 1022.0
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.detach().abs().amax(-1, keepdim=True)
+
+
+def _first(x: Tensor, k: int) -> Tensor:
+    """The first k elements; no slice where those are all (jagged tensors have no derivative of one)."""
+    return x if k == x.shape[-1] else x[..., :k]
 
 
 def _rms(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
-    """x̂ and d x̂/d x's common factor 1/RMS over the last dimension."""
-    scale = _rescaling(x[..., :k], eps)
+    """x̂ and d x̂/d x's common factor 1/RMS over the last dimension.
+
+    Each row is multiplied by a power of two that brings the larger of its largest element and √eps to between 1/4 and
+    1/2. That is exact, and so invisible in the result; but squares, and the powers of 1/RMS that derivatives are made
+    of, stay in range: the third derivative of a row around 1e-13 would need 1e91 otherwise. Not to 1: then 1/RMS is
+    above 1, and what lies beyond the first k elements overflows only where its result does.
+    """
+    most = _most(x.dtype)
+    scale = torch.exp2(-_exponent(_largest(_first(x, k)).clamp_min(eps**0.5)).clamp(-most, most))
     x = x * scale
-    rstd = torch.rsqrt(x[..., :k].square().mean(-1, keepdim=True) + _scaled_eps(eps, scale))
+    rstd = torch.rsqrt(_first(x, k).square().mean(-1, keepdim=True) + _scaled_eps(eps, scale))
     return x * rstd, rstd * scale
 
 
 def _layer(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
-    scale = _rescaling(x, eps)
-    x = x * scale
+    """The same of x − μ. A row is scaled twice: so that its sum stays in range, and then by what is left of it.
+
+    The mean is corrected for its own rounding: by the mean of what is left, so that equal elements leave 0; and since
+    the sum of the two is rounded again (to 0.03 around 1e6, where the row's deviation may be 1), once more.
+    """
+    most = _most(x.dtype)
+    first = -_exponent(_largest(x)).clamp(-most // 2, most // 2)
+    x = x * torch.exp2(first)
+    mean = x.mean(-1, keepdim=True)
+    x = x - (mean + (x - mean).mean(-1, keepdim=True))
     x = x - x.mean(-1, keepdim=True)
+    both = first - _exponent(torch.maximum(_largest(x), eps**0.5 * torch.exp2(first)))
+    both = both.clamp(-most, most)
+    x, scale = x * torch.exp2(both - first), torch.exp2(both)
     rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + _scaled_eps(eps, scale))
     return x * rstd, rstd * scale
 
@@ -100,13 +115,17 @@ def _flat(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     return t if len(shape) == 1 else t.reshape(*t.shape[: -len(shape)], math.prod(shape))
 
 
-def _normalize(
-    statistic: Statistic, input: Tensor, shape: tuple[int, ...], k: int, eps: float | None
-) -> tuple[Tensor, Tensor]:
-    x = _flat(input, shape).to(compute_dtype(input.dtype))
+def _normalize(statistic: Statistic, input: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
+    eps = default_eps(input.dtype) if spec.eps is None else spec.eps
+    x = _flat(input, spec.normalized_shape).to(compute_dtype(input.dtype) if eps < LARGEST_EPS else torch.float64)
     if x.shape[-1] == 0:  # nothing to take a statistic of
         return x, x.new_ones((*x.shape[:-1], 1))
-    return statistic(x, k, default_eps(input.dtype) if eps is None else eps)
+    return statistic(x, spec.k, eps)
+
+
+def _forward(statistic: Statistic, input: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec) -> Tensor:
+    xhat = _normalize(statistic, input, spec)[0].reshape(input.shape)
+    return _affine(xhat, weight, bias, spec.zero_centered, spec.casting, input.dtype)
 
 
 def rms_norm(
@@ -120,10 +139,10 @@ def rms_norm(
     zero_centered: bool = False,
     casting: str = "once",
 ) -> Tensor:
-    """:func:`rmsnorm.torch.rms_norm` in torch's own operations."""
-    shape, eps, k = checked_spec(normalized_shape, eps, p)
-    xhat = _normalize(_rms, input, shape, k, eps)[0].reshape(input.shape)
-    return _affine(xhat, weight, bias, zero_centered, casting, input.dtype)
+    """:func:`rmsnorm.torch.rms_norm` in torch's own operations, arguments checked."""
+    spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
+    checks.check_tensors(spec.normalized_shape, input, weight, bias)
+    return _forward(_rms, input, weight, bias, spec)
 
 
 def layer_norm(
@@ -133,10 +152,10 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float | None = 1e-5,
 ) -> Tensor:
-    """:func:`rmsnorm.torch.layer_norm` in torch's own operations."""
-    shape, eps, k = checked_spec(normalized_shape, eps, 1.0)
-    xhat = _normalize(_layer, input, shape, k, eps)[0].reshape(input.shape)
-    return _affine(xhat, weight, bias, False, "once", input.dtype)
+    """:func:`rmsnorm.torch.layer_norm` in torch's own operations, arguments checked."""
+    spec = check_spec(normalized_shape, eps)
+    checks.check_tensors(spec.normalized_shape, input, weight, bias)
+    return _forward(_layer, input, weight, bias, spec)
 
 
 def add_rms_norm(
@@ -151,11 +170,12 @@ def add_rms_norm(
     zero_centered: bool = False,
     casting: str = "once",
 ) -> tuple[Tensor, Tensor]:
-    """:func:`rmsnorm.torch.add_rms_norm` in torch's own operations."""
+    """:func:`rmsnorm.torch.add_rms_norm` in torch's own operations, arguments checked."""
+    spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
+    checks.check_tensors(spec.normalized_shape, input, weight, bias)
+    checks.check_alike("residual", residual, input)
     new_residual = (input + residual).to(residual.dtype)
-    normed = rms_norm(
-        new_residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-    )
+    normed = _forward(_rms, new_residual, weight, bias, spec)
     return (normed.to(input.dtype) if residual.dtype != input.dtype else normed), new_residual
 
 
@@ -169,7 +189,7 @@ def _backward(
     spec: NormSpec,
     wants: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    xhat, factor = _normalize(statistic, input, spec.normalized_shape, spec.k, spec.eps)
+    xhat, factor = _normalize(statistic, input, spec)
     dtype = xhat.dtype
     g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype)
     g = None if g is None else _flat(g, spec.normalized_shape)

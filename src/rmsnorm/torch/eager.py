@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from rmsnorm import native
 from rmsnorm.spec import check_bool, check_casting, check_spec
@@ -258,6 +259,14 @@ def gradients(
     *how: Any,
 ) -> Gradients:
     """(dx + plus, dweight, dbias) in a backward pass, which may be differentiated itself; ``how``: from eps on."""
+    if is_compiling():  # compiled autograd
+        extents = [shape] if isinstance(shape, int) else list(shape)
+        if norm == "layer":
+            found = torch.ops.rmsnorm.layer_norm_backward(dy, input, extents, weight, bias, wants, *how)
+        else:
+            found = torch.ops.rmsnorm.rms_norm_backward(dy, input, extents, weight, bias, plus, wants, *how)
+        dx, dweight, dbias = (g if w else None for g, w in zip(found, wants, strict=True))
+        return dx, dweight, dbias
     ordinary = first_order(dy, input, weight) and (plus is None or first_order(plus, input, None))
     if norm == "layer":
         (eps,) = how

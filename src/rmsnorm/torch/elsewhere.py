@@ -21,6 +21,8 @@ from rmsnorm import native
 
 TRITON = (3, 6)  # torch 2.10's: the first whose launcher takes what triton/launch.py hands it
 _functorch_level = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _included = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH, _VMAP = map(torch._C._dispatch_key_parse, ("PreDispatch", "VmapMode"))
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
@@ -75,14 +77,29 @@ def serve(name: str, *args: Any) -> bool:
     return function is not None and function(*args)
 
 
+def dispatch_modes() -> int:
+    """How many modes want to see operations; those of the PreDispatch key are in no stack (make_fx, export)."""
+    return _dispatch_modes() or _included(_PRE_DISPATCH)
+
+
+def transformed() -> bool:
+    """Whether forward mode, a transform of torch.func or the vmap of is_grads_batched is active."""
+    return forward_ad._current_level >= 0 or _functorch_level() is not None or _included(_VMAP)
+
+
+# Both are entered while Dynamo traces, and its guards compare them at every call: a constant of the graph. This is the
+# mark of torch.compiler.assume_constant_result.
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def gate(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:
     """What the C++ gate (native/gate.h) answers, where there is none: only CUDA tensors have kernels then."""
     given = [t for t in (input, weight, bias) if t is not None]
     if input is None or any(type(t) not in _ORDINARY or t.is_neg() for t in given):
         return native.COMPOSITE
-    if why_not or not input.is_cuda or forward_ad._current_level >= 0 or _functorch_level() is not None:
+    if why_not or not input.is_cuda or transformed():
         return native.COMPOSITE
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if dispatch_modes() or torch._C._get_tracing_state() is not None:
         return native.COMPOSITE
     return native.AUTOGRAD if torch.is_grad_enabled() and any(t.requires_grad for t in given) else native.KERNEL
 
@@ -99,4 +116,6 @@ _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _de
 
 def captured(input: Tensor) -> bool:
     """Whether a compiled graph holds the operator (else the expression) for tensors of this device."""
+    if transformed():
+        return False
     return _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]

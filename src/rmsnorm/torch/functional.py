@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.native import AUTOGRAD, COMPOSITE, KERNEL
-from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager, ops
 from rmsnorm.torch.kernels import captured, gate
 from rmsnorm.torch.nodes import module as usual
@@ -82,9 +81,9 @@ def rms_norm(
         return _touched(eager.rms_norm(input, normalized_shape, weight, bias, *how, out))
     if way:
         return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, *how)
-    shape = check_spec(normalized_shape, *how).normalized_shape
-    checks.check_tensors(shape, input, weight, bias)
-    y = composite.rms_norm(input, shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting)
+    y = composite.rms_norm(
+        input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+    )
     return _finish(y, out, input, weight, bias)
 
 
@@ -125,9 +124,7 @@ def layer_norm(
         return _touched(eager.layer_norm(input, normalized_shape, weight, bias, eps, out))
     if way:
         return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, eps)
-    shape = check_spec(normalized_shape, eps).normalized_shape
-    checks.check_tensors(shape, input, weight, bias)
-    return _finish(composite.layer_norm(input, shape, weight, bias, eps), out, input, weight, bias)
+    return _finish(composite.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
 
 
 def add_rms_norm(
@@ -182,11 +179,8 @@ def add_rms_norm(
         if AUTOGRAD in ways:
             return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, *how)
         return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
-    shape = check_spec(normalized_shape, *how).normalized_shape
-    checks.check_tensors(shape, input, weight, bias)
-    checks.check_alike("residual", residual, input)
     return composite.add_rms_norm(
-        input, residual, shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
     )
 
 

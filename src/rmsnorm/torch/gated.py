@@ -99,10 +99,14 @@ class GatedSpec:
 # ---- the composite ----
 
 
-def _gate(gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """silu(z) and its derivative σ(z) (1 + z (1 − σ(z)))."""
-    z = gate.to(dtype)
-    return torch.nn.functional.silu(z), torch.sigmoid(z) * (1 + z * torch.sigmoid(-z))
+def _logistic(z: Tensor) -> tuple[Tensor, Tensor]:
+    """σ(z) and σ(−z) as the kernels have them: e^−|z| is the square of e^(−|z|/2), so that it ends in subnormal numbers
+    (torch.sigmoid is 0 from −89 on in float32; the norm may bring such rows back to 1)."""
+    root = torch.exp(torch.where(z < 0, z, -z) * 0.5)
+    t = root * root
+    large = 1 / (1 + t)
+    small = t * large
+    return torch.where(z < 0, small, large), torch.where(z < 0, large, small)
 
 
 def _norm(x: Tensor, weight: Tensor | None, spec: GatedSpec) -> Tensor:
@@ -114,7 +118,8 @@ def _norm(x: Tensor, weight: Tensor | None, spec: GatedSpec) -> Tensor:
 def expression(input: Tensor, gate: Tensor, weight: Tensor | None, spec: GatedSpec) -> Tensor:
     """:func:`rms_norm_gated` in torch's own operations."""
     x = input.to(composite.compute_dtype(input.dtype))
-    s = torch.nn.functional.silu(gate.to(x.dtype))
+    z = gate.to(x.dtype)
+    s = z * _logistic(z)[0]
     y = _norm(x, weight, spec) * s if spec.norm_first else _norm(x * s, weight, spec)
     return y.to(input.dtype)
 
@@ -129,7 +134,9 @@ def backward_expression(
     """
     x = input.to(composite.compute_dtype(input.dtype))
     dy = dy.to(x.dtype)
-    s, slope = _gate(gate, x.dtype)
+    z = gate.to(x.dtype)
+    at, rest = _logistic(z)
+    s, slope = z * at, at * (1 + z * rest)
     gain = None if weight is None else spec.grouped(weight)
     h, u = (x, dy * s) if spec.norm_first else (x * s, dy)
     needs = (wants[0] or (wants[1] and not spec.norm_first), wants[2], False)
@@ -208,7 +215,11 @@ class RMSNormGatedFunction(torch.autograd.Function):
         input, gate, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = (needs[0], needs[1], needs[3])
-        if eager.first_order(dy, input, weight) and eager.first_order(dy, gate, None):
+        if is_compiling():  # compiled autograd
+            shape = [ctx.shape] if isinstance(ctx.shape, int) else list(ctx.shape)
+            found = torch.ops.rmsnorm.rms_norm_gated_backward(dy, input, gate, shape, weight, wants, *ctx.how)
+            dx, dz, dweight = (g if w else None for g, w in zip(found, wants, strict=True))
+        elif eager.first_order(dy, input, weight) and eager.first_order(dy, gate, None):
             dx, dz, dweight = backward(dy, input, gate, ctx.shape, weight, wants, *ctx.how)
         else:
             spec = GatedSpec.of(ctx.shape, *ctx.how)

@@ -7,7 +7,7 @@ import torch
 from rmsnorm.spec import check_groups, check_norm_first, check_spec
 from rmsnorm.torch import checks, eager, gated
 from rmsnorm.torch.gated import GatedSpec
-from rmsnorm.torch.ops import differentiated, given, gradients_fake, library, register, save_inputs, wanted
+from rmsnorm.torch.registration import Node, given, gradients_fake, library, register, wanted
 
 _NAMES = "float? eps, bool norm_before_gate, int groups, float p"
 library.define(
@@ -63,12 +63,5 @@ def _autograd(ctx, dy):
     return dx, dz, None, dweight, None, None, None, None
 
 
-register("rms_norm_gated", _forward_kernel, _forward_any, _forward_fake, _autograd, _save)
-register(
-    "rms_norm_gated_backward",
-    _backward_kernel,
-    _backward_any,
-    _backward_fake,
-    differentiated(_backward_any, wants_at=5),
-    save_inputs,
-)
+register("rms_norm_gated", _forward_kernel, _forward_any, _forward_fake, Node(_save, _autograd))
+register("rms_norm_gated_backward", _backward_kernel, _backward_any, _backward_fake)

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from rmsnorm import native
 from rmsnorm.torch import elsewhere
 from rmsnorm.torch.elsewhere import captured as captured
+from rmsnorm.torch.elsewhere import transformed as transformed
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
 _NOT_SERVED = ()
@@ -52,7 +53,7 @@ def _prepare() -> bool:
         torch.nn.Parameter,
         vars(forward_ad),
         torch._C._functorch.peek_interpreter_stack,
-        torch._C._len_torch_dispatch_stack,
+        elsewhere.dispatch_modes,
         torch._C._get_tracing_state,
         torch.is_grad_enabled,
     )

@@ -1,18 +1,17 @@
 """The kernels as operators of ``torch.library``: what ``torch.compile`` and ``torch.export`` see.
 
 ``torch.ops.rmsnorm.*`` are defined for CPU and CUDA by the kernels, elsewhere by the composite, with fakes, autograd
-of first and second order, and a batching rule. A result has the strides that ``torch.empty_like`` gives its input's.
+and transforms through the composite. A result has the strides that ``torch.empty_like`` gives its input's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager
+from rmsnorm.torch.registration import Node, given, gradients_fake, library, register, wanted
 
-library = torch.library.Library("rmsnorm", "DEF")
 _NAMES = "float? eps, float p, bool zero_centered, str casting"
 library.define(f"rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, {_NAMES}) -> Tensor")
 library.define(
@@ -56,14 +55,6 @@ def _list(normalized_shape: int | Sequence[int]) -> list[int]:
 
 
 # ---- implementations: kernels on CPU and CUDA, the composite elsewhere ----
-
-
-def given(outputs, inputs):
-    """Gradients laid out as what they are of. An operator's schema has no absent tensors: an empty one instead."""
-    like = next((t for t in outputs if t is not None), inputs[0])
-    return tuple(
-        like.new_empty(0) if t is None else eager.laid_out(t, of) for t, of in zip(outputs, inputs, strict=True)
-    )
 
 
 def _rms_norm_kernel(input, shape, weight, bias, *how):
@@ -145,12 +136,6 @@ def _checked(eps, *how):
     return check_spec(1, eps, *how).casting
 
 
-def gradients_fake(input, weight, bias, wants):
-    wanted = [t if w else None for t, w in zip((input, weight, bias), wants, strict=True)]
-    like = next((t for t in wanted if t is not None), input)
-    return tuple(like.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
-
-
 def _rms_norm_backward_fake(dy, input, shape, weight, bias, plus, wants, eps, *how):
     return gradients_fake(input, weight, bias, wants)
 
@@ -159,11 +144,7 @@ def _layer_norm_backward_fake(dy, input, shape, weight, bias, wants, eps):
     return gradients_fake(input, weight, bias, wants)
 
 
-# ---- autograd: the forward operators by the backward operators, those by the composite ----
-
-
-def wanted(gradients, wants):
-    return (g if w else None for g, w in zip(gradients, wants, strict=True))
+# ---- autograd of the forward operators by the backward operators ----
 
 
 def _save_rms_norm(ctx, inputs, output):
@@ -210,89 +191,12 @@ def _layer_norm_autograd(ctx, dy):
     return dx, None, dweight, dbias, None
 
 
-def save_inputs(ctx, inputs, output):
-    tensors = {i: a for i, a in enumerate(inputs) if isinstance(a, Tensor)}
-    ctx.places, ctx.inputs = list(tensors), [None if i in tensors else a for i, a in enumerate(inputs)]
-    ctx.save_for_backward(*tensors.values())
+# ---- registration ----
 
-
-def differentiated(expression: Callable, wants_at: int) -> Callable:
-    """The autograd of a backward operator: its composite is built anew and differentiated."""
-
-    def backward(ctx, *grads):
-        args = list(ctx.inputs)
-        with torch.enable_grad():
-            for place, t in zip(ctx.places, ctx.saved_tensors, strict=True):
-                args[place] = t.view_as(t)  # an alias, so that the search below ends here even if dy depends on x
-            outputs = expression(*args)
-        pairs = [(y, g) for y, g, w in zip(outputs, grads, args[wants_at], strict=True) if w and g is not None]
-        pairs = [(y, g) for y, g in pairs if y.requires_grad]
-        sources = [i for i in ctx.places if ctx.needs_input_grad[i]]
-        result: list[Tensor | None] = [None] * len(args)
-        if pairs and sources:
-            ys, gs = zip(*pairs, strict=True)
-            found = torch.autograd.grad(
-                ys, [args[i] for i in sources], gs, create_graph=torch.is_grad_enabled(), allow_unused=True
-            )
-            for i, g in zip(sources, found, strict=True):
-                result[i] = g
-        return tuple(result)
-
-    return backward
-
-
-# ---- batching: one call an example; vmap itself goes to the composite, only captured graphs come here ----
-
-
-def _batched(operator: Callable) -> Callable:
-    def rule(info, in_dims, *args):
-        def example(i):
-            return (a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True))
-
-        in_dims = tuple(d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True))
-        outputs = [operator(*example(i)) for i in range(info.batch_size)]
-        if isinstance(outputs[0], Tensor):
-            return torch.stack(outputs), 0
-        return tuple(torch.stack(o) for o in zip(*outputs, strict=True)), (0,) * len(outputs[0])
-
-    return rule
-
-
-def register(
-    name: str, kernels: Callable, any_device: Callable, fake: Callable, backward: Callable, save: Callable
-) -> None:
-    library.impl(name, kernels, "CPU")
-    library.impl(name, kernels, "CUDA")
-    library.impl(name, any_device, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
-    torch.library.register_autograd(f"rmsnorm::{name}", backward, setup_context=save, lib=library)
-    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
-        torch.library.register_vmap(f"rmsnorm::{name}", _batched(getattr(_ops, name)), lib=library)
-
-
-register("rms_norm", _rms_norm_kernel, _rms_norm_any, _rms_norm_fake, _rms_norm_autograd, _save_rms_norm)
-register(
-    "add_rms_norm",
-    _add_rms_norm_kernel,
-    _add_rms_norm_any,
-    _add_rms_norm_fake,
-    _add_rms_norm_autograd,
-    _save_add_rms_norm,
-)
-register("layer_norm", _layer_norm_kernel, _layer_norm_any, _layer_norm_fake, _layer_norm_autograd, _save_layer_norm)
-register(
-    "rms_norm_backward",
-    _rms_norm_backward_kernel,
-    _rms_norm_backward_any,
-    _rms_norm_backward_fake,
-    differentiated(_rms_norm_backward_any, wants_at=6),
-    save_inputs,
-)
-register(
-    "layer_norm_backward",
-    _layer_norm_backward_kernel,
-    _layer_norm_backward_any,
-    _layer_norm_backward_fake,
-    differentiated(_layer_norm_backward_any, wants_at=5),
-    save_inputs,
-)
+_RMS, _LAYER = Node(_save_rms_norm, _rms_norm_autograd), Node(_save_layer_norm, _layer_norm_autograd)
+_ADD = Node(_save_add_rms_norm, _add_rms_norm_autograd)
+register("rms_norm", _rms_norm_kernel, _rms_norm_any, _rms_norm_fake, _RMS)
+register("add_rms_norm", _add_rms_norm_kernel, _add_rms_norm_any, _add_rms_norm_fake, _ADD)
+register("layer_norm", _layer_norm_kernel, _layer_norm_any, _layer_norm_fake, _LAYER)
+register("rms_norm_backward", _rms_norm_backward_kernel, _rms_norm_backward_any, _rms_norm_backward_fake)
+register("layer_norm_backward", _layer_norm_backward_kernel, _layer_norm_backward_any, _layer_norm_backward_fake)

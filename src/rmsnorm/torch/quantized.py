@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.native import COMPOSITE
+from rmsnorm.spec import check_spec
 from rmsnorm.torch import checks, composite, eager, kernels
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -53,7 +54,8 @@ def rms_norm_quantized(
     checks.check_no_gradient("rms_norm_quantized", input, weight)
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
-    shape, eps, _ = composite.checked_spec(normalized_shape, eps, p)
+    spec = check_spec(normalized_shape, eps, p)
+    shape, eps, p = spec.normalized_shape, spec.eps, spec.p
     dims = len(shape)
     checks.check_tensors(shape, input, weight, None)
     if not is_compiling() and kernels.gate(input, weight, None) != COMPOSITE:

@@ -84,7 +84,7 @@ def layer(
             new_c = None if new_c is None or c is None else torch.cat((new_c, c[count:]))
         h, c = new_h, new_c
     if not outputs:
-        return h0.new_zeros((x.shape[0], spec.hidden)), h, c
+        return h0.new_zeros((x.shape[0], spec.hidden)), h.clone(), None if c is None else c.clone()
     return torch.cat(outputs[::-1] if reverse else outputs), h, c
 
 
@@ -96,15 +96,21 @@ def backward(
     gradients: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of :func:`layer` as a differentiable expression, for those inputs that need one."""
-    x, h0, c0, *parameters = inputs
-    with torch.enable_grad():
-        outputs = layer(spec, x, h0, c0, parameters, batch_sizes, reverse)  # type: ignore[arg-type]
-        used = [(y, dy) for y, dy in zip(outputs, gradients, strict=False) if y is not None and dy is not None]
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-        found = iter(
-            torch.autograd.grad(
-                [y for y, _ in used], wanted, [dy for _, dy in used], create_graph=True, allow_unused=True
-            )
-        )
-    return [next(found) if need and t is not None else None for t, need in zip(inputs, needs, strict=True)]
+    """The gradients of :func:`layer` as a differentiable expression, for those inputs that need one.
+
+    By torch.func.vjp: inputs may depend on one another (a state on the input), need not require a gradient, and may
+    belong to a transform.
+    """
+    places = [i for i, (t, need) in enumerate(zip(inputs, needs, strict=True)) if need and t is not None]
+
+    def outputs(*wanted: Tensor) -> tuple[Tensor, ...]:
+        given = list(inputs)
+        for i, t in zip(places, wanted, strict=True):
+            given[i] = t
+        x, h0, c0, *parameters = given
+        results: Sequence[Tensor | None] = layer(spec, x, h0, c0, parameters, batch_sizes, reverse)  # type: ignore[arg-type]
+        return tuple(y for y, dy in zip(results, gradients, strict=False) if dy is not None and y is not None)
+
+    pull = torch.func.vjp(outputs, *[inputs[i] for i in places])[1]
+    found = dict(zip(places, pull(tuple(dy for dy in gradients if dy is not None)), strict=True))
+    return [found.get(i) for i in range(len(inputs))]

@@ -1,4 +1,4 @@
-"""A whole layer on the native kernels: one matrix product and one kernel a step, one autograd node in all.
+"""A whole layer on the native kernels: one matrix product and one kernel a step, forward and backward.
 
 The x side's product comes before the loop, and so do, in the backward pass, all products that give gradients of
 weights after it: one over all steps instead of one a step. The native kernel of a step does the rest: both sides'
@@ -13,8 +13,6 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.torch import composite as norms
 from rmsnorm.torch import kernels
-from rmsnorm.torch.eager import saveable
-from rmsnorm.torch.rnn import composite
 from rmsnorm.torch.rnn.placement import RecurrentSpec
 from rmsnorm.torch.rnn.products import right_product
 
@@ -225,31 +223,3 @@ def backward(
         *(None if p is None else g.to(p.dtype, copy=True) for g, p in summed),
     )
     return dinput.mm(parameters.weight_ih) if wants_x else None, dh, dc, gradients
-
-
-class LayerFunction(torch.autograd.Function):
-    """A layer for autograd: (out, h_n) of a GRU, (out, h_n, c_n) of an LSTM."""
-
-    @staticmethod
-    def forward(ctx, spec, batch_sizes, reverse, x, h0, c0, *parameters):
-        x, h0 = x.contiguous(), h0.contiguous()
-        parameters = Parameters(*parameters)
-        kept = forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=True)
-        ctx.save_for_backward(*saveable(x, h0, c0, *parameters), *kept[3:])
-        ctx.spec, ctx.batch_sizes, ctx.reverse = spec, batch_sizes, reverse
-        ctx.set_materialize_grads(False)
-        return (kept.out, kept.h_n) if c0 is None else (kept.out, kept.h_n, kept.c_n)
-
-    @staticmethod
-    def backward(ctx, dout, dh_n, dc_n=None):
-        x, h0, c0, *rest = ctx.saved_tensors
-        parameters, how = Parameters(*rest[:7]), (ctx.batch_sizes, ctx.reverse)
-        if torch.is_grad_enabled():  # this pass is to be differentiated itself
-            inputs = (x, h0, c0, *parameters)
-            gradients = composite.backward(ctx.spec, inputs, *how, (dout, dh_n, dc_n), ctx.needs_input_grad[3:])
-            return None, None, None, *gradients
-        kept = Forward(x, h0, h0, *(t.contiguous() for t in rest[7:]))  # hooks on saved tensors may change strides
-        dx, dh0, dc0, of_parameters = backward(
-            ctx.spec, x, h0, parameters, *how, kept, dout, dh_n, dc_n, ctx.needs_input_grad[3]
-        )
-        return None, None, None, dx, dh0, dc0, *of_parameters

@@ -1,13 +1,16 @@
-"""Which way a layer goes: kernels, operators of a captured graph, or the loop of torch operators."""
+"""Which way a layer goes, and its gradient: kernels, operators of a captured graph, or the loop of torch operators."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.native import AUTOGRAD, COMPOSITE
-from rmsnorm.torch.kernels import captured, gate
+from rmsnorm.torch.eager import saveable
+from rmsnorm.torch.kernels import captured, gate, transformed
 from rmsnorm.torch.rnn import composite, eager, ops
-from rmsnorm.torch.rnn.eager import Parameters
+from rmsnorm.torch.rnn.eager import Forward, Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec
 
 _SERVED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -31,11 +34,11 @@ def run_layer(
         if x.is_cpu and spec.hidden and captured(x):
             return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    way = _way(x, h0, c0, parameters) if spec.hidden else COMPOSITE
+    way = _way(x, h0, c0, *parameters) if spec.hidden else COMPOSITE
     if way == COMPOSITE:
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == AUTOGRAD:
-        results = eager.LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
+        results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
         c0 = None if c0 is None else c0.contiguous()
         kept = eager.forward(spec, x.contiguous(), h0.contiguous(), c0, parameters, batch_sizes, reverse, save=False)
@@ -43,11 +46,42 @@ def run_layer(
     return results[0], results[1], None if c0 is None else results[2]
 
 
-def _way(x: Tensor, h0: Tensor, c0: Tensor | None, parameters: Parameters) -> int:
-    tensors = [t for t in (x, h0, c0, *parameters) if t is not None]
-    if not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
-        return COMPOSITE
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+def _way(x: Tensor, *others: Tensor | None) -> int:
+    tensors = [x, *(t for t in others if t is not None)]
+    if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
         return COMPOSITE
     ways = {gate(t, None, None) for t in tensors}
     return COMPOSITE if COMPOSITE in ways else max(ways)
+
+
+class LayerFunction(torch.autograd.Function):
+    """A layer for autograd: (out, h_n) of a GRU, (out, h_n, c_n) of an LSTM."""
+
+    @staticmethod
+    def forward(ctx, spec, batch_sizes, reverse, x, h0, c0, *parameters):
+        x, h0 = x.contiguous(), h0.contiguous()
+        c0 = None if c0 is None else c0.contiguous()
+        kept = eager.forward(spec, x, h0, c0, Parameters(*parameters), batch_sizes, reverse, save=True)
+        ctx.save_for_backward(*saveable(x, h0, c0, *parameters), *kept[3:])
+        ctx.spec, ctx.batch_sizes, ctx.reverse = spec, batch_sizes, reverse
+        ctx.set_materialize_grads(False)
+        return (kept.out, kept.h_n) if c0 is None else (kept.out, kept.h_n, kept.c_n)
+
+    @staticmethod
+    def backward(ctx, *given):
+        saved, gradients = ctx.saved_tensors, (*given, None)[:3]
+        inputs, kept, how = saved[:10], saved[10:], (ctx.batch_sizes, ctx.reverse)
+        found: Sequence[Tensor | None]
+        if is_compiling():  # compiled autograd
+            found = ops.layer_backward(ctx.spec, inputs, kept, gradients, *how)
+        elif torch.is_grad_enabled() or _way(*saved, *gradients) == COMPOSITE:  # differentiated or mapped over itself
+            found = composite.backward(ctx.spec, inputs, *how, gradients, ctx.needs_input_grad[3:])
+        else:
+            x, h0, _, *parameters = inputs
+            forward = Forward(x, h0, h0, *(t.contiguous() for t in kept))  # hooks on saved tensors may change strides
+            dout, dh_n, dc_n = gradients
+            dx, dh0, dc0, of_parameters = eager.backward(
+                ctx.spec, x, h0, Parameters(*parameters), *how, forward, dout, dh_n, dc_n, ctx.needs_input_grad[3]
+            )
+            found = (dx, dh0, dc0, *of_parameters)
+        return None, None, None, *found

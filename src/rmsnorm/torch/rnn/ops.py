@@ -1,21 +1,23 @@
 """A layer as operators of ``torch.library``: what ``torch.compile`` and ``torch.export`` see."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from rmsnorm.torch.registration import Node, library, register
 from rmsnorm.torch.rnn import composite, eager
 from rmsnorm.torch.rnn.eager import Forward, Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec, check_recurrent
 
-_library = torch.library.Library("rmsnorm", "FRAGMENT")
 _TENSORS = (
     "Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
     "Tensor? gain_ih, Tensor? gain_hh, Tensor? gain_cell"
 )
 _HOW = "str cell, str? norm, float p, float eps, str placement, int[]? batch_sizes, bool reverse"
 _KEPT = "Tensor input, Tensor state, Tensor gates, Tensor h_all, Tensor c_all"
-_library.define(f"recurrent({_TENSORS}, {_HOW}, bool save) -> ({', '.join(['Tensor'] * 8)})")
-_library.define(
+library.define(f"recurrent({_TENSORS}, {_HOW}, bool save) -> ({', '.join(['Tensor'] * 8)})")
+library.define(
     f"recurrent_backward({_TENSORS}, {_KEPT}, Tensor? dout, Tensor? dh_n, Tensor? dc_n, {_HOW}) "
     f"-> ({', '.join(['Tensor'] * 10)})"
 )
@@ -32,10 +34,27 @@ def layer(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """:func:`rmsnorm.torch.rnn.layer.run_layer` as one operator."""
-    how = (spec.cell, spec.norm, spec.p, spec.eps, spec.placement)
-    sizes = None if batch_sizes is None else list(batch_sizes)
-    out, h_n, c_n, *_ = _ops.recurrent(x, h0, c0, *parameters, *how, sizes, reverse, torch.is_grad_enabled())
+    how = _how(spec, batch_sizes, reverse)
+    out, h_n, c_n, *_ = _ops.recurrent(x, h0, c0, *parameters, *how, torch.is_grad_enabled())
     return out, h_n, None if c0 is None else c_n
+
+
+def layer_backward(
+    spec: RecurrentSpec,
+    inputs: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    batch_sizes: tuple[int, ...] | None,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs as one operator."""
+    found = _ops.recurrent_backward(*inputs, *kept, *gradients, *_how(spec, batch_sizes, reverse))
+    return tuple(g if t is not None else None for g, t in zip(found, inputs, strict=True))
+
+
+def _how(spec: RecurrentSpec, batch_sizes: tuple[int, ...] | None, reverse: bool) -> tuple:
+    sizes = None if batch_sizes is None else list(batch_sizes)
+    return spec.cell, spec.norm, spec.p, spec.eps, spec.placement, sizes, reverse
 
 
 def _spec(hidden: int, how: tuple) -> tuple[RecurrentSpec, tuple[int, ...] | None, bool]:
@@ -73,6 +92,20 @@ def _recurrent_backward_cpu(x, h0, c0, *rest):
         spec, x.contiguous(), h0, parameters, batch_sizes, reverse, forward, *gradients
     )
     return tuple(x.new_empty(0) if g is None else g for g in (dx, dh0, dc0, *of_parameters))
+
+
+def _recurrent_expression(x, h0, c0, *rest):
+    """Without what is kept for a backward pass: autograd and transforms see the expression itself."""
+    spec, batch_sizes, reverse = _spec(h0.shape[1], rest[7:-1])
+    out, h_n, c_n = composite.layer(spec, x, h0, c0, rest[:7], batch_sizes, reverse)
+    return out, h_n, x.new_empty(0) if c_n is None else c_n, *(x.new_empty(0) for _ in range(5))
+
+
+def _recurrent_backward_expression(x, h0, c0, *rest):
+    inputs, gradients = (x, h0, c0, *rest[:7]), rest[12:15]
+    spec, batch_sizes, reverse = _spec(h0.shape[1], rest[15:])
+    found = composite.backward(spec, inputs, batch_sizes, reverse, gradients, [t is not None for t in inputs])
+    return tuple(x.new_empty(0) if g is None else g for g in found)
 
 
 def _recurrent_fake(x, h0, c0, *rest):
@@ -116,34 +149,11 @@ def _backward(ctx, dout, dh_n, dc_n, *_):
     return *given, *[None] * 8
 
 
-def _save_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:10], *inputs[15:18])
-    ctx.how = inputs[18:]
-
-
-def _backward_of_backward(ctx, *given):
-    """By the composite, as an expression of the inputs and of the gradients that came in."""
-    saved = ctx.saved_tensors
-    inputs, gradients = saved[:10], saved[10:]
-    spec, batch_sizes, reverse = _spec(inputs[1].shape[1], ctx.how)
-    needs = [t is not None for t in inputs]
-    wanted = [t for t in (*inputs, *gradients) if t is not None and t.requires_grad]
-    with torch.enable_grad():
-        outputs = composite.backward(spec, inputs, batch_sizes, reverse, gradients, needs)
-        used = [(y, dy) for y, dy in zip(outputs, given, strict=True) if y is not None and dy is not None]
-        found = iter(
-            torch.autograd.grad(
-                [y for y, _ in used], wanted, [dy for _, dy in used], create_graph=True, allow_unused=True
-            )
-        )
-    second = [next(found) if t is not None and t.requires_grad else None for t in (*inputs, *gradients)]
-    return *second[:10], *[None] * 5, *second[10:], *[None] * 7
-
-
-for _name, _cpu, _fake, _autograd, _setup in (
-    ("recurrent", _recurrent_cpu, _recurrent_fake, _backward, _save),
-    ("recurrent_backward", _recurrent_backward_cpu, _recurrent_backward_fake, _backward_of_backward, _save_backward),
-):
-    _library.impl(_name, _cpu, "CPU")
-    torch.library.register_fake(f"rmsnorm::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"rmsnorm::{_name}", _autograd, setup_context=_setup, lib=_library)
+register("recurrent", _recurrent_cpu, _recurrent_expression, _recurrent_fake, Node(_save, _backward), anywhere=False)
+register(
+    "recurrent_backward",
+    _recurrent_backward_cpu,
+    _recurrent_backward_expression,
+    _recurrent_backward_fake,
+    anywhere=False,
+)

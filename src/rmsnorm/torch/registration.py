@@ -1,0 +1,114 @@
+"""How an operator of ``torch.library`` is made from kernels and a torch expression that computes the same.
+
+``torch.library.register_autograd`` has no forward mode (it drops tangents without an error), and its nodes have no
+``setup_context``, without which ``torch.func`` refuses them. So the Autograd key gets a function of ours: under forward
+mode and under transforms the operator is its expression, which torch differentiates and maps over by itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rmsnorm.torch import eager
+from rmsnorm.torch.kernels import transformed
+
+library = torch.library.Library("rmsnorm", "DEF")
+
+
+class Node(NamedTuple):
+    """The autograd of a forward operator: (ctx, inputs, output) and (ctx, *gradients) as torch.library takes them."""
+
+    save: Callable[..., None]
+    backward: Callable[..., tuple]
+
+
+def register(
+    name: str, kernels: Callable, expression: Callable, fake: Callable, node: Node | None = None, anywhere: bool = True
+) -> None:
+    """Defines what the operator ``name``, whose schema is known to the library, does for each key of the dispatcher.
+
+    kernels: on CPU and CUDA; expression: the same in torch's operations; fake: shapes and dtypes; node: how it is
+    differentiated, None where that is done through the expression (backward operators); anywhere: whether the
+    expression serves other devices too.
+    """
+    operator = getattr(torch.ops.rmsnorm, name).default
+    library.impl(name, kernels, "CPU")
+    if anywhere:
+        library.impl(name, kernels, "CUDA")
+        library.impl(name, expression, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
+    library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
+    library.impl(name, expression, "FuncTorchBatched")
+
+
+def _autograd(operator: Any, expression: Callable, node: Node | None) -> Callable:
+    def below(keyset, args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    differentiable = (lambda *args: expression(*args[:-1])) if node is None else _function(operator, node, below)
+
+    def choose(keyset, *args):
+        if transformed():
+            _refuse_in_graphs(operator)
+            return expression(*args)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return differentiable(*args, keyset)
+        return below(keyset, args)
+
+    return choose
+
+
+def _function(operator: Any, node: Node, below: Callable) -> Callable:
+    """The node as an autograd.Function of (*args, keyset)."""
+
+    def forward(ctx, *args):
+        *inputs, keyset = args
+        output = below(keyset, inputs)
+        node.save(ctx, inputs, output)
+        return output
+
+    def backward(ctx, *gradients):
+        return *node.backward(ctx, *gradients), None
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(operator.name().replace("::", "_"), (torch.autograd.Function,), members)
+    return function.apply
+
+
+def _refuse_in_graphs(operator: Any) -> None:
+    """Dual numbers in a compiled graph: when it runs, nothing but the graph knows that its level was entered."""
+    dual = forward_ad._current_level >= 0 and torch._C._functorch.peek_interpreter_stack() is None
+    if dual and torch._guards.TracingContext.try_get() is not None:
+        raise NotImplementedError(
+            f"torch.ops.{operator.name().replace('::', '.')} takes no dual numbers of a level that is entered within "
+            "a compiled function; call the function of rmsnorm.torch, or use torch.func.jvp"
+        )
+
+
+# ---- gradients: a schema has no absent tensors, an empty one takes the place of what is not wanted ----
+
+
+def given(outputs: Sequence[Tensor | None], inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Gradients laid out as what they are of."""
+    like = next((t for t in outputs if t is not None), inputs[0])
+    return tuple(
+        like.new_empty(0) if t is None else eager.laid_out(t, of) for t, of in zip(outputs, inputs, strict=True)
+    )
+
+
+def gradients_fake(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """What a backward operator returns."""
+    wanted = [t if w else None for t, w in zip((input, weight, bias), wants, strict=True)]
+    like = next((t for t in wanted if t is not None), input)
+    return tuple(like.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
+
+
+def wanted(gradients: Sequence[Tensor], wants: Sequence[bool]) -> list[Any]:
+    """A backward operator's outputs without those that take another's place."""
+    return [g if w else None for g, w in zip(gradients, wants, strict=True)]
