@@ -126,6 +126,7 @@ def test_one_more_seed_runs_that_seed_only(out, capsys):
     assert sorted(name.rsplit("-", 1)[0] for name in after.keys() - before.keys()) == [
         "language-layer-seed2",
         "language-rms-seed2",
+        *["language-timing"] * 3,  # of these two alone
     ]
     assert "\nRMSNorm " in captured.out
     assert "\nno norm " not in captured.out
@@ -139,7 +140,7 @@ def test_other_settings_are_other_runs(out, capsys):
     assert "trained with the unfused kernels" in captured.out
     assert main(language(out, "--norm", "rms", "--set", "model.qk_norm=true", seeds=1)) == 0
     assert main(language(out, "--norm", "rms", steps=3, seeds=1)) == 0
-    assert len(contents(out)) == len(before) + 6  # three runs, and three timings with QK-norm
+    assert len(contents(out)) == len(before) + 3 * (1 + 3)  # each a run, and its timing in three settings
 
 
 def test_without_timing_there_is_no_table_of_times(out, capsys):

@@ -18,7 +18,7 @@ from rmsnorm.experiments.normalizers import norm_maker, normalize_weights  # noq
 from rmsnorm.experiments.recipes.common import EPS, KERNELS, TimingConfig, TrainConfig  # noqa: E402
 from rmsnorm.experiments.recipes.language import DataConfig, ModelConfig, small  # noqa: E402
 from rmsnorm.experiments.tasks.language import Language, load  # noqa: E402
-from rmsnorm.experiments.train import Listener, Run, evaluation_steps  # noqa: E402
+from rmsnorm.experiments.train import Curve, Listener, Run, _Progress, evaluation_steps  # noqa: E402
 
 NORMS = Language.norms
 DEFAULT_NORMS = Language.default_norms
@@ -214,15 +214,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(path):
     outcome = Run(tiny(path, 30, learning_rate=1e30), Setup(), "none", 0).finish(Ears())
     assert outcome.status == "diverged"
     assert outcome.quality is None
-    assert 1 < outcome.diverged_at < 30
-    assert len(told) == outcome.diverged_at - 1
+    assert 1 < outcome.diverged_at <= len(told) + 1 < 30
+    assert all(loss > 1.25 * told[0] for loss in told[outcome.diverged_at - 1 :])
+    assert told[outcome.diverged_at - 2] <= 1.25 * told[0]
     json.dumps(outcome.as_record(), allow_nan=False)
 
 
 def test_a_finite_loss_far_above_the_first_is_diverged_too(path):
     outcome = run("rms", path, steps=10, learning_rate=3.0, final_share=1.0)
     assert outcome.curve.train_loss[-1] > 1.25 * outcome.curve.valid["loss"][0]  # the premise
-    assert (outcome.status, outcome.diverged_at, outcome.quality) == ("diverged", 10, None)
+    assert (outcome.status, outcome.quality) == ("diverged", None)
+    assert outcome.diverged_at == 2  # where it left for good, not where the run ended
+
+
+def test_a_run_that_comes_back_has_not_diverged_where_it_left():
+    progress = _Progress(0, 0.0, math.nan, [], Curve([], [], [], {}))
+    for loss in (4.0, 9.0, 3.0, 5.1, math.nan, 6.0):  # the bar is at 5
+        progress.add(loss, 0.5)
+    assert (progress.first, progress.done, progress.seconds, progress.astray) == (4.0, 6, 3.0, 4)
 
 
 def config(**changes):

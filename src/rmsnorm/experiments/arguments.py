@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rmsnorm.errors import UserError, nearest
 from rmsnorm.experiments import tasks
@@ -60,6 +61,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default="runs",
         metavar="FOLDER",
         help="the folder for records, plots and checkpoints (default: %(default)s)",
+    )
+    add(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="training steps between two checkpoints; the last two are kept (default: at each evaluation)",
     )
     add("--overwrite", action="store_true", help="run again what is recorded already, and replace its record")
     add("--json", action="store_true", help="print the result as JSON")
@@ -137,7 +144,12 @@ def recipe_of(args: argparse.Namespace, task: str, norms: Sequence[str]) -> Reci
         raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(norms)}. Pass --norm prms, or leave p out.")
     flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
     of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
-    return settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
+    recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
+    timing, rounds = recipe.timing, flags["timing.rounds"]
+    if rounds and not any(assignment.startswith("timing.warmup_rounds=") for assignment in args.set):
+        # Who asks for few rounds does not want to wait for more rounds that are not shown.
+        recipe = replace(recipe, timing=replace(timing, warmup_rounds=min(timing.warmup_rounds, rounds)))
+    return recipe
 
 
 def quiet() -> None:

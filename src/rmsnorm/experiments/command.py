@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the arguments, then compare each task."""
-    arguments.at_least(args, 1, "seeds", "steps", "threads")
+    arguments.at_least(args, 1, "seeds", "steps", "threads", "checkpoint-every")
     arguments.at_least(args, 0, "timing-rounds")
     named = arguments.tasks_of(args, args.tasks, ("norm", "set", "sweep_lr", "sweep_p"), ALL)
     chosen = list(tasks.TASKS) if ALL in named else named

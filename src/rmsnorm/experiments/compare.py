@@ -48,11 +48,12 @@ class TimeRow:
 
     norm: str
     milliseconds: float
-    """LayerNorm's median step less what is saved: two medians of unpaired times could contradict the ratio."""
+    """LayerNorm's median step less what is saved: two medians of unpaired times could contradict the ratio. The
+    median step itself where LayerNorm was not timed."""
     saved: Spread | None
-    """The share of LayerNorm's step that is saved; None for LayerNorm itself."""
+    """The share of LayerNorm's step that is saved; None for LayerNorm itself, and where it was not timed."""
     norm_share: Spread | None
-    """The share of the step that the normalisers take, by ablation; None for no norm."""
+    """The share of the step that the normalisers take, by ablation; None for no norm, and where that was not timed."""
     profiled_share: float | None
     """The same by torch.profiler; None for no norm, and where the norm has no call of its own (fused recurrences)."""
     peak_memory: int
@@ -62,12 +63,14 @@ class TimeRow:
 def time_row(norm: str, record: Record) -> TimeRow:
     result = record["result"]
     times = result["milliseconds"]
-    saved = timing.saved_against(times["layer"], times[norm])
+    layer, none = (times.get(reference) if norm != reference else None for reference in ("layer", "none"))
+    saved = None if layer is None else timing.saved_against(layer, times[norm])
+    median = timing.spread(times[norm] if layer is None else layer).median
     return TimeRow(
         norm=norm,
-        milliseconds=timing.spread(times["layer"]).median * (1 - saved.median),
-        saved=None if norm == "layer" else saved,
-        norm_share=None if norm == "none" else timing.share_beyond(times["none"], times[norm]),
+        milliseconds=median if saved is None else median * (1 - saved.median),
+        saved=saved,
+        norm_share=None if none is None else timing.share_beyond(none, times[norm]),
         profiled_share=result["profiled_share"][norm],
         peak_memory=result["peak_memory"][norm],
     )

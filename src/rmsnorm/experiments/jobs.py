@@ -10,6 +10,7 @@ import torch
 from rmsnorm.experiments import profile, timing
 from rmsnorm.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm.experiments.learner import Setup
+from rmsnorm.experiments.memory import give_back
 from rmsnorm.experiments.recipes.common import KERNELS, LABELS, identity_of
 from rmsnorm.experiments.runs import Record, RunStore, file_name
 from rmsnorm.experiments.task import Task
@@ -34,6 +35,14 @@ class Job:
     def stem(self) -> str:
         """What the names of all files of this run begin with."""
         return self.file_name.removesuffix(".jsonl")
+
+    @property
+    def units(self) -> int:
+        """The steps that it takes, of one normaliser each: what it is weighed by in the time that is left."""
+        if self.kind == "run":
+            return self.task.recipe.train.steps
+        rounds = self.task.recipe.timing.warmup_rounds + self.task.recipe.timing.rounds
+        return len(self.identity["norms"]) * (rounds + profile.WARM_UP + profile.STEPS)
 
     @property
     def title(self) -> str:
@@ -87,15 +96,11 @@ def training(
 
 
 def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[Job]:
-    """One in each of the three settings, which are never mixed. Times depend on the machine.
-
-    All the default normalisers are timed, so that a comparison of fewer finds their times recorded, and ``norms``.
-    """
-    timed = [norm for norm in task.norms if norm in {*task.default_norms, *norms, "none", "layer"}]
+    """``norms`` in each of the three settings, which are never mixed. Times depend on the machine."""
     found = []
     for kernels in KERNELS:
         train = {key: value for key, value in identity_of(task.recipe.train).items() if key in ("batch", "accumulate")}
-        of_timing = {"timing": identity_of(task.recipe.timing), **train, "norms": timed}
+        of_timing = {"timing": identity_of(task.recipe.timing), **train, "norms": list(norms)}
         own = replace(setup, kernels=kernels)
         identity = {**_common(task, own), **of_timing, "p": task.recipe.p, "machine": machine()}
         found.append(Job(task, own, "timing", identity))
@@ -116,8 +121,11 @@ def _common(task: Task, setup: Setup) -> dict[str, Any]:
 class Watcher(Protocol):
     """Is told how the work goes."""
 
+    def plan(self, todo: Sequence[Job]) -> None: ...
     def begin(self, job: Job) -> None: ...
-    def advance(self, share: float, loss: float | None) -> None: ...
+    def advance(self, done: int, taken: int = 1, loss: float | None = None) -> None: ...
+    def doing(self, what: str) -> None: ...
+    def evaluated(self, figures: dict[str, float]) -> None: ...
     def end(self, job: Job, record: Record, kept: bool) -> None: ...
     def say(self, message: str) -> None: ...
 
@@ -134,18 +142,25 @@ def keep(job: Job, store: RunStore, result: dict[str, Any]) -> Record:
     )
 
 
-def do_all(planned: Sequence[Job], store: RunStore, overwrite: bool, watcher: Watcher) -> Iterator[Record]:
-    """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn."""
-    for job in planned:
-        found = None if overwrite else recorded(job, store)
-        kept = found is not None
-        if found is None:
+def do_all(
+    planned: Sequence[Job], store: RunStore, overwrite: bool, watcher: Watcher, every: int | None = None
+) -> Iterator[Record]:
+    """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn.
+
+    ``every`` is how many steps lie between checkpoints (None: one at each evaluation).
+    """
+    found = [None if overwrite else recorded(job, store) for job in planned]
+    watcher.plan([job for job, record in zip(planned, found, strict=True) if record is None])
+    for job, record in zip(planned, found, strict=True):
+        kept = record is not None
+        if record is None:
             watcher.begin(job)
-            result = _time(job, watcher) if job.kind == "timing" else _train(job, store, overwrite, watcher)
-            found = keep(job, store, result)
+            result = _time(job, watcher) if job.kind == "timing" else _train(job, store, overwrite, watcher, every)
+            record = keep(job, store, result)
             checkpoints_of(job, store, watcher).remove()
-        watcher.end(job, found, kept)
-        yield found
+            give_back()
+        watcher.end(job, record, kept)
+        yield record
 
 
 def taken_over(job: Job, store: RunStore) -> str | None:
@@ -177,8 +192,18 @@ def checkpoints_of(job: Job, store: RunStore, watcher: Watcher) -> Checkpoints:
 
 def _time(job: Job, watcher: Watcher) -> dict[str, Any]:
     norms = job.identity["norms"]
-    milliseconds = timing.measure(job.task, job.setup, norms, lambda done, total: watcher.advance(done / total, None))
-    profiles = {norm: profile.steps(job.task, job.setup, norm) for norm in norms}
+    timed = job.units - len(norms) * (profile.WARM_UP + profile.STEPS)
+    milliseconds = timing.measure(
+        job.task, job.setup, norms, lambda done, total: watcher.advance(timed * done // total, len(norms))
+    )
+    give_back()
+    profiles = {}
+    for norm in norms:
+        watcher.doing(f"profiling {LABELS[norm]}")
+        profiles[norm] = profile.steps(job.task, job.setup, norm)
+        timed += profile.WARM_UP + profile.STEPS
+        watcher.advance(timed, profile.WARM_UP + profile.STEPS)
+        give_back()
     return {
         "milliseconds": milliseconds,
         "profiled_share": {norm: found.norm_share for norm, found in profiles.items()},
@@ -186,20 +211,26 @@ def _time(job: Job, watcher: Watcher) -> dict[str, Any]:
     }
 
 
-def _train(job: Job, store: RunStore, overwrite: bool, watcher: Watcher) -> dict[str, Any]:
+def _train(job: Job, store: RunStore, overwrite: bool, watcher: Watcher, every: int | None) -> dict[str, Any]:
     checkpoints = checkpoints_of(job, store, watcher)
     if overwrite:
         checkpoints.remove()
     norm, seed, rate = job.identity["norm"], job.identity["seed"], job.identity["train"]["learning_rate"]
-    run = Run(job.task, job.setup, norm, seed, learning_rate=rate, checkpoints=checkpoints)
-    return job.result(run.finish(Advance(watcher, job.task.recipe.train.steps)))
+    run = Run(job.task, job.setup, norm, seed, learning_rate=rate, checkpoints=checkpoints, every=every)
+    return job.result(run.finish(Advance(watcher)))
 
 
 class Advance(Listener):
-    """Hands each step on to a watcher."""
+    """Hands what a run tells on to a watcher."""
 
-    def __init__(self, watcher: Watcher, steps: int) -> None:
-        self.watcher, self.steps = watcher, steps
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
 
     def step(self, done: int, loss: float, learning_rate: float) -> None:
-        self.watcher.advance(done / self.steps, loss)
+        self.watcher.advance(done, loss=loss)
+
+    def evaluating(self, split: str) -> None:
+        self.watcher.doing(f"evaluating ({split})")
+
+    def evaluated(self, done: int, figures: dict[str, float]) -> None:
+        self.watcher.evaluated(figures)

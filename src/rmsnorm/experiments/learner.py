@@ -117,6 +117,10 @@ class Learner:
         self.optimizer.step()
         return float((total / weight).item())
 
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return bool(self._sum_over_processes(torch.tensor(float(here))).item())
+
     def _sum_over_processes(self, number: Tensor) -> Tensor:
         number = number.to(self.fabric.device)
         if self.fabric.world_size > 1:

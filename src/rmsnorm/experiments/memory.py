@@ -1,5 +1,8 @@
-"""The most memory that this process held since it was asked to forget."""
+"""The most memory that this process held since it was asked to forget, and giving back what is free."""
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import torch
@@ -29,3 +32,14 @@ class Peak:
             return None
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
+
+
+def give_back() -> None:
+    """Free memory goes back to the system.
+
+    The many small tensors of a recurrence's steps leave it in pieces, which glibc keeps: 0.6 GiB for each normaliser of
+    RNNSearch that was profiled.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,7 @@ from torch import nn
 from rmsnorm.experiments.learner import Learner, Setup
 from rmsnorm.experiments.task import Task
 
-STEPS = 3
+STEPS, WARM_UP = 3, 2
 _NORM, _STEP = "rmsnorm: norm", "rmsnorm: step"
 
 
@@ -31,22 +31,29 @@ class Profile:
 
 
 def steps(task: Task, setup: Setup, norm: str) -> Profile:
-    """Profile the step that ``timing.measure`` times, after two unmeasured ones."""
+    """Profile the step that ``timing.measure`` times, after WARM_UP unmeasured ones."""
     learner = Learner(task, setup, norm, task.recipe.timing.seed)
     batch, beta1 = task.batch(0, task.recipe.timing.seed), task.recipe.train.betas[0]
     network = learner.network()
     told = setup.device == "cpu" and not any(map(_fused, network.modules())) and _mark(network) > 0
-    for _ in range(2):
+    for _ in range(WARM_UP):
         learner.step(batch, 0.0, beta1)
     before = _bytes_held(learner)
-    shares, peaks = [], []
-    for _ in range(STEPS):
-        with torch.profiler.profile(profile_memory=True) as profiler, torch.profiler.record_function(_STEP):
-            learner.step(batch, 0.0, beta1)
-        events = profiler.profiler.kineto_results.events()
-        shares.append(_norm_share(events))
-        peaks.append(before + _peak(events))
-    return Profile(round(statistics.median(shares), 5) if told else None, max(peaks))
+
+    def step() -> None:
+        learner.step(batch, 0.0, beta1)
+
+    found = [_profiled(step) for _ in range(STEPS)]
+    shares, peaks = zip(*found, strict=True)
+    return Profile(round(statistics.median(shares), 5) if told else None, before + max(peaks))
+
+
+def _profiled(step: Callable[[], None]) -> tuple[float, int]:
+    """(share of norms, bytes added at the peak) of one step. Its events, a gigabyte of a recurrence's, go with it."""
+    with torch.profiler.profile(profile_memory=True) as profiler, torch.profiler.record_function(_STEP):
+        step()
+    events = profiler.profiler.kineto_results.events()
+    return _norm_share(events), _peak(events)
 
 
 def _mark(model: nn.Module) -> int:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments import sweep, sweep_p, tasks
+from rmsnorm.experiments import interrupts, sweep, sweep_p, tasks
 from rmsnorm.experiments.compare import quality_row, time_row
 from rmsnorm.experiments.jobs import (
     Advance,
@@ -31,7 +32,7 @@ from rmsnorm.experiments.plot import draw
 from rmsnorm.experiments.progress import ProgressReport, outcome
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.runs import Record, RunStore, opened
-from rmsnorm.experiments.table import Comparison, as_json, heading, show
+from rmsnorm.experiments.table import Comparison, as_json, heading, show_quality, show_times
 from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Run
 from rmsnorm.files import write_whole
@@ -44,7 +45,7 @@ def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(f"compare works in one process; got {processes}. Give torchrun the command rmsnorm train.")
     setup = _setup(args)
-    with opened(args.out) as store:
+    with interrupts.watched(), opened(args.out) as store:
         return _compare(args, recipes, norms_of, setup, store)
 
 
@@ -61,7 +62,7 @@ def _compare(
                 recorded(job, store)
     for name in recipes:
         task, planned, norms = loaded.pop(name), of_task.pop(name), norms_of[name]
-        records = _do(planned, store, args, heading(task, setup))
+        records = _do(planned, store, args, heading(task, setup), partial(_trained, args, task, setup, norms, store))
         if records is None:
             return 130
         if args.sweep_p is not None:
@@ -77,7 +78,7 @@ def _compare(
             comparison = _compared(task, setup, norms, records, store.folder)
             found.append(as_json(comparison))
             if not args.json:
-                show(comparison, _output())
+                show_times(comparison, _output())
     if args.json:
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2, allow_nan=False))
     return 0
@@ -85,23 +86,38 @@ def _compare(
 
 def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str]) -> list[Job]:
     if args.sweep_p is not None:
-        return sweep_p.jobs(task.name, args.data, task.recipe, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
+        return sweep_p.jobs(task, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
     if args.sweep_lr:
         return sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr)
-    timed = [] if args.timing_rounds == 0 else timings(task, setup, norms)
-    # Seed by seed, so that what an interruption leaves is a comparison too.
-    return timed + [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
+    # Seed by seed, so that what an interruption leaves is a comparison too; times after what was asked for.
+    runs = [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
+    return runs + ([] if args.timing_rounds == 0 else timings(task, setup, norms))
 
 
-def _do(planned: list[Job], store: RunStore, args: argparse.Namespace, title: str) -> list[Record] | None:
-    """The record of every job; None when interrupted."""
+def _trained(
+    args: argparse.Namespace, task: Task, setup: Setup, norms: list[str], store: RunStore, records: list[Record]
+) -> None:
+    """The last run of a comparison is done, and its timings are not: the first table can be read."""
+    if not (args.sweep_lr or args.sweep_p is not None or args.json):
+        show_quality(_compared(task, setup, norms, records, store.folder), _output())
+
+
+def _do(
+    planned: list[Job], store: RunStore, args: argparse.Namespace, title: str, trained: Callable[[list[Record]], None]
+) -> list[Record] | None:
+    """The record of every job; None when interrupted. ``trained`` is told of the runs' records once they are there."""
     console = Console(stderr=True)
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     records: list[Record] = []
+    runs = sum(job.kind == "run" for job in planned)
+    progress = ProgressReport(console, len(planned))
     try:
-        with ProgressReport(console, planned) as progress:
-            for record in do_all(planned, store, args.overwrite, progress):
+        with progress:
+            for record in do_all(planned, store, args.overwrite, progress, args.checkpoint_every):
                 records.append(record)
+                if len(records) == runs:
+                    with progress.paused():
+                        trained(list(records))
     except KeyboardInterrupt:
         progress.say(_interrupted(planned, len(records), args))
         return None
@@ -126,10 +142,10 @@ def _compared(task: Task, setup: Setup, norms: list[str], records: list[Record],
 
 
 def train(args: argparse.Namespace, recipe: Recipe, norm: str) -> int:
-    """One run, on one process or all that torchrun started; returns the exit status."""
+    """One run, on one process or all that torchrun started; returns the exit status: 1 if the run diverged."""
     setup = _setup(args)
     fabric = fabric_for(setup, args.strategy)
-    with contextlib.ExitStack() as stack:
+    with interrupts.watched(), contextlib.ExitStack() as stack:
         store = _by_the_first(fabric, lambda: stack.enter_context(opened(args.out)))
         return _train(args, recipe, norm, setup, fabric, store)
 
@@ -143,7 +159,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
     if not args.overwrite:
         by = _by_the_first(fabric, lambda: taken_over(job, store))
         job = training(task, setup, norm, args.seed, processes=by)
-    progress = ProgressReport(console, [job])
+    progress = ProgressReport(console, 1, evaluations=True)
     progress.say(
         heading(task, setup).replace("compare", "train", 1) + f" · {norm} · seed {args.seed}{f' · {by}' if by else ''}"
     )
@@ -155,6 +171,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
         fabric.barrier()
         try:
             with progress:
+                progress.plan([job])
                 progress.begin(job)
                 run = Run(
                     task, setup, norm, args.seed, fabric=fabric, checkpoints=checkpoints, every=args.checkpoint_every
@@ -162,7 +179,9 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
                 with _listener(args, job, progress, first) as listener:
                     result = run.finish(listener)
         except KeyboardInterrupt:
-            progress.say(f"interrupted: the same command goes on from the last checkpoint in {checkpoints.folder}")
+            progress.say(
+                f"interrupted: the steps taken are kept in {checkpoints.folder}; the same command goes on from there"
+            )
             return 130
         if first:
             _keep_files(job, store)
@@ -170,10 +189,12 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
     else:
         if first:
             _keep_files(job, store)
-        progress.say(f"recorded in {args.out} already (--overwrite does it again)")
+        without = "; no logs are written" if args.tensorboard else ""
+        progress.say(f"recorded in {args.out} already (--overwrite does it again){without}")
     if first and record is not None:
         print(json.dumps(record, indent=2) if args.json else _said(job, record, args.out))
-    return 0
+    status = result.status if record is None else record["result"]["status"]
+    return 1 if status == "diverged" else 0
 
 
 def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
@@ -202,13 +223,13 @@ def _keep_files(job: Job, store: RunStore) -> None:
 
 @contextlib.contextmanager
 def _listener(args: argparse.Namespace, job: Job, progress: ProgressReport, first: bool) -> Any:
-    listeners: list[Listener] = [Advance(progress, job.task.recipe.train.steps)]
+    beside: Listener = Advance(progress)
     if not (args.tensorboard and first):
-        yield listeners[0]
+        yield beside
         return
     from rmsnorm.experiments.tensorboard import Log
 
-    with Log(args.out / "tensorboard" / job.stem, listeners[0]) as log:
+    with Log(args.out / "tensorboard" / job.stem, beside) as log:
         yield log
 
 

@@ -1,17 +1,15 @@
 """The sweep of pRMSNorm's p: the paper's Fig. 3. Its figures are the test split's: p is a finding here, no choice."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rmsnorm.experiments import tasks
 from rmsnorm.experiments.compare import QualityRow, quality_row
 from rmsnorm.experiments.jobs import Job, training
 from rmsnorm.experiments.learner import Setup
-from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.table import quality_cell, ruled, source_of
 from rmsnorm.experiments.task import Task
@@ -20,10 +18,17 @@ PAPER = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
 """The paper's figure, and the p of its tables."""
 
 
-def jobs(name: str, data: Path | None, recipe: Recipe, setup: Setup, seeds: int, values: Sequence[float]) -> list[Job]:
+def jobs(task: Task, setup: Setup, seeds: int, values: Sequence[float]) -> list[Job]:
     """pRMSNorm with every p, seed by seed. The p that the recipe has anyway is the comparison's own run."""
-    loaded = [tasks.load(name, data, replace(recipe, p=p)) for p in sorted(set(values))]
-    return [training(task, setup, "prms", seed) for seed in range(seeds) for task in loaded]
+    tasks = [with_p(task, p) for p in sorted(set(values))]
+    return [training(each, setup, "prms", seed) for seed in range(seeds) for each in tasks]
+
+
+def with_p(task: Task, p: float) -> Task:
+    """The task with another p, on the same data in memory."""
+    other = copy.copy(task)
+    other.recipe = replace(task.recipe, p=p)
+    return other
 
 
 def rows(records: Sequence[Record]) -> dict[float, QualityRow]:

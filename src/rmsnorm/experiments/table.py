@@ -52,8 +52,8 @@ def heading(task: Task, setup: Setup) -> str:
     return f"compare {task.name} · {source_of(task)} · {size}{train.steps} steps{warm}{device}"
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Print all of it."""
+def show_quality(comparison: Comparison, console: Console) -> None:
+    """Print what was trained for; it is there before the times are."""
     task = comparison.task
     paper = PAPER.get(task.name, Published(""))
     console.print(heading(task, comparison.setup), style="bold", highlight=False, markup=False, soft_wrap=True)
@@ -61,6 +61,11 @@ def show(comparison: Comparison, console: Console) -> None:
     each = -(-len(task.metrics) // tables)
     for start in range(0, len(task.metrics), each):
         console.print(_quality_table(comparison.quality, task.metrics[start : start + each], paper), highlight=False)
+
+
+def show_times(comparison: Comparison, console: Console) -> None:
+    """Print the times, and what has to be known of both."""
+    paper = PAPER.get(comparison.task.name, Published(""))
     for kernels, rows in comparison.times.items():
         console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
         console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
@@ -130,12 +135,17 @@ def notes(comparison: Comparison) -> list[str]:
     found = [*_about_quality(comparison), _about_data(task)]
     timed = [record for record in records if record["kind"] == "timing"]
     if timed:
-        machine, rounds = timed[0]["machine"], len(timed[0]["result"]["milliseconds"]["none"])
+        machine, rounds = timed[0]["machine"], len(next(iter(timed[0]["result"]["milliseconds"].values())))
+        saved = [
+            "ms of a step: LayerNorm's median step, less the time that is saved",
+            "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
+        ]
+        if "layer" not in timed[0]["identity"]["norms"]:
+            saved = ["ms of a step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
         processor = machine["cpu"] if comparison.setup.device == "cpu" else f"{machine['gpu'] or machine['cpu']}"
         found += [
             f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
-            "ms of a step: LayerNorm's median step, less the time that is saved",
-            "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
+            *saved,
             "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
             "peak: the memory of all tensors at the fullest moment of a step",
             f"timed on: {processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}, "

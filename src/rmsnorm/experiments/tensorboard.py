@@ -24,6 +24,9 @@ class Log(Listener):
         self.writer.add_scalar("train/learning_rate", learning_rate, done)
         self.beside.step(done, loss, learning_rate)
 
+    def evaluating(self, split: str) -> None:
+        self.beside.evaluating(split)
+
     def evaluated(self, done: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self.writer.add_scalar(f"valid/{name}", value, done)

@@ -1,5 +1,6 @@
 """One seeded training run, on Lightning Fabric: the quality half of a comparison."""
 
+import contextlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from rmsnorm.errors import UserError
+from rmsnorm.experiments import interrupts
 from rmsnorm.experiments.checkpoints import Checkpoints
 from rmsnorm.experiments.learner import Learner, Setup, schedule_at
 from rmsnorm.experiments.memory import Peak
@@ -24,6 +26,7 @@ class Listener:
     """Is told how a run goes; this one does not listen."""
 
     def step(self, done: int, loss: float, learning_rate: float) -> None: ...
+    def evaluating(self, split: str) -> None: ...
     def evaluated(self, done: int, figures: dict[str, float]) -> None: ...
 
 
@@ -45,7 +48,7 @@ class Outcome:
     status: str
     """``finished`` or ``diverged``."""
     diverged_at: int | None
-    """The step whose loss was not finite, or the last one if the training loss ended far above the first."""
+    """The first step of those up to the end whose losses all were far above the first one's, or not finite."""
     quality: dict[str, float] | None
     """Every metric, and "loss", on the test split at the end; ``None`` if diverged."""
     seconds: float
@@ -71,6 +74,19 @@ class _Progress:
     curve: Curve
     best: dict[str, Tensor] | None = None
     """The weights of the best evaluation, if the recipe asks for them."""
+    astray: int | None = None
+    """The step from which on every loss has been above DIVERGED_ABOVE times the first one."""
+
+    def add(self, loss: float, seconds: float) -> None:
+        """A step was taken."""
+        self.first = loss if self.done == 0 else self.first
+        self.done += 1
+        self.seconds += seconds
+        self.since.append(loss)
+        if loss <= DIVERGED_ABOVE * self.first:
+            self.astray = None
+        elif self.astray is None:
+            self.astray = self.done
 
 
 class Run:
@@ -103,36 +119,59 @@ class Run:
         self.peak = Peak(self.learner.fabric.device)
         columns: dict[str, list[float | None]] = {key: [] for key in [*(m.key for m in task.metrics), "loss"]}
         self.progress = _Progress(0, 0.0, math.nan, [], Curve([], [], [], columns))
+        self.saved = 0
         if checkpoints is not None:
             self._resume(checkpoints)
 
     def finish(self, listener: Listener = Listener()) -> Outcome:  # noqa: B008  # it has no state
-        """Train to the end."""
+        """Train to the end. What interrupts it leaves a checkpoint of the last step.
+
+        Several processes go on until they know of the interruption together: each may be waiting for the others.
+        """
+        together = self.learner.fabric.world_size > 1
+        try:
+            with interrupts.held() if together else contextlib.nullcontext():
+                return self._train(listener, together)
+        except KeyboardInterrupt:
+            if self.checkpoints is not None and self.progress.done > self.saved:
+                self._save(self.checkpoints)
+            raise
+
+    def _train(self, listener: Listener, together: bool) -> Outcome:
         config, progress, learner = self.config, self.progress, self.learner
         while True:
             done = progress.done
             if done in self.stops and done not in progress.curve.step:
                 self._evaluate(listener)
-            if self.checkpoints is not None and done and (done % self.every == 0 if self.every else done in self.stops):
+            if self.checkpoints is not None and done > self.saved and self._to_be_saved(done):
                 self._save(self.checkpoints)
             if done == config.steps:
-                return self._outcome()
+                return self._outcome(listener)
             learner.seed_step(done)
             batch = self.task.batch(done, self.seed)
             rate, beta1 = schedule_at(done, config, self.learning_rate)
-            before = time.perf_counter()
-            loss = learner.step(batch, rate, beta1)
-            progress.seconds += time.perf_counter() - before
-            progress.first = loss if progress.done == 0 else progress.first
-            progress.done += 1
-            progress.since.append(loss)
+            with interrupts.held():
+                before = time.perf_counter()
+                loss = learner.step(batch, rate, beta1)
+                progress.add(loss, time.perf_counter() - before)
             if not math.isfinite(loss):
                 return self._outcome_of("diverged", None)
             listener.step(progress.done, loss, rate)
+            if together and learner.anywhere(interrupts.pending()):
+                raise KeyboardInterrupt
+
+    def _to_be_saved(self, done: int) -> bool:
+        return done == self.config.steps or (done % self.every == 0 if self.every else done in self.stops)
 
     def _evaluate(self, listener: Listener) -> None:
-        progress, curve = self.progress, self.progress.curve
+        listener.evaluating("valid")
         found = self.learner.evaluate("valid")
+        with interrupts.held():
+            self._add_point(found)
+        listener.evaluated(self.progress.done, found)
+
+    def _add_point(self, found: dict[str, float]) -> None:
+        progress, curve = self.progress, self.progress.curve
         curve.step.append(progress.done)
         curve.seconds.append(round(progress.seconds, 4))
         curve.train_loss.append(_finite(sum(progress.since) / len(progress.since)) if progress.since else None)
@@ -144,26 +183,28 @@ class Run:
         best = max if headline.higher_is_better else min
         if self.config.best and seen and curve.valid[headline.key][-1] == best(seen):
             progress.best = {name: t.detach().cpu().clone() for name, t in self.learner.network().state_dict().items()}
-        listener.evaluated(progress.done, found)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, listener: Listener) -> Outcome:
         last = self.progress.curve.train_loss[-1]
         if last is None or last > DIVERGED_ABOVE * self.progress.first:
             return self._outcome_of("diverged", None)
+        listener.evaluating("test")
         quality = self.learner.evaluate("test", self.progress.best)
         if not all(map(math.isfinite, quality.values())):
             return self._outcome_of("diverged", None)
         return self._outcome_of("finished", {key: round(value, 6) for key, value in quality.items()})
 
     def _outcome_of(self, status: str, quality: dict[str, float] | None) -> Outcome:
-        at = None if status == "finished" else self.progress.done
+        at = None if status == "finished" else self.progress.astray or self.progress.done
         seconds = round(self.progress.seconds, 3)
         return Outcome(status, at, quality, seconds, self.peak.bytes(), self.progress.curve)
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        content = {**self.learner.state_dict(), "progress": asdict(self.progress)}
-        if self.learner.fabric.global_rank == 0:
-            checkpoints.save(self.progress.done, content)
+        with interrupts.held():
+            content = {**self.learner.state_dict(), "progress": asdict(self.progress)}
+            if self.learner.fabric.global_rank == 0:
+                checkpoints.save(self.progress.done, content)
+            self.saved = self.progress.done
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         fabric = self.learner.fabric
@@ -180,7 +221,7 @@ class Run:
                 f"the checkpoints in {checkpoints.folder} must be of this version's network; loading one failed: "
                 f"{' '.join(str(error).split())[:200]}. Pass --overwrite, and the run is done again."
             ) from None
-        self.progress = progress
+        self.progress, self.saved = progress, progress.done
         checkpoints.say(f"goes on from step {self.progress.done}")
 
 

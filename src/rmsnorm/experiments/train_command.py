@@ -33,12 +33,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how several processes share the work, under `torchrun -m rmsnorm.cli train ...`. ddp: each has the whole "
         "network; fsdp: each has a part of its weights (default: %(default)s)",
     )
-    add(
-        "--checkpoint-every",
-        type=int,
-        metavar="N",
-        help="training steps between two checkpoints; the last two are kept (default: at each evaluation)",
-    )
     add("--tensorboard", action="store_true", help="write TensorBoard logs to OUT/tensorboard")
     arguments.add_common(parser)
 

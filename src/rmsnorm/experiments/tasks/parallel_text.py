@@ -35,8 +35,8 @@ EVALUATED_TOGETHER = 128
 IDS_TOGETHER = 8192
 """Ids at a time, padding included: 1 GB of logits for 32,000 subwords."""
 
-Network = Callable[[int, str, str], nn.Module]
-"""(vocabulary, norm, kernels) -> the untrained network."""
+Network = Callable[[Recipe, int, str, str], nn.Module]
+"""(recipe, vocabulary, norm, kernels) -> the untrained network."""
 
 
 class ParallelTextTask:
@@ -93,7 +93,7 @@ class ParallelTextTask:
         return {SUBWORDS: self.subwords.dumps()}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        return self._network(self.subwords.size, norm, kernels)
+        return self._network(self.recipe, self.subwords.size, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         return self._batches(step, seed)

@@ -1,6 +1,5 @@
 """Translation by the Transformer (§2 of the paper), on WMT's En-De or any parallel text; without data, on dates."""
 
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +12,7 @@ from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    return ParallelTextTask("transformer", partial(_network, recipe), data, recipe)
+    return ParallelTextTask("transformer", _network, data, recipe)
 
 
 def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
