@@ -12,6 +12,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.experiments import runs  # noqa: E402
+from rmsnorm.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm.experiments.hidden_states import KEYS  # noqa: E402
 from rmsnorm.experiments.recipes.common import NORMS  # noqa: E402
 from rmsnorm.experiments.runs import RunStore  # noqa: E402
@@ -29,14 +30,15 @@ MACHINE = {
     "versions": {"torch": "2.13.0", "numpy": "2.0"},
 }
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
+DETAILS = {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20}
 SMALL = {"width": 8, "layers": 1}
 
 
-def source(stand_in=True, sha256="ab" * 32):
+def source(stand_in=True, sha256="ab" * 32, details=DETAILS):
     return {
         "stand_in": stand_in,
         "sha256": sha256,
-        "details": {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20},
+        "details": details,
     }
 
 
@@ -177,11 +179,11 @@ def test_the_page_is_valid_and_needs_nothing_else(page):
 def test_what_it_says(page):
     said = text_of(page)
     assert "images 40 steps stand-in data" in said
-    assert "BatchNorm 12.25 ± 0.35 paper 8.25" in said  # the index of "batch" is 3
-    assert "LayerNorm 14.25 ± 0.35 paper 10.49" in said
+    assert "BatchNorm 12.25 ± 0.35 paper, other data 8.25" in said  # the index of "batch" is 3
+    assert "LayerNorm 14.25 ± 0.35 paper, other data 10.49" in said
     assert "pRMSNorm of the first 12.5 %" in said
     assert "guessing would give 90.00" in said
-    assert "LayerNorm diverged paper 10.49" in said  # the one run of seven steps
+    assert "LayerNorm diverged paper, other data 10.49" in said  # the one run of seven steps
     assert "RMSNorm 8.0 19.9 [19.9, 20.0] paper 20.5" in said  # unfused alone stands beside the paper's time
     assert said.count("paper 20.5") == 2  # at 40 and at 7 steps
     assert "12.3 3.0" in said  # profiler and peak
@@ -255,14 +257,14 @@ def test_the_timing_with_most_rounds_is_shown_and_the_others_are_named(folder):
     folder.timing(rounds=2, machine=ELSEWHERE)  # the newest
     said = text_of(folder.page())
     assert "[19.9, 20.0]" in said
-    assert "9 rounds of one step each in turn on A processor <2>" in said
-    assert "Recorded too, and not shown: 2 rounds of one step each in turn on Another processor" in said
+    assert "one step each in turn, 9 rounds on A processor <2>" in said
+    assert "Timed too, and not shown: 2 rounds on Another processor" in said
     assert "too few rounds" not in said
     folder.timing(rounds=9, machine=ELSEWHERE)
-    assert "9 rounds of one step each in turn on A processor <2>" in text_of(folder.page())  # the runs' own
+    assert "one step each in turn, 9 rounds on A processor <2>" in text_of(folder.page())  # the runs' own
     folder.timing(rounds=11, machine=ELSEWHERE)
     said = text_of(folder.page())
-    assert "11 rounds of one step each in turn on Another processor" in said
+    assert "one step each in turn, 11 rounds on Another processor" in said
     assert "Loss by wall time: steps × interleaved step time on Another processor" in said  # the runs are not of it
 
 
@@ -298,6 +300,25 @@ def test_a_curve_has_the_name_of_the_validation_set_s_figure(folder):
     assert "BLEU by steps, validation" in said
     assert "BLEU newstest2014 by" not in said
     assert "one seed each" in said
+
+
+@pytest.mark.parametrize(
+    ("details", "official"),
+    [
+        ({"test images": 10_000}, True),
+        ({"test images": 600}, False),
+        ({"test images": 10_000, FILES: OTHER_FILES}, False),
+    ],
+)
+def test_the_papers_quality_stands_alone_beside_its_own_data_only(folder, details, official):
+    folder.run("rms", 0, 5.0, name="cifar", stand_in=False, details=details)
+    folder.timing(kernels="unfused", stand_in=False, details=details)
+    said = text_of(folder.page())
+    assert ("RMSNorm 5.00 paper 8.83" in said) == official
+    assert ("RMSNorm 5.00 paper, other data 8.83" in said) != official
+    assert ("cifar · not the paper's data" in said) != official
+    assert ("its quality cannot be compared" in said) != official
+    assert "paper 20.5" in said  # time is of the model
 
 
 def test_commits_are_short_and_machines_that_differ_in_them_alone_are_one(folder):
@@ -346,7 +367,7 @@ def test_hidden_states_and_weights_around_another_mean(folder):
     for seed in (0, 1):
         folder.run("layer", seed, 5.0 + seed, more=states, model={**SMALL, "init_mean": 0.2})
     said = text_of(folder.page())
-    assert "the paper's Table 5" in said
+    assert "the paper's Table 5, on other data" in said
     assert said.count("−1.00 paper −0.43 −1.00 paper −0.48") == 1
     assert "weights drawn around 0.2 instead of 0" in said
     assert "Table 5" not in text_of(Folder(folder.path.parent / "other").page_of("layer"))

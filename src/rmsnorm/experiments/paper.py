@@ -19,6 +19,15 @@ class Published:
     """Normaliser -> percent of LayerNorm's time."""
 
 
+def label(official: bool) -> str:
+    """What stands before the paper's quality. Its times depend on models and sizes, not on the data's content."""
+    return "paper" if official else "paper, other data"
+
+
+CAVEAT = "other data than here, so its quality cannot be compared with these figures"
+"""Of the paper's figures beside a stand-in or the user's own data."""
+
+
 PAPER = {
     "translation": Published(
         where="WMT14 En-De, newstest2014, RNNSearch (quality: TensorFlow; L2 too; WeightNorm: Theano); "

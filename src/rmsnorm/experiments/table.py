@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rmsnorm.experiments.compare import QualityRow, TimeRow, mixed_machines
+from rmsnorm.experiments.data.official import is_official
 from rmsnorm.experiments.learner import Setup
-from rmsnorm.experiments.paper import PAPER, Published
+from rmsnorm.experiments.paper import CAVEAT, PAPER, Published, label
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.task import Metric, Task
@@ -60,7 +61,8 @@ def show_quality(comparison: Comparison, console: Console) -> None:
     tables = -(-len(task.metrics) // METRICS_A_TABLE)
     each = -(-len(task.metrics) // tables)
     for start in range(0, len(task.metrics), each):
-        console.print(_quality_table(comparison.quality, task.metrics[start : start + each], paper), highlight=False)
+        metrics = task.metrics[start : start + each]
+        console.print(_quality_table(comparison.quality, metrics, paper, _official(task)), highlight=False)
 
 
 def show_times(comparison: Comparison, console: Console) -> None:
@@ -82,14 +84,18 @@ def ruled(first: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published) -> Table:
+def _official(task: Task) -> bool:
+    return is_official(task.name, asdict(task.source))
+
+
+def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
     table = ruled("norm", [metric.label for metric in metrics])
     for each in rows:
         table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
         published = paper.quality.get(each.norm, {})
         if any(metric.key in published for metric in metrics):
             cells = (f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics)
-            table.add_row("  paper", *cells, style="dim")
+            table.add_row(f"  {label(official)}", *cells, style="dim")
     return table
 
 
@@ -152,12 +158,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"{timed[0]['finished']}",
         ]
     if task.name in PAPER:
-        stood_in = (
-            "; other data than here, so its quality cannot be compared with a stand-in's"
-            if task.source.stand_in
-            else ""
-        )
-        found.append(f"paper: {PAPER[task.name].where}{stood_in}")
+        found.append(f"paper: {PAPER[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
     found.append(f"records: {comparison.plot.rpartition('/')[0] or '.'}; plot: {comparison.plot}")
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
@@ -180,9 +181,9 @@ def _about_quality(comparison: Comparison) -> list[str]:
     if "prms" in (each.norm for each in comparison.quality):
         found.append(f"pRMSNorm: the RMS is taken of the first {100 * recipe.p:g} % of the elements")
     if references := comparison.task.references:
-        label = headline.label.replace("\n", " ")
+        measured = headline.label.replace("\n", " ")
         listed = ", ".join(f"{name} {value:{headline.form}}" for name, value in references.items())
-        found.append(f"without learning: {listed} ({label})")
+        found.append(f"without learning: {listed} ({measured})")
     return found
 
 
@@ -215,6 +216,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "source": asdict(task.source),
         "references": dict(task.references),
         "paper": asdict(PAPER[task.name]) if task.name in PAPER else None,
+        "paper_data": _official(task),
         "machine": comparison.records[0]["machine"],
         "quality": [asdict(each) for each in comparison.quality],
         "time": {kernels: [asdict(each) for each in rows] for kernels, rows in comparison.times.items()},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rmsnorm.experiments import tasks
+from rmsnorm.experiments.data.official import is_official
 from rmsnorm.experiments.recipes.common import KERNELS, NORMS, Recipe
 from rmsnorm.experiments.runs import Record
 
@@ -52,6 +53,11 @@ class Experiment:
         """Of the data, as one of the records has it: others may have found the same data under another name."""
         found: str = self.records[0]["source_name"]
         return found
+
+    @property
+    def official(self) -> bool:
+        """Whether the data are those that the paper's figures were taken on."""
+        return is_official(self.task, self.common["source"])
 
     @property
     def result(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rmsnorm.analysis.layers import Sizes
 from rmsnorm.analysis.report import law, mark
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.compare import mixed_machines, quality_row, time_row
-from rmsnorm.experiments.paper import PAPER, Published
+from rmsnorm.experiments.paper import CAVEAT, PAPER, Published
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
 from rmsnorm.report import figures
@@ -78,6 +78,8 @@ def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
         "trained": trained,
         "times": [time_table(experiment, kernels, paper) for kernels in experiment.timings],
         "paper": paper.where,
+        "unlike": " · not the paper's data" if paper.where and not (experiment.official or source["stand_in"]) else "",
+        "caveat": "" if experiment.official else f"; {CAVEAT}",
     }
 
 

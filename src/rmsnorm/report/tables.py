@@ -5,7 +5,7 @@ from typing import Any
 
 from rmsnorm.experiments import hidden_states
 from rmsnorm.experiments.compare import QualityRow, quality_row, time_row
-from rmsnorm.experiments.paper import HIDDEN_STATES, Published
+from rmsnorm.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm.experiments.recipes.common import LABELS
 from rmsnorm.experiments.runs import Record
 from rmsnorm.experiments.table import SETTINGS
@@ -15,7 +15,7 @@ from rmsnorm.report.collect import Experiment, processor, rounds
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure; beneath it its confidence interval, and the paper's."""
+    """One figure; beneath it its confidence interval, and the paper's with the word for that."""
 
     text: str
     interval: str = ""
@@ -34,12 +34,15 @@ class Table:
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     """Every metric of every normaliser."""
-    metrics = experiment.result["metrics"]
+    metrics, word = experiment.result["metrics"], label(experiment.official)
     rows = []
     for line in experiment.main(kernels):
         row, published = quality_row(line.norm, line.records), paper.quality.get(line.norm, {})
         cells = [
-            Cell(quality_text(row, metric), paper=f"{published[metric['key']]:g}" if metric["key"] in published else "")
+            Cell(
+                quality_text(row, metric),
+                paper=f"{word} {published[metric['key']]:g}" if metric["key"] in published else "",
+            )
             for metric in metrics
         ]
         rows.append((LABELS[line.norm], cells))
@@ -67,12 +70,13 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
             published = HIDDEN_STATES.get(line.norm, {}).get(part, ("",) * len(keys))
             for key, said in zip(keys, published, strict=True):
                 measured = _signed(found[key].mean, 2) if key in found else "–"
-                cells.append(Cell(measured, paper=_signed(said, 2) if isinstance(said, float) else ""))
+                cells.append(Cell(measured, paper=f"paper {_signed(said, 2)}" if isinstance(said, float) else ""))
         if any(key in found for key in hidden_states.KEYS["mean"]):
             rows.append((LABELS[line.norm], cells))
     words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
     headings = [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
-    title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5)"
+    title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5"
+    title += ")" if experiment.official else ", on other data)"
     return Table(title, headings, rows) if rows else None
 
 
@@ -100,7 +104,7 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
         row = time_row(norm, record)
         cells = [
             Cell(f"{row.milliseconds:.1f}"),
-            percent(row.saved, saved.get(norm, "")),
+            percent(row.saved, f"paper {saved[norm]}" if norm in saved else ""),
             percent(row.norm_share),
             Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
             Cell(f"{row.peak_memory / 2**20:.1f}"),
@@ -108,15 +112,16 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
         rows.append((LABELS[norm], cells))
     headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
     machine = record["machine"]
-    note = f"{_when(record)}; {machine['torch_threads']} threads, torch {machine['versions']['torch']}"
+    torch = machine["versions"]["torch"]
+    note = f"one step each in turn, {_when(record)}; {machine['torch_threads']} threads, torch {torch}"
     if others := experiment.other_timings.get(kernels):
-        note += f". Recorded too, and not shown: {'; '.join(map(_when, others))}"
+        note += f". Timed too, and not shown: {'; '.join(map(_when, others))}"
     return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
 
 
 def _when(timing: Record) -> str:
     when = timing["finished"][:16].replace("T", " ")
-    return f"{rounds(timing)} rounds of one step each in turn on {processor(timing)}, {when} UTC"
+    return f"{rounds(timing)} rounds on {processor(timing)}, {when} UTC"
 
 
 def percent(spread: Spread | None, paper: str = "") -> Cell:
