@@ -142,9 +142,9 @@ def rounds(timing: Record) -> int:
 def _most_telling(timings: Sequence[Record], experiment: Experiment) -> Record:
     trained_on = {processor(r) for lines in experiment.lines.values() for line in lines for r in line.records}
 
-    def rank(timing: Record) -> tuple[int, int, bool, str]:
+    def rank(timing: Record) -> tuple[bool, int, int, bool, str]:
         norms = timing["identity"]["norms"]
-        return rounds(timing), len(norms), processor(timing) in trained_on, timing["finished"]
+        return "layer" in norms, rounds(timing), len(norms), processor(timing) in trained_on, timing["finished"]
 
     return max(timings, key=rank)
 
