@@ -311,6 +311,12 @@ def test_nvidias_folder_is_read_in_the_form_that_every_set_has(tmp_path: Path, c
     assert list(corpus.train.source) == corpus.valid.source == corpus.tests[0].source == ["It rains."]
 
 
+def test_a_test_set_of_another_kind_is_not_left_out(folder: Path, cache: Path) -> None:
+    nvidia(folder, "newstest2014", ".tok")
+    with pytest.raises(UserError, match="test is plain, newstest2014 is tokenised"):
+        read_corpus(folder)
+
+
 def test_halves_of_two_forms_are_no_set(tmp_path: Path, cache: Path) -> None:
     """The files that NVIDIA's README names: a tokenised source and a plain reference."""
     nvidia(tmp_path, "train", ".tok.clean.bpe.32000")

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments.data.batches import Batch
+from rmsnorm.experiments.data.ragged import Ragged
 from rmsnorm.experiments.data.subwords import BEGIN, END, PAD
 from rmsnorm.experiments.learner import Setup
 from rmsnorm.experiments.models.encoder_decoder import EncoderDecoder, positions
@@ -22,7 +24,7 @@ from rmsnorm.experiments.recipes import translation as translation_recipe
 from rmsnorm.experiments.recipes.common import KERNELS, Recipe
 from rmsnorm.experiments.recipes.settings import changed
 from rmsnorm.experiments.tasks import NORMS, transformer, translation
-from rmsnorm.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask
+from rmsnorm.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask, _chunks
 from rmsnorm.experiments.train import Run
 
 V = 23
@@ -412,6 +414,35 @@ def test_official_files_from_end_to_end(module: Any, tmp_path: Path) -> None:
     taken = module.load(tmp_path, tiny(module))
     assert taken.source.details["subwords sha256"] != task.source.details["subwords sha256"]
     assert taken.files()[SUBWORDS] == (tmp_path / SUBWORDS).read_bytes()
+
+
+def test_given_subwords_must_be_as_many_as_asked_for(tmp_path: Path) -> None:
+    parallel_folder(tmp_path)
+    (tmp_path / SUBWORDS).write_bytes(translation.load(None, tiny(translation)).files()[SUBWORDS])
+    recipe = tiny(translation)
+    other = replace(recipe, data=replace(recipe.data, vocabulary=310))
+    with pytest.raises(UserError, match=r"subwords.json must have as many .* 310; it has 300\. .*vocabulary=300"):
+        translation.load(tmp_path, other)
+
+
+@pytest.mark.parametrize("stem", ["valid.en", "valid.de"])
+def test_a_sentence_of_400_000_words_is_refused(tmp_path: Path, stem: str) -> None:
+    path = parallel_folder(tmp_path) / stem
+    lines = path.read_text("utf-8").split("\n")
+    path.write_text("\n".join([lines[0], "word " * 400_000, *lines[2:]]), "utf-8")
+    with pytest.raises(
+        UserError, match=rf"{stem.split('.')[0]}.*{stem[-2:]}, sentence 2: .*at most 1,000 subwords, has \d"
+    ):
+        translation.load(tmp_path, tiny(translation))
+
+
+def test_long_sentences_are_evaluated_in_smaller_numbers() -> None:
+    lengths = np.array([3] * 200 + [900] * 10 + [9000])
+    source = Ragged.of(np.zeros(lengths.sum(), np.int32), lengths)
+    short = Ragged.of(np.zeros(3 * 211, np.int32), np.full(211, 3))
+    for chunks in (_chunks(source), _chunks(short, source)):
+        assert [len(chunk) for chunk in chunks] == [128, 72, 9, 1, 1]
+        assert np.concatenate(chunks).tolist() == [*range(211)]
 
 
 def test_long_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
