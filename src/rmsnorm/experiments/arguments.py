@@ -5,12 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rmsnorm.errors import UserError, nearest
 from rmsnorm.experiments import tasks
 from rmsnorm.experiments.recipes import settings
 from rmsnorm.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
 from rmsnorm.files import named
+
+if TYPE_CHECKING:
+    from rmsnorm.experiments.trained import Trained
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +74,33 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="run again what is recorded already, and replace its record")
     add("--json", action="store_true", help="print the result as JSON")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the commands that use a trained network."""
+    parser.formatter_class = argparse.HelpFormatter
+    parser.add_argument(
+        "run",
+        type=named,
+        metavar="RUN",
+        help="a record that `rmsnorm train` has written (a .jsonl file, with its network beside it), or a folder with "
+        "one such run",
+    )
+    parser.add_argument("--device", default="cpu", help="the device to compute on (default: %(default)s)")
+
+
+def loaded(args: argparse.Namespace) -> "Trained":
+    """The trained network that the command line names."""
+    quiet()
+    try:
+        from rmsnorm.experiments import devices, load
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    devices.check(args.device)
+    try:
+        return load(args.run, args.device)
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
 
 
 def norms_help() -> str:

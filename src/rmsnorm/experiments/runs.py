@@ -68,7 +68,7 @@ def _read_all(folder: Path) -> tuple[list[Record], dict[Path, str]]:
     records, wrong = [], {}
     for path in sorted(folder.glob("*.jsonl")):
         try:
-            records.append(_read(path))
+            records.append(read(path))
         except UserError as error:
             wrong[path] = str(error)
     return records, wrong
@@ -82,7 +82,7 @@ class RunStore:
 
     def get(self, task: str, kind: str, identity: dict[str, Any]) -> Record | None:
         path = self.folder / file_name(task, kind, identity)
-        return _read(path) if path.exists() else None
+        return read(path) if path.exists() else None
 
     def put(
         self,
@@ -107,7 +107,7 @@ class RunStore:
         record["digest"] = _hash(record)
         path = self.folder / file_name(task, kind, identity)
         write_whole(path, _dumps(record).encode() + b"\n")
-        return _read(path)  # as it is read ever after, tuples and all
+        return read(path)  # as it is read ever after, tuples and all
 
 
 @contextlib.contextmanager
@@ -151,7 +151,13 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _read(path: Path) -> Record:
+def read(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        UserError: it is none of this version, or damaged; names the file and says what is wrong.
+    """
+
     def damaged(line: int, what: str) -> UserError:
         return UserError(
             f"{path}, line {line}: a record must be one whole JSON line as this version wrote it; {what}. "

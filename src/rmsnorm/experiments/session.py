@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments import interrupts, sweep, sweep_p, tasks
+from rmsnorm.experiments import devices, interrupts, networks, sweep, sweep_p, tasks
 from rmsnorm.experiments.compare import quality_row, time_row
 from rmsnorm.experiments.jobs import (
     Advance,
@@ -164,10 +164,12 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
         heading(task, setup).replace("compare", "train", 1) + f" · {norm} · seed {args.seed}{f' · {by}' if by else ''}"
     )
     checkpoints = checkpoints_of(job, store, progress)
-    record = _by_the_first(fabric, lambda: None if args.overwrite else recorded(job, store))
+    record = _by_the_first(fabric, lambda: None if args.overwrite else _trained(job, store))
     if record is None:
         if args.overwrite and first:
             checkpoints.remove()
+        elif first and recorded(job, store):
+            progress.say("recorded without its network, as compare does: it is trained again")
         fabric.barrier()
         try:
             with progress:
@@ -178,11 +180,14 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
                 )
                 with _listener(args, job, progress, first) as listener:
                     result = run.finish(listener)
+                weights = run.weights() if result.status == "finished" else None
         except KeyboardInterrupt:
             progress.say(
                 f"interrupted: the steps taken are kept in {checkpoints.folder}; the same command goes on from there"
             )
             return 130
+        if first and weights is not None:  # before the record: a run that is recorded can be used
+            networks.keep(store.folder / job.file_name, networks.Network(task.sizes, weights))
         if first:
             _keep_files(job, store)
             record = keep(job, store, job.result(result))
@@ -217,8 +222,17 @@ def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
 def _keep_files(job: Job, store: RunStore) -> None:
     """What the trained network cannot be used without, beside its record and before it: a kill leaves none without."""
     for name, content in job.task.files().items():
-        if not (path := store.folder / f"{job.stem}.{name}").exists():
+        path = store.folder / f"{job.stem}.{name}"
+        if not path.exists() or path.read_bytes() != content:
             write_whole(path, content)
+
+
+def _trained(job: Job, store: RunStore) -> Record | None:
+    """The job's record, if its network is there: of a comparison's record it is not, and the training is done again."""
+    record = recorded(job, store)
+    if record is None or record["result"]["status"] == "diverged":
+        return record
+    return record if networks.path_of(store.folder / job.file_name).exists() else None
 
 
 @contextlib.contextmanager
@@ -238,7 +252,11 @@ def _said(job: Job, record: Record, out: Path) -> str:
     for metric in job.task.metrics[1:] if record["result"]["quality"] else ():
         value = record["result"]["quality"][metric.key]
         lines.append(f"{value:{metric.form}} {metric.label}".replace("\n", " "))
-    return "\n".join([*lines, f"record: {out / job.file_name}"])
+    record_path = out / job.file_name
+    lines.append(f"record: {record_path}")
+    if record["result"]["quality"]:
+        lines.append(f"network: {networks.path_of(record_path)}")
+    return "\n".join(lines)
 
 
 def _output() -> Console:
@@ -247,26 +265,10 @@ def _output() -> Console:
 
 
 def _setup(args: argparse.Namespace) -> Setup:
-    _check_device(args.device)
+    devices.check(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     return Setup(kernels=args.kernels, device=args.device, precision=args.precision)
-
-
-def _check_device(name: str) -> None:
-    """Put one number on it: the surest sign that torch can use a device."""
-    try:
-        torch.zeros(1, device=name) + 1
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        if device.type == "cpu" and device.index is not None:
-            raise RuntimeError("CPUs have no numbers; how many cores are used is said by --threads")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each of these for one
-        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")  # its list of backends follows
-        raise UserError(
-            f"--device must be one that this torch can use; got {name!r}: {reason}. Pass --device cpu."
-        ) from None
 
 
 def _interrupted(planned: list[Job], finished: int, args: argparse.Namespace) -> str:

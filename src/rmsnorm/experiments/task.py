@@ -62,6 +62,9 @@ class Task(Protocol):
     source: Source
     references: Mapping[str, float]
     """What the headline metric is without learning: {"guessing": 7.77, "character frequencies alone": 4.42}."""
+    sizes: dict[str, int]
+    """What of the network's shape the data decide: {"vocabulary": 515}. With it the module's
+    ``network(recipe, sizes, norm, kernels)`` makes the network of ``model`` without the data."""
 
     def model(self, norm: str, kernels: str) -> nn.Module:
         """A new network on the CPU. torch is seeded already; the draws are the same whatever the normaliser."""
@@ -92,7 +95,8 @@ class Task(Protocol):
         """Initialisation that depends on data; mostly nothing. Called once, before the first step, with batch 0."""
 
     def files(self) -> dict[str, bytes]:
-        """Name -> content of what a trained network cannot be used without (subwords), kept beside the run."""
+        """Name -> content of what a trained network cannot be used without, kept beside the run: what was learnt from
+        the training data to prepare its inputs (subwords, words, a whitening)."""
 
 
 def generator(*key: int) -> torch.Generator:

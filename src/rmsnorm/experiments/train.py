@@ -163,6 +163,12 @@ class Run:
     def _to_be_saved(self, done: int) -> bool:
         return done == self.config.steps or (done % self.every == 0 if self.every else done in self.stops)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those that are tested, on the CPU: the last, or the best if the recipe takes these. All processes call it."""
+        if self.progress.best is not None:
+            return self.progress.best
+        return {name: tensor.detach().cpu() for name, tensor in self.learner.network().state_dict().items()}
+
     def _evaluate(self, listener: Listener) -> None:
         listener.evaluating("valid")
         found = self.learner.evaluate("valid")

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rmsnorm.errors import UserError
@@ -47,11 +48,19 @@ def recipe(name: str, size: str = "small") -> Recipe:
     return made
 
 
+def module(name: str) -> ModuleType:
+    """The task's module; what it offers beside ``load``:
+
+    ``network(recipe, sizes, norm, kernels)``: the untrained network, without the data (``sizes``: the task's).
+    ``preprocessor(files)``: what turns an input into what the network takes, from the task's ``files()``.
+    """
+    return importlib.import_module(f"rmsnorm.experiments.tasks.{name}")
+
+
 def load(name: str, data: Path | None, recipe: Recipe) -> "Task":
     """The task on ``data``, or on its stand-in."""
-    module = importlib.import_module(f"rmsnorm.experiments.tasks.{name}")
     try:
-        task: Task = module.load(data, recipe)
+        task: Task = module(name).load(data, recipe)
     except OSError as error:  # such as a folder on the way that cannot be entered
         raise unreadable(error.filename or data or "the stand-in", error) from None
     except MemoryError:

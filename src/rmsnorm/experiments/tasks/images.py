@@ -1,7 +1,9 @@
 """Classifying images: CIFAR-10, or scikit-learn's digits as a stand-in. No augmentation, ZCA-whitened."""
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Batch, Metric, Source
 
 Array = np.ndarray[Any, Any]
+WHITENING = "whitening.npz"
 _EVALUATION_BATCH = 500
 
 
@@ -38,7 +41,8 @@ class Images:
                 f"{len(images.train)}. Pass more data."
             )
         check_enough(kept, recipe.train.batch, source.name, "images")
-        whiten = zca(images.train[:kept], recipe.data.zca)
+        self.sizes = {"channels": images.train.shape[1], "classes": images.classes}
+        self.whiten = whiten = zca(images.train[:kept], recipe.data.zca)
         self.train = _tensors(whiten(images.train[:kept]), images.train_labels[:kept])
         test = _tensors(whiten(images.test), images.test_labels)
         valid = _tensors(whiten(images.train[kept:]), images.train_labels[kept:]) if recipe.data.held_out else test
@@ -47,7 +51,7 @@ class Images:
         self.references = {"the most frequent class": 100 * float((images.test_labels != guess).mean())}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        return ConvPool(self.train[0].shape[1], self.classes, self.recipe.model, norm, kernels, self.recipe.p)
+        return network(self.recipe, self.sizes, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         indices, _ = chosen(step, seed, len(self.train[0]), self.recipe.train.batch)
@@ -75,10 +79,36 @@ class Images:
             model.initialise(batch[0])
 
     def files(self) -> dict[str, bytes]:
-        return {}
+        content = io.BytesIO()
+        np.savez(content, **self.whiten._asdict())
+        return {WHITENING: content.getvalue()}
 
 
-def zca(images: Array, eps: float) -> Any:
+def preprocessor(files: Mapping[str, bytes]) -> "Whitening":
+    """The whitening of the training images."""
+    with np.load(io.BytesIO(files[WHITENING]), allow_pickle=False) as found:
+        return Whitening(found["mean"], found["matrix"])
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return ConvPool(sizes["channels"], sizes["classes"], recipe.model, norm, kernels, recipe.p)
+
+
+class Whitening(NamedTuple):
+    """Images (N, C, Y, X) -> (x − mean) @ matrix, each image x being a row of D = C·Y·X pixels."""
+
+    mean: Array
+    """(D)"""
+    matrix: Array
+    """(D, D)"""
+
+    def __call__(self, images: Array) -> Array:
+        rows = (images.reshape(len(images), -1) - self.mean) @ self.matrix
+        return rows.reshape(images.shape).astype(np.float32)
+
+
+def zca(images: Array, eps: float) -> Whitening:
     """Images -> images whose pixels are uncorrelated with variance 1 over the given ones, and nearest to them.
 
     With covariance U diag(λ) Uᵀ: (x − mean) · U diag(1/√(λ + eps)) Uᵀ.
@@ -86,13 +116,7 @@ def zca(images: Array, eps: float) -> Any:
     rows = images.reshape(len(images), -1).astype(np.float64)
     mean = rows.mean(0)
     values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True))
-    matrix = (vectors / np.sqrt(values.clip(0) + eps)) @ vectors.T
-
-    def whiten(images: Array) -> Array:
-        rows = (images.reshape(len(images), -1) - mean) @ matrix
-        return rows.reshape(images.shape).astype(np.float32)
-
-    return whiten
+    return Whitening(mean, (vectors / np.sqrt(values.clip(0) + eps)) @ vectors.T)
 
 
 def _tensors(pixels: Array, labels: Array) -> tuple[Tensor, Tensor]:

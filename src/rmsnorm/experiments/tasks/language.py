@@ -5,9 +5,11 @@ the SHA-256 of their names until a tenth of the characters is held out. A single
 """
 
 import hashlib
+import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Batch, Metric, Source, generator
 
+CHARACTERS = "characters.json"
 HELD_OUT_SHARE = 10
 """One character in ten is held out."""
 
@@ -42,9 +45,15 @@ class Text:
 
     train: Tensor
     held_out: Tensor
-    vocabulary: int
+    characters: str
+    """The characters of the training part: the id of each is its place."""
     unigram_bits: float
     """Bits per held-out character of a model that knows the training part's character frequencies and no more."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return len(self.characters) + 1
 
 
 class Language:
@@ -56,6 +65,7 @@ class Language:
 
     def __init__(self, recipe: Recipe, source: Source, text: Text) -> None:
         self.recipe, self.source, self.text = recipe, source, text
+        self.sizes = {"vocabulary": text.vocabulary}
         self.references = {"guessing": math.log2(text.vocabulary), "character frequencies alone": text.unigram_bits}
         windows = fixed_windows(text.held_out, 2 * recipe.data.evaluation_windows, recipe.model.context)
         self.windows = {  # of one file the neighbours: what is chosen by "valid" says something of "test"
@@ -63,7 +73,7 @@ class Language:
         }
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        return Transformer(self.text.vocabulary, self.recipe.model, norm_maker(norm, kernels, self.recipe.p))
+        return network(self.recipe, self.sizes, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         train, model = self.recipe.train, self.recipe.model
@@ -91,7 +101,17 @@ class Language:
         """Nothing depends on data."""
 
     def files(self) -> dict[str, bytes]:
-        return {}
+        return {CHARACTERS: json.dumps(self.text.characters).encode()}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> str:
+    """The characters in the order of their ids."""
+    return str(json.loads(files[CHARACTERS]))
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return Transformer(sizes["vocabulary"], recipe.model, norm_maker(norm, kernels, recipe.p))
 
 
 def load(data: Path | None, recipe: Recipe) -> Language:
@@ -165,7 +185,7 @@ def _encode(train: str, held_out: str) -> Text:
     return Text(
         train=torch.from_numpy(train_ids),
         held_out=torch.from_numpy(held_out_ids),
-        vocabulary=len(known) + 1,
+        characters="".join(map(chr, known)),
         unigram_bits=float(bits[held_out_ids].mean()),
     )
 

@@ -1,7 +1,7 @@
 """What the two translation tasks share: parallel text, the loss by the word, the search and the scores."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,8 +35,8 @@ EVALUATED_TOGETHER = 128
 IDS_TOGETHER = 8192
 """Ids at a time, padding included: 1 GB of logits for 32,000 subwords."""
 
-Network = Callable[[Recipe, int, str, str], nn.Module]
-"""(recipe, vocabulary, norm, kernels) -> the untrained network."""
+Network = Callable[[Recipe, dict[str, int], str, str], nn.Module]
+"""(recipe, sizes, norm, kernels) -> the untrained network."""
 
 
 class ParallelTextTask:
@@ -59,6 +59,7 @@ class ParallelTextTask:
             found = _prepared(data, sets, config)
             valid, tests, tokenised = sets.valid.read(), tuple(form.read() for form in sets.tests), sets.train.tokenised
         self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
+        self.sizes = {"vocabulary": self.subwords.size}
         source, target = found.ragged("train.source"), found.ragged("train.target")
         self._batches = Batches(source, target, recipe.train.batch, config.by_tokens)
         self._valid, self._tests, self._tokenised = _first(valid, config.valid_pairs), tests, tokenised
@@ -93,7 +94,7 @@ class ParallelTextTask:
         return {SUBWORDS: self.subwords.dumps()}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        return self._network(self.recipe, self.subwords.size, norm, kernels)
+        return self._network(self.recipe, self.sizes, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         return self._batches(step, seed)
@@ -135,23 +136,6 @@ class ParallelTextTask:
             ids = padded(target, chosen).to(device)
             yield model.trace(padded(source, chosen).to(device), ids).recurrent_BTG, ids != PAD  # type: ignore[operator]
 
-    def translate(self, model: nn.Module, sentences: list[str], beam: int) -> list[str]:
-        """The translations in the sentences' order; which of them are searched together does not matter."""
-        source = self.subwords.encode(sentences)
-        device = next(model.parameters()).device
-
-        def translated(chosen: Any) -> list[str]:
-            ids = padded(source, chosen).to(device)
-            limits = torch.from_numpy(source.lengths[chosen]) * 2 + 10
-            found, _ = search(model, ids, limits, beam, self.recipe.data.length_penalty)  # type: ignore[arg-type]
-            return [self.subwords.decode(words) for words in found.tolist()]
-
-        translations, chunks = [""] * len(sentences), _chunks(source)
-        for chosen, texts in zip(chunks, shared(translated, chunks), strict=True):
-            for index, text in zip(chosen, texts, strict=True):
-                translations[index] = text
-        return translations
-
     def _scores(self, model: nn.Module, pairs: Pairs[list[str]], beam: int) -> dict[str, float]:
         source, target = self.subwords.encode(pairs.source), self.subwords.encode(pairs.target)
         device = next(model.parameters()).device
@@ -161,8 +145,34 @@ class ParallelTextTask:
             return float(self.loss(model, batch)), self.weight(batch)
 
         total, words = (sum(column) for column in zip(*shared(lost, _chunks(source, target)), strict=True))
-        found = score(self.translate(model, pairs.source, beam), pairs.target, self._tokenised)
+        translations = translate(model, self.subwords, pairs.source, beam, self.recipe.data.length_penalty)
+        found = score(translations, pairs.target, self._tokenised)
         return {"loss": total / words, **found}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> Subwords:
+    """The subwords."""
+    return Subwords.loads(files[SUBWORDS].decode(), Path(SUBWORDS))
+
+
+def translate(
+    model: nn.Module, subwords: Subwords, sentences: Sequence[str], beam: int, length_penalty: float
+) -> list[str]:
+    """The translations in the sentences' order; which of them are searched together does not matter."""
+    source = subwords.encode(sentences)
+    device = next(model.parameters()).device
+
+    def translated(chosen: Any) -> list[str]:
+        ids = padded(source, chosen).to(device)
+        limits = torch.from_numpy(source.lengths[chosen]) * 2 + 10
+        found, _ = search(model, ids, limits, beam, length_penalty)  # type: ignore[arg-type]
+        return [subwords.decode(words) for words in found.tolist()]
+
+    translations, chunks = [""] * len(sentences), _chunks(source)
+    for chosen, texts in zip(chunks, shared(translated, chunks), strict=True):
+        for index, text in zip(chosen, texts, strict=True):
+            translations[index] = text
+    return translations
 
 
 def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:

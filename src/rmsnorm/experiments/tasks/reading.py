@@ -1,7 +1,9 @@
 """Cloze questions on a text: which of its entities stands where the question has @placeholder."""
 
 import hashlib
+import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.recipes.reading import DataConfig
 from rmsnorm.experiments.task import Metric, Source
 
+WORDS = "words.json"
 _EVALUATION_BATCH = 128
 
 
@@ -76,10 +79,11 @@ class Reading:
         self.ids = {word: i for i, word in enumerate(found.info["words"], FIRST_WORD)}
         self.first_marker = FIRST_WORD + len(self.ids)
         self.markers = max(int(part.entities.max()) for part in self.splits.values())
+        self.sizes = {"vocabulary": self.first_marker + self.markers}
         self.references = {"the context's most frequent entity": found.info["majority"]}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        return AttentiveReader(self.first_marker + self.markers, self.recipe.model, norm, kernels, self.recipe.p)
+        return network(self.recipe, self.sizes, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         indices, _ = chosen(step, seed, len(self.splits["train"]), self.recipe.train.batch)
@@ -123,7 +127,17 @@ class Reading:
         pass
 
     def files(self) -> dict[str, bytes]:
-        return {}
+        return {WORDS: json.dumps(list(self.ids)).encode()}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> list[str]:
+    """The words in the order of their ids, from FIRST_WORD on."""
+    return list(json.loads(files[WORDS]))
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return AttentiveReader(sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)
 
 
 def _padded(rows: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:

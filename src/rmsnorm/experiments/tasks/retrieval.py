@@ -1,6 +1,8 @@
 """Finding the caption of an image and the image of a caption, by order embeddings."""
 
+import json
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from rmsnorm.experiments.processes import shared
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.task import Metric, Source
 
+WORDS = "words.json"
 RECALLS = (1, 5, 10)
 _CHUNK = 50
 """Images whose errors with all captions of a fold are taken at a time."""
@@ -69,12 +72,12 @@ class Retrieval:
                 f"got {recipe.train.accumulate}. Take fewer pairs a step (--set train.batch=N)."
             )
         self.ids = {word: i for i, word in enumerate(found.info["words"], FIRST_WORD)}
+        self.sizes = {"features": self.splits["train"].images.shape[1], "vocabulary": FIRST_WORD + len(self.ids)}
         fold = min(recipe.data.fold, len(self.splits["test"].images))
         self.references = {"guessing": 100 / fold}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        features = self.splits["train"].images.shape[1]
-        return OrderEmbedding(features, FIRST_WORD + len(self.ids), self.recipe.model, norm, kernels, self.recipe.p)
+        return network(self.recipe, self.sizes, norm, kernels)
 
     def batch(self, step: int, seed: int) -> Batch:
         """One random caption of each image an epoch."""
@@ -132,7 +135,17 @@ class Retrieval:
         pass
 
     def files(self) -> dict[str, bytes]:
-        return {}
+        return {WORDS: json.dumps(list(self.ids)).encode()}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> list[str]:
+    """The words in the order of their ids, from FIRST_WORD on."""
+    return list(json.loads(files[WORDS]))
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return OrderEmbedding(sizes["features"], sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)
 
 
 def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,16 @@ from torch import nn
 from rmsnorm.experiments.models.encoder_decoder import EncoderDecoder
 from rmsnorm.experiments.normalizers import norm_maker
 from rmsnorm.experiments.recipes.common import Recipe
-from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
+from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
+
+__all__ = ["load", "network", "preprocessor"]
 
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    return ParallelTextTask("transformer", _network, data, recipe)
+    return ParallelTextTask("transformer", network, data, recipe)
 
 
-def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
-    return EncoderDecoder(vocabulary, recipe.model, norm_maker(norm, kernels, recipe.p))
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return EncoderDecoder(sizes["vocabulary"], recipe.model, norm_maker(norm, kernels, recipe.p))

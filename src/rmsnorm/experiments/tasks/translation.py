@@ -6,13 +6,16 @@ from torch import nn
 
 from rmsnorm.experiments.models.rnnsearch import RNNSearch
 from rmsnorm.experiments.recipes.common import Recipe
-from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask
+from rmsnorm.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
+
+__all__ = ["load", "network", "preprocessor"]
 
 
 def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
     """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
-    return ParallelTextTask("translation", _network, data, recipe)
+    return ParallelTextTask("translation", network, data, recipe)
 
 
-def _network(recipe: Recipe, vocabulary: int, norm: str, kernels: str) -> nn.Module:
-    return RNNSearch(vocabulary, recipe.model, norm, kernels, recipe.p)
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return RNNSearch(sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)

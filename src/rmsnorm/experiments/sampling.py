@@ -1,0 +1,38 @@
+"""Sampling from a language model, token by token."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    ids: Sequence[int],
+    *,
+    context: int,
+    known: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Ids that go on from ``ids``, without end, each drawn from softmax(logits / temperature).
+
+    Args:
+        model: ids (1, T) to logits (1, T, vocabulary), in evaluation mode.
+        ids: what stands before, at least one.
+        context: positions that the model was trained on; what is further back is not seen.
+        known: ids from here on are never drawn.
+        temperature: 0 takes the likeliest id.
+        generator: of the CPU.
+    """
+    device = next(model.parameters()).device
+    seen = list(ids)[-context:]
+    while True:
+        logits = model(torch.tensor([seen], device=device))[0, -1, :known].double().cpu()
+        if temperature == 0:
+            chosen = int(logits.argmax())
+        else:
+            chosen = int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))
+        seen = [*seen, chosen][-context:]
+        yield chosen
