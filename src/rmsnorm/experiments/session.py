@@ -164,7 +164,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
         heading(task, setup).replace("compare", "train", 1) + f" · {norm} · seed {args.seed}{f' · {by}' if by else ''}"
     )
     checkpoints = checkpoints_of(job, store, progress)
-    record = _by_the_first(fabric, lambda: None if args.overwrite else _trained(job, store))
+    record = _by_the_first(fabric, lambda: None if args.overwrite else _usable(job, store))
     if record is None:
         if args.overwrite and first:
             checkpoints.remove()
@@ -227,7 +227,7 @@ def _keep_files(job: Job, store: RunStore) -> None:
             write_whole(path, content)
 
 
-def _trained(job: Job, store: RunStore) -> Record | None:
+def _usable(job: Job, store: RunStore) -> Record | None:
     """The job's record, if its network is there: of a comparison's record it is not, and the training is done again."""
     record = recorded(job, store)
     if record is None or record["result"]["status"] == "diverged":

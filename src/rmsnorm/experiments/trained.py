@@ -77,7 +77,8 @@ class Trained:
         device = next(self.model.parameters()).device
         fabric = fabric_for(Setup(identity["kernels"], str(device), identity["precision"]))
         with torch.no_grad(), fabric.autocast():
-            return task, task.evaluate(self.model, split)
+            figures = task.evaluate(self.model, split)
+        return task, {key: round(value, 6) for key, value in figures.items()}  # as a record has them
 
     def translate(self, sentences: Sequence[str], first: int = 1) -> list[str]:
         """The translations, one a sentence, by the beam search of the recipe; an empty sentence stays empty.
