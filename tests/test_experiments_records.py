@@ -222,10 +222,15 @@ def test_a_folder_that_was_closed_is_refused_before_work(tmp_path, monkeypatch):
         pass
 
 
-def test_the_name_of_the_data_is_no_part_of_a_run(tmp_path, capsys, set_threads):
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_the_name_of_the_data_is_no_part_of_a_run(tmp_path, capsys, set_threads, kind):
     set_threads(1)
     (tmp_path / "first").mkdir()
-    corpus(tmp_path / "first")
+    path = corpus(tmp_path / "first")
+    if kind == "file":
+        path.rename(tmp_path / "only")
+        path.parent.rmdir()
+        (tmp_path / "only").rename(tmp_path / "first")
     rest = ["--out", str(tmp_path / "runs"), "--threads", "1", "--steps", "2", "--set", *TINY]
     command = ["train", "language", "--norm", "rms", "--data"]
     assert main([*command, str(tmp_path / "first"), *rest]) == 0

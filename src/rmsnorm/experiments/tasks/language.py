@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, str]:
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"--data must name a file or a folder; {str(path)!r} is neither. Check the spelling.")
-        return {path.name: decode(read_bytes(path), path)}
+        return {"": decode(read_bytes(path), path)}  # names decide the split of a folder, and nothing here
     if not (names := walk(path)):
         raise UserError(f"--data must hold text; the folder {str(path)!r} holds no files. Pass another one.")
     return {name: decode(read_bytes(path / name), path / name) for name in names}
