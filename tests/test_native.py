@@ -27,7 +27,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 def test_conformance_of_the_other_levels(level):
     """The best level is tested by the other files; the rest run the kernels' cases in processes of their own."""
     here = os.path.dirname(__file__)
-    files = ("test_conformance.py", "test_native.py", "test_torch_gated.py", "test_torch_quantized.py")
+    files = ("test_conformance.py", "test_native.py", "test_range.py", "test_torch_gated.py", "test_torch_quantized.py")
     tests = [os.path.join(here, name) for name in files]
     kernels = "(eager or threads_change or alignment or kernels or silu or rounded_once) and not other_levels"
     done = subprocess.run(

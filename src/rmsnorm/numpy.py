@@ -255,21 +255,26 @@ def _forward(kernel: Any, call: _Call, out: Array | None, *p: float) -> Array:
 def _backward(
     kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *p: float, plus: ArrayLike | None = None
 ) -> Gradients:
+    if not isinstance(bias, (bool, np.bool_)):
+        raise TypeError(
+            f"bias must be True (there was one: its gradient is wanted) or False, got {type(bias).__name__}"
+        )
     shape = call.back(call.x).shape
-    gradients = []
-    for name, value in (("dy", dy), ("dnew_residual", plus)):
-        if value is not None:
-            value = _floating(name, value)
-            check_same(name, value.shape, "x", shape, "shape")
-            value = _rows(value.astype(call.x.dtype, copy=False), call.axes)
-        gradients.append(value)
+
+    def gradient(name: str, value: ArrayLike) -> Array:
+        array = _floating(name, value)
+        check_same(name, array.shape, "x", shape, "shape")
+        return _rows(array.astype(call.x.dtype, copy=False), call.axes)
+
+    rows = gradient("dy", dy)
+    plus_rows = None if plus is None else gradient("dnew_residual", plus)
     dx = np.empty(call.x.shape, call.x.dtype)
     dweight = None if call.weight is None else np.empty(call.weight.shape, call.weight.dtype)
     vector = np.empty(call.spec.normalized_shape, call.x.dtype) if dweight is None else dweight
     dbias = np.empty_like(vector) if bias else None
     call._run(
         kernel,
-        [gradients[0], call.x, call.spec.normalized_shape, call.weight, dx, gradients[1], dweight, dbias],
+        [rows, call.x, call.spec.normalized_shape, call.weight, dx, plus_rows, dweight, dbias],
         p,
     )
     return call.back(dx), dweight, dbias
@@ -304,21 +309,19 @@ def _floating(name: str, value: ArrayLike) -> Array:
 
 
 def _normalized_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    try:
-        return _sorted_axes(axis, ndim)
-    except TypeError:  # a list cannot be a key of the cache
+    try:  # before the cache is asked, to which 0.0 is 0
+        return _sorted_axes((operator.index(axis),), ndim)  # type: ignore[arg-type]
+    except TypeError:
         try:
-            return _sorted_axes(tuple(operator.index(a) for a in axis), ndim)  # type: ignore[union-attr]
+            return _sorted_axes(tuple(map(operator.index, axis)), ndim)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(f"axis must be an int or a sequence of ints, got {axis!r}") from None
 
 
 @lru_cache
-def _sorted_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(operator.index(a) for a in axes)
+def _sorted_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     if not axes or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != len(axes):
-        raise ValueError(f"axis must name distinct axes of an array of {ndim} dimensions, got {axis!r}")
+        raise ValueError(f"axis must name distinct axes of an array of {ndim} dimensions, got {axes!r}")
     return tuple(sorted(a % ndim for a in axes))
 
 
@@ -337,7 +340,7 @@ def _together(rows: Array, dims: int) -> bool:
     """Whether the last ``dims`` dimensions lie together in memory."""
     expected = rows.itemsize
     for extent, stride in zip(reversed(rows.shape[-dims:]), reversed(rows.strides[-dims:]), strict=True):
-        if stride != expected and (extent != 1 or expected == rows.itemsize):  # as View::contiguous has it
+        if stride != expected and extent != 1:  # as View::contiguous has it
             return False
         expected *= extent
     return True

@@ -2,6 +2,7 @@
 // over them (dweight, dbias).
 #pragma once
 
+#include <cstdio>
 #include <memory>
 #include <new>
 
@@ -32,9 +33,18 @@ struct Free {
 };
 template <class C>
 using Buffer = std::unique_ptr<C[], Free>;
+// Becomes a MemoryError.
+struct NoMemory : std::bad_alloc {
+  explicit NoMemory(size_t bytes) { std::snprintf(text, sizeof text, "rmsnorm found no memory for a working buffer of %zu bytes", bytes); }
+  const char* what() const noexcept override { return text; }
+  char text[80];
+};
 template <class C>
-Buffer<C> allocate(int64_t count) {  // throws std::bad_alloc, which becomes a MemoryError
-  return Buffer<C>(static_cast<C*>(::operator new[](size_t(std::max<int64_t>(1, count)) * sizeof(C), std::align_val_t(64))));
+Buffer<C> allocate(int64_t count) {
+  const size_t bytes = size_t(std::max<int64_t>(1, count)) * sizeof(C);
+  void* const memory = ::operator new[](bytes, std::align_val_t(64), std::nothrow);
+  if (!memory) throw NoMemory(bytes);
+  return Buffer<C>(static_cast<C*>(memory));
 }
 
 template <class T>

@@ -5,10 +5,11 @@
 
 namespace rmsnorm::c_api {
 
-constexpr int VERSION = 1;
+constexpr int VERSION = 2;
 constexpr const char* CAPSULE = "rmsnorm.native.c_api";
 
-// A tensor on a CPU: dtype as dtype.h's DType, strides in elements.
+// A tensor on a CPU: dtype as dtype.h's DType, or −1 for another, which no kernel serves; strides in elements. The kernels
+// judge what is said here, so that who calls them says it of every tensor as it is.
 struct Strided {
   void* data;
   int dtype, ndim;
@@ -25,7 +26,7 @@ struct How {
   double eps;
 };
 
-// Null stands for what is not given or not wanted. false: the kernels do not serve this, and nothing was written.
+// A null pointer is what is not given or not wanted. false: the kernels do not serve this, and nothing was written.
 struct Api {
   int version;
   // With Python's lock held: the arguments normalized_shape, eps and p as the user gave them. Sets no Python error.

@@ -40,6 +40,7 @@ void with_type(DType t, F f) {
     case DType::f64: return f(double{});
     case DType::bf16: return f(bf16{});
     case DType::f16: return f(f16{});
+    case DType::codes: break;  // of no view that a kernel computes with
   }
 }
 
@@ -90,28 +91,27 @@ inline bool read_how(const View& x, nb::handle shape, nb::handle eps, nb::handle
   return how.k >= 0;
 }
 
-// What every call has in common: x, the normalised shape, gain and bias, eps, p, flags.
+// What every call has in common: x, gain and bias, over which dimensions is normalised, and how.
 struct Call {
-  explicit Call(int norm = c_api::RMS) : norm(norm) {}
+  Call(int norm, const View& x, const View* weight, const View* bias) : norm(norm), x(x), weight(weight), bias(bias) {}
 
   int norm;
-  View x, weight, bias;
-  bool has_weight = false, has_bias = false;
+  const View& x;
+  const View *weight, *bias;
   int dims = 0, parameter_dims = -1;
   int flags = 0;
   Problem problem{};
 
-  bool read_all(nb::handle x_, nb::handle shape, nb::handle w, nb::handle b, nb::handle eps, nb::handle p, int flags) {
+  bool accept(nb::handle shape, nb::handle eps, nb::handle p, int flags) {
     How how;
     how.flags = flags;
-    if (!read(x_, x) || !read_how(x, shape, eps, p, how)) return false;
-    has_weight = !w.is_none(), has_bias = !b.is_none();
-    return (!has_weight || read(w, weight)) && (!has_bias || read(b, bias)) && accept(how);
+    return read_how(x, shape, eps, p, how) && accept(how);
   }
-  // Whether x, weight and bias, which have been read, are the kernels'.
+  // Whether x, weight and bias are the kernels'. `how` may be another tensor's: a hook may have changed what was saved.
   bool accept(const How& how) {
     dims = how.dims, flags = how.flags;
-    if (!x.contiguous(x.ndim - dims) || (has_weight && !takes(weight)) || (has_bias && !takes(bias))) return false;
+    if (dims < 1 || dims > x.ndim || x.size(x.ndim - dims, x.ndim) != how.n) return false;
+    if (!x.contiguous(x.ndim - dims) || (weight && !takes(*weight)) || (bias && !takes(*bias))) return false;
     problem.n = how.n, problem.k = how.k, problem.eps = how.eps;
     problem.rows = x.size(0, x.ndim - dims);
     problem.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
@@ -148,8 +148,8 @@ class Parameters {
  public:
   explicit Parameters(const Call& call, bool paired = false) : paired_(paired) {
     affine.round_first = call.flags & ROUND_FIRST;
-    if (call.has_weight) affine.g = prepare(call.weight, call, gain_, call.flags & ZERO_CENTERED);
-    if (call.has_bias) affine.b = prepare(call.bias, call, bias_, false);
+    if (call.weight) affine.g = prepare(*call.weight, call, gain_, call.flags & ZERO_CENTERED);
+    if (call.bias) affine.b = prepare(*call.bias, call, bias_, false);
   }
   Affine<C> affine;
 

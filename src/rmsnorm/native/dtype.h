@@ -15,7 +15,8 @@ struct f16 {
   uint16_t bits;
 };
 
-enum class DType : int { f32, f64, bf16, f16 };
+// The last: eight-bit codes (int8 or float8_e4m3fn), which rms_norm_quantized writes.
+enum class DType : int { f32, f64, bf16, f16, codes };
 
 // float32 for everything up to float32, float64 for float64.
 template <class T>
@@ -45,9 +46,13 @@ inline double widen(double v) { return v; }
 inline float widen(bf16 v) { return as_float(uint32_t(v.bits) << 16); }
 inline float widen(f16 v) {
   const uint32_t magnitude = v.bits & 0x7fffu;
-  // Shifted into place the exponent is 112 too small; the product mends that and normalises subnormals.
-  uint32_t bits = as_bits(as_float(magnitude << 13) * 0x1p112f);
-  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;  // inf and NaN
+  uint32_t bits;
+  if (magnitude < 0x400u)  // subnormal: of an integer, since the processor may take subnormal float32 for zero
+    bits = as_bits(float(int32_t(magnitude)) * 0x1p-24f);
+  else if (magnitude < 0x7c00u)
+    bits = (magnitude << 13) + (112u << 23);
+  else
+    bits = magnitude << 13 | 0x7f800000u;  // inf and NaN
   return as_float(bits | uint32_t(v.bits & 0x8000u) << 16);
 }
 
@@ -91,6 +96,13 @@ inline f16 narrow<f16>(double v) {
   return to_f16(to_odd(v));
 }
 
-inline size_t item_size(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+inline size_t item_size(DType t) {
+  switch (t) {
+    case DType::f64: return 8;
+    case DType::f32: return 4;
+    case DType::codes: return 1;
+    default: return 2;
+  }
+}
 
 }  // namespace rmsnorm

@@ -11,12 +11,12 @@ namespace {
 // A group is a row of its own, and the gain of group j that of head j: x of shape (…, n) is read as
 // (…, groups, n / groups).
 struct GatedCall : Call {
+  GatedCall(const View& x, const View* weight) : Call(c_api::RMS, x, weight, nullptr) {}
   int64_t groups = 1;
 
-  bool read_grouped(nb::handle x_, nb::handle shape, nb::handle w, nb::handle eps, nb::handle p, nb::handle groups_,
-                    int flags_) {
-    if (!read_all(x_, shape, w, nb::none(), eps, p, flags_)) return false;
-    if (parameter_dims > dims || x.ndim == MAX_DIMS || !PyLong_Check(groups_.ptr())) return false;
+  bool accept(nb::handle shape, nb::handle eps, nb::handle p, nb::handle groups_, int flags_) {
+    if (!Call::accept(shape, eps, p, flags_)) return false;
+    if (parameter_dims > dims || x.ndim == MAX_DIMS || !PyLong_CheckExact(groups_.ptr())) return false;
     groups = PyLong_AsLongLong(groups_.ptr());
     if (groups == -1 && PyErr_Occurred()) PyErr_Clear();
     if (groups < 1 || problem.n % groups) return false;
@@ -24,8 +24,10 @@ struct GatedCall : Call {
     problem.k = counted(problem.n, p);
     return problem.k >= 0;
   }
-  bool serves(nb::handle h, View& v) const { return read(h, v) && is_like_x(v) && v.dtype == x.dtype; }
-
+  template <class... V>
+  bool serves(const V&... views) const {
+    return ((is_like_x(views) && views.dtype == x.dtype) && ...);
+  }
   template <class T>
   Tensor<T> grouped(View v) const {
     v.ndim = x.ndim - dims;
@@ -34,46 +36,50 @@ struct GatedCall : Call {
   }
 };
 
-bool forward_call(nb::handle x, nb::handle z_, nb::handle shape, nb::handle w, nb::handle y_, nb::handle eps,
+bool forward_call(nb::handle x_, nb::handle z_, nb::handle shape, nb::handle w_, nb::handle y_, nb::handle eps,
                   nb::handle p, nb::handle groups, bool norm_first, int flags) {
-  GatedCall call;
-  View y, z;
-  if (!call.read_grouped(x, shape, w, eps, p, groups, flags) || !call.serves(z_, z) || !call.serves(y_, y)) return false;
-  if (call.problem.rows == 0 || call.problem.n == 0) return true;
-  if (flags & FRESH) prepare_fresh(y);
-  MaybeReleased released(call.problem.rows * call.problem.n);
-  with_type(call.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    Parameters<compute_t<T>> parameters(call);
-    gated_forward<T>(call.problem, {call.grouped<const T>(call.x), call.grouped<const T>(z), call.grouped<T>(y),
-                                    parameters.affine, norm_first});
-  });
-  return true;
+  return served(
+      [&](const View& x, const View& z, const View* w, const View& y) {
+        GatedCall call(x, w);
+        if (!call.accept(shape, eps, p, groups, flags) || !call.serves(z, y)) return false;
+        if (call.problem.rows == 0 || call.problem.n == 0) return true;
+        if (flags & FRESH) prepare_fresh(y);
+        MaybeReleased released(call.problem.rows * call.problem.n);
+        with_type(x.dtype, [&](auto zero) {
+          using T = decltype(zero);
+          Parameters<compute_t<T>> parameters(call);
+          gated_forward<T>(call.problem, {call.grouped<const T>(x), call.grouped<const T>(z), call.grouped<T>(y),
+                                          parameters.affine, norm_first});
+        });
+        return true;
+      },
+      Needed(x_), Needed(z_), Optional(w_), Needed(y_));
 }
 
-bool backward_call(nb::handle dy_, nb::handle x, nb::handle z_, nb::handle shape, nb::handle w, nb::handle dx_,
+bool backward_call(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle shape, nb::handle w_, nb::handle dx_,
                    nb::handle dz_, nb::handle dweight_, nb::handle eps, nb::handle p, nb::handle groups,
                    bool norm_first, int flags) {
-  GatedCall call;
-  View dy, z, dx, dz, dweight;
-  const bool has_dweight = !dweight_.is_none();
-  if (!call.read_grouped(x, shape, w, eps, p, groups, flags) || !call.serves(z_, z) || !call.serves(dy_, dy) ||
-      !call.serves(dx_, dx) || !call.serves(dz_, dz))
-    return false;
-  if (has_dweight && (!call.has_weight || !read(dweight_, dweight) || !call.takes(dweight))) return false;
-  if (call.problem.n == 0) return true;
-  prepare_fresh(dx), prepare_fresh(dz);
-  MaybeReleased released(call.problem.rows * call.problem.n);
-  with_type(call.x.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    Parameters<compute_t<T>> parameters(call);
-    const auto sums = has_dweight ? allocate<double>(call.groups * call.problem.n) : nullptr;
-    gated_backward<T>(call.problem,
-                      {call.grouped<const T>(dy), call.grouped<const T>(call.x), call.grouped<const T>(z),
-                       call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, norm_first, sums.get()});
-    if (has_dweight) write_sums(dweight, sums.get(), call.problem.n, false);
-  });
-  return true;
+  return served(
+      [&](const View& dy, const View& x, const View& z, const View* w, const View& dx, const View& dz,
+          const View* dweight) {
+        GatedCall call(x, w);
+        if (!call.accept(shape, eps, p, groups, flags) || !call.serves(z, dy, dx, dz)) return false;
+        if (dweight && (!w || !call.takes(*dweight))) return false;
+        if (call.problem.n == 0) return true;
+        prepare_fresh(dx), prepare_fresh(dz);
+        MaybeReleased released(call.problem.rows * call.problem.n);
+        with_type(x.dtype, [&](auto zero) {
+          using T = decltype(zero);
+          Parameters<compute_t<T>> parameters(call);
+          const auto sums = dweight ? allocate<double>(call.groups * call.problem.n) : nullptr;
+          gated_backward<T>(call.problem,
+                            {call.grouped<const T>(dy), call.grouped<const T>(x), call.grouped<const T>(z),
+                             call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, norm_first, sums.get()});
+          if (dweight) write_sums(*dweight, sums.get(), call.problem.n, false);
+        });
+        return true;
+      },
+      Needed(dy_), Needed(x_), Needed(z_), Optional(w_), Needed(dx_), Needed(dz_), Optional(dweight_));
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 #include "dtype.h"
 
@@ -10,23 +12,52 @@ namespace rmsnorm {
 
 constexpr int MAX_DIMS = 64;  // what torch and NumPy allow
 
-// A tensor as its owner describes it; strides count elements.
-struct View {
-  char* data = nullptr;
-  DType dtype = DType::f32;
-  int ndim = 0;
+// A tensor that the kernels can read and write. `of` is the only maker, so that every view was read: an argument that
+// was not has no view, and no address. Strides count elements.
+class View {
+  struct Key {};
+
+ public:
+  char* data;
+  DType dtype;
+  int ndim;
   int64_t shape[MAX_DIMS], stride[MAX_DIMS];
 
+  // Nothing for a dtype that is no floating one (or none of codes, where those are asked for), too many dimensions, and
+  // elements without memory. Without strides the tensor is contiguous.
+  static std::optional<View> of(void* data, int dtype, int ndim, const int64_t* shape, const int64_t* stride,
+                                bool codes = false) {
+    std::optional<View> view;
+    const bool floating = dtype >= int(DType::f32) && dtype <= int(DType::f16);
+    if (!(codes ? dtype == int(DType::codes) : floating) || ndim < 0 || ndim > MAX_DIMS) return view;
+    view.emplace(Key{}, data, DType(dtype), ndim, shape, stride);
+    if (!data && !view->empty()) view.reset();
+    return view;
+  }
+  View(Key, void* data, DType dtype, int ndim, const int64_t* shape, const int64_t* stride)
+      : data(static_cast<char*>(data)), dtype(dtype), ndim(ndim) {
+    std::copy_n(shape, ndim, this->shape);
+    if (stride) std::copy_n(stride, ndim, this->stride);
+    int64_t expected = 1;
+    for (int d = ndim - 1; d >= 0 && !stride; --d) {
+      this->stride[d] = expected;
+      expected *= std::max<int64_t>(1, shape[d]);
+    }
+  }
+  View(const View& o) : data(o.data), dtype(o.dtype), ndim(o.ndim) {  // not the rest of the arrays
+    std::copy_n(o.shape, ndim, shape);
+    std::copy_n(o.stride, ndim, stride);
+  }
+  View& operator=(const View&) = delete;
+
+  bool empty() const { return std::find(shape, shape + ndim, 0) != shape + ndim; }
   int64_t size(int begin, int end) const {
-    int64_t product = 1;
-    for (int d = begin; d < end; ++d) product *= shape[d];
-    return product;
+    uint64_t product = 1;  // may wrap, but only of an empty tensor's outer dimensions
+    for (int d = begin; d < end; ++d) product *= uint64_t(shape[d]);
+    return int64_t(product);
   }
   bool contiguous(int begin) const {  // the dimensions from begin on
-    if (size(0, ndim) == 0) return true;  // NumPy's strides of empty arrays mean nothing
-    // Asked even of one element: torch's views of imaginary parts, whose sign may be a flag that no kernel sees,
-    // have a stride of 2.
-    if (begin < ndim && stride[ndim - 1] != 1) return false;
+    if (empty()) return true;  // NumPy's strides of empty arrays mean nothing
     int64_t expected = 1;
     for (int d = ndim - 1; d >= begin; --d) {
       if (shape[d] != 1 && stride[d] != expected) return false;
@@ -34,12 +65,20 @@ struct View {
     }
     return true;
   }
-  int64_t bytes() const {  // from the first element to behind the last; strides are not negative where it matters
-    int64_t last = 0;
-    for (int d = 0; d < ndim; ++d) last += (shape[d] - 1) * stride[d];
-    return (last + 1) * int64_t(item_size(dtype));
+  // From the lowest element to behind the highest.
+  std::pair<const char*, const char*> extent() const {
+    int64_t low = 0, high = 1;
+    for (int d = 0; d < ndim; ++d) (stride[d] < 0 ? low : high) += (shape[d] - 1) * stride[d];
+    if (empty()) low = high = 0;
+    const int64_t item = int64_t(item_size(dtype));
+    return {data + low * item, data + high * item};
   }
-  bool overlaps(const View& other) const { return data < other.data + other.bytes() && other.data < data + bytes(); }
+  int64_t bytes() const { return extent().second - extent().first; }
+  bool overlaps(const View& other) const {
+    const auto [begin, end] = extent();
+    const auto [first, last] = other.extent();
+    return begin < last && first < end;
+  }
   bool is_same_memory(const View& other) const {
     return data == other.data && dtype == other.dtype && std::equal(stride, stride + ndim, other.stride);
   }

@@ -13,97 +13,89 @@
 namespace rmsnorm {
 namespace {
 
-bool rms_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, nb::handle p,
-              int flags) {
-  Call call;
-  View y;
-  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && forward(call, y);
+bool rms_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle eps,
+              nb::handle p, int flags) {
+  return served(
+      [&](const View& x, const View* w, const View* b, const View& y) {
+        Call call(c_api::RMS, x, w, b);
+        return call.accept(shape, eps, p, flags) && forward(call, y);
+      },
+      Needed(x_), Optional(w_), Optional(b_), Needed(y_));
 }
 
-bool layer_norm(nb::handle x, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_, nb::handle eps, int flags) {
-  Call call(c_api::LAYER);
-  View y;
-  return call.read_all(x, shape, w, b, eps, nb::float_(1.0), flags) && read(y_, y) && forward(call, y);
+bool layer_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle eps,
+                int flags) {
+  return served(
+      [&](const View& x, const View* w, const View* b, const View& y) {
+        Call call(c_api::LAYER, x, w, b);
+        return call.accept(shape, eps, nb::float_(1.0), flags) && forward(call, y);
+      },
+      Needed(x_), Optional(w_), Optional(b_), Needed(y_));
 }
 
-bool add_rms_norm(nb::handle x, nb::handle residual_, nb::handle shape, nb::handle w, nb::handle b, nb::handle y_,
+bool add_rms_norm(nb::handle x_, nb::handle residual_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_,
                   nb::handle sum_, nb::handle eps, nb::handle p, int flags) {
-  Call call;
-  View y, residual, sum;
-  return call.read_all(x, shape, w, b, eps, p, flags) && read(y_, y) && read(residual_, residual) && read(sum_, sum) &&
-         forward(call, y, &residual, &sum);
+  return served(
+      [&](const View& x, const View& residual, const View* w, const View* b, const View& y, const View& sum) {
+        Call call(c_api::RMS, x, w, b);
+        return call.accept(shape, eps, p, flags) && forward(call, y, &residual, &sum);
+      },
+      Needed(x_), Needed(residual_), Optional(w_), Optional(b_), Needed(y_), Needed(sum_));
 }
 
-bool any_backward(Call& call, nb::handle dy_, nb::handle dx_, nb::handle plus_, nb::handle dweight_,
-                  nb::handle dbias_) {
-  View dy, views[4];
-  const View* given[4];
-  const nb::handle handles[4] = {dx_, plus_, dweight_, dbias_};
-  if (!read(dy_, dy)) return false;
-  for (int i = 0; i < 4; ++i) {
-    given[i] = handles[i].is_none() ? nullptr : &views[i];
-    if (given[i] && !read(handles[i], views[i])) return false;
-  }
-  return backward(call, dy, given[0], given[1], given[2], given[3]);
+bool any_backward(int norm, nb::handle dy_, nb::handle x_, nb::handle shape, nb::handle w_, nb::handle dx_,
+                  nb::handle plus_, nb::handle dweight_, nb::handle dbias_, nb::handle eps, nb::handle p, int flags) {
+  return served(
+      [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
+          const View* dbias) {
+        Call call(norm, x, w, nullptr);
+        return call.accept(shape, eps, p, flags) && backward(call, dy, dx, plus, dweight, dbias);
+      },
+      Needed(dy_), Needed(x_), Optional(w_), Optional(dx_), Optional(plus_), Optional(dweight_), Optional(dbias_));
 }
 
 bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                        nb::handle dweight, nb::handle dbias, nb::handle eps, nb::handle p, int flags) {
-  Call call;
-  return call.read_all(x, shape, w, nb::none(), eps, p, flags) && any_backward(call, dy, dx, plus, dweight, dbias);
+  return any_backward(c_api::RMS, dy, x, shape, w, dx, plus, dweight, dbias, eps, p, flags);
 }
 
 bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                          nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
-  Call call(c_api::LAYER);
-  return call.read_all(x, shape, w, nb::none(), eps, nb::float_(1.0), flags) &&
-         any_backward(call, dy, dx, plus, dweight, dbias);
+  return any_backward(c_api::LAYER, dy, x, shape, w, dx, plus, dweight, dbias, eps, nb::float_(1.0), flags);
 }
 
 // ---- the same for compiled callers ----
 
-View viewed(const c_api::Strided& t) {
-  View v;
-  v.data = static_cast<char*>(t.data), v.dtype = DType(t.dtype), v.ndim = t.ndim;
-  std::copy_n(t.shape, t.ndim, v.shape);
-  std::copy_n(t.strides, t.ndim, v.stride);
-  return v;
-}
-
-struct Viewed {  // of a tensor that may not be there
-  explicit Viewed(const c_api::Strided* t) : given(t) {
-    if (t) view = viewed(*t);
-  }
-  const View* get() const { return given ? &view : nullptr; }
-  bool given;
-  View view;
-};
-
-bool accept(Call& call, const c_api::How& how, const c_api::Strided& x, const c_api::Strided* weight,
-            const c_api::Strided* bias) {
-  call.x = viewed(x);
-  if ((call.has_weight = weight)) call.weight = viewed(*weight);
-  if ((call.has_bias = bias)) call.bias = viewed(*bias);
-  return call.accept(how);
-}
+std::optional<View> read(const c_api::Strided& t) { return View::of(t.data, t.dtype, t.ndim, t.shape, t.strides); }
+Needed needed(const c_api::Strided& t) { return Needed(read(t)); }
+Optional optional(const c_api::Strided* t) { return {t != nullptr, t ? read(*t) : std::nullopt}; }
 
 constexpr c_api::Api API = {
     c_api::VERSION,
-    [](const c_api::Strided& x, void* shape, void* eps, void* p, c_api::How& how) {
+    [](const c_api::Strided& x_, void* shape, void* eps, void* p, c_api::How& how) {
       const auto handle = [](void* o) { return nb::handle(static_cast<PyObject*>(o)); };
-      return read_how(viewed(x), handle(shape), handle(eps), handle(p), how);
+      return served([&](const View& x) { return read_how(x, handle(shape), handle(eps), handle(p), how); }, needed(x_));
     },
-    [](const c_api::How& how, const c_api::Strided& x, const c_api::Strided* weight, const c_api::Strided* bias,
-       const c_api::Strided& y, const c_api::Strided* residual, const c_api::Strided* sum) {
-      Call call(how.norm);
-      return accept(call, how, x, weight, bias) &&
-             forward(call, viewed(y), Viewed(residual).get(), Viewed(sum).get());
+    [](const c_api::How& how, const c_api::Strided& x_, const c_api::Strided* weight, const c_api::Strided* bias,
+       const c_api::Strided& y_, const c_api::Strided* residual_, const c_api::Strided* sum_) {
+      return served(
+          [&](const View& x, const View* w, const View* b, const View& y, const View* residual, const View* sum) {
+            Call call(how.norm, x, w, b);
+            return call.accept(how) && forward(call, y, residual, sum);
+          },
+          needed(x_), optional(weight), optional(bias), needed(y_), optional(residual_), optional(sum_));
     },
-    [](const c_api::How& how, const c_api::Strided& dy, const c_api::Strided& x, const c_api::Strided* weight,
-       const c_api::Strided* dx, const c_api::Strided* plus, const c_api::Strided* dweight, const c_api::Strided* dbias) {
-      Call call(how.norm);
-      return accept(call, how, x, weight, nullptr) && backward(call, viewed(dy), Viewed(dx).get(), Viewed(plus).get(),
-                                                               Viewed(dweight).get(), Viewed(dbias).get());
+    [](const c_api::How& how, const c_api::Strided& dy_, const c_api::Strided& x_, const c_api::Strided* weight,
+       const c_api::Strided* dx_, const c_api::Strided* plus_, const c_api::Strided* dweight_,
+       const c_api::Strided* dbias_) {
+      return served(
+          [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
+              const View* dbias) {
+            Call call(how.norm, x, w, nullptr);
+            return call.accept(how) && backward(call, dy, dx, plus, dweight, dbias);
+          },
+          needed(dy_), needed(x_), optional(weight), optional(dx_), optional(plus_), optional(dweight_),
+          optional(dbias_));
     },
 };
 

@@ -34,20 +34,20 @@ bool sums_are_served(const Call& call, const View& y, const View& residual, cons
   if (!sum.contiguous(0) && !sum.writable()) return false;
   if (sum.overlaps(residual) && !sum.is_same_memory(residual)) return false;
   if (sum.overlaps(call.x) || sum.overlaps(y) || residual.overlaps(y)) return false;
-  return !(call.has_weight && sum.overlaps(call.weight)) && !(call.has_bias && sum.overlaps(call.bias));
+  return !(call.weight && sum.overlaps(*call.weight)) && !(call.bias && sum.overlaps(*call.bias));
 }
 
 template <class Norm>
 bool any_forward(const Call& call, const View& y, const View* residual, const View* sum) {
-  if (!call.is_like_x(y)) return false;
+  if (!call.is_like_x(y) || !residual != !sum) return false;
   if (residual && !sums_are_served(call, y, *residual, *sum)) return false;
   DType expected = call.x.dtype;
   if (call.flags & ROUND_FIRST) {
-    if (call.has_weight) expected = promote(expected, call.weight.dtype);
+    if (call.weight) expected = promote(expected, call.weight->dtype);
     const DType product = expected;
-    if (call.has_bias) expected = promote(expected, call.bias.dtype);
+    if (call.bias) expected = promote(expected, call.bias->dtype);
     // One rounding between product and sum is made, to y's dtype; and products in float64 are for float64 rows.
-    if (call.has_weight && product != expected) return false;
+    if (call.weight && product != expected) return false;
     if (expected == DType::f64 && call.x.dtype != DType::f64) return false;
   }
   if (y.dtype != expected) return false;
@@ -55,7 +55,7 @@ bool any_forward(const Call& call, const View& y, const View* residual, const Vi
   // A row is read before it is written, so that y may be x itself; but no other memory that is still to be read.
   if (!y.contiguous(0) && !y.writable()) return false;
   if (y.overlaps(call.x) && !y.is_same_memory(call.x)) return false;
-  if ((call.has_weight && y.overlaps(call.weight)) || (call.has_bias && y.overlaps(call.bias))) return false;
+  if ((call.weight && y.overlaps(*call.weight)) || (call.bias && y.overlaps(*call.bias))) return false;
   const bool widened = expected != call.x.dtype;
   with_type(call.x.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -10,13 +10,16 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 namespace rmsnorm {
 
+// Called by threads that are not ours, or that nobody waits in: it must not throw. parallel_for sees to it.
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 // libtorch's torch_parallel_for; 0 means success.
 using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context);
@@ -140,15 +143,32 @@ class Pool {
 
 enum class Threads : int { own = 0, torch = 1 };
 
+// f(begin, end) of pieces of a range, on several threads. What a piece throws, the first of it, the caller gets; pieces
+// that have not begun then are left out.
 template <class F>
 void parallel_for(Threads threads, int64_t begin, int64_t end, int64_t grain, F f) {
-  const RangeFunction call = [](int64_t b, int64_t e, void* context) { (*static_cast<F*>(context))(b, e); };
-  if (end - begin <= grain)
-    f(begin, end);
-  else if (threads == Threads::torch && torch_parallel_for)
-    torch_parallel_for(begin, end, grain, call, &f);
-  else
-    Pool::instance().run(begin, end, grain, call, &f);
+  if (end - begin <= grain) return f(begin, end);
+  struct Job {
+    F& f;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error{};
+  } job{f};
+  const RangeFunction piece = [](int64_t b, int64_t e, void* context) noexcept {
+    Job& job = *static_cast<Job*>(context);
+    if (job.failed.load(std::memory_order_relaxed)) return;
+    try {
+      job.f(b, e);
+    } catch (...) {
+      if (!job.failed.exchange(true)) job.error = std::current_exception();
+    }
+  };
+  if (threads == Threads::torch && torch_parallel_for) {
+    if (torch_parallel_for(begin, end, grain, piece, &job) != 0 && !job.error)
+      throw std::runtime_error("torch's threads failed, and the result was not computed; torch has said why on stderr");
+  } else {
+    Pool::instance().run(begin, end, grain, piece, &job);
+  }
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 }  // namespace rmsnorm

@@ -81,7 +81,9 @@ RMSNORM_INLINE Projection<C> project(Row<T> x, const D* dy, int64_t n, int64_t k
   const auto [dot, sum] = reduce<C, 2, PAIRED<T> && PAIRED<D>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
     Vec<C> u = at.get(dy);
     if (with_g) u *= at.get(g);
-    total[0] += u * normalized<Norm, V>(x, at, s, false);
+    Vec<C> xhat = normalized<Norm, V>(x, at, s, false);
+    if (Norm::centred) xhat = keep_first<C>(xhat, at.count);  // beyond the row: −mean·rstd, which may be infinite
+    total[0] += u * xhat;
     if (Norm::centred) total[1] += u;
   });
   return {C(dot / double(k)), C(sum / double(n))};
@@ -143,7 +145,8 @@ RMSNORM_INLINE void backward_pass(Row<T> x, const D* dy, int64_t n, int64_t k, c
   struct Parts {
     Vec<C> dx, dweight, dbias;
   };
-  const auto parts = [=](auto at, Vec<C> along) RMSNORM_INLINE_LAMBDA {
+  // along: of the elements beyond the first k it is 0, and inside(x̂) too, for x̂ · 0 is NaN where x̂ is infinite.
+  const auto parts = [=](auto at, Vec<C> along, auto inside) RMSNORM_INLINE_LAMBDA {
     const Vec<C> d = at.get(dy);
     const Vec<C> xhat = normalized<Norm, V>(x, at, s, false);
     Parts found = {};
@@ -153,7 +156,7 @@ RMSNORM_INLINE void backward_pass(Row<T> x, const D* dy, int64_t n, int64_t k, c
     }
     if (with_dbias) found.dbias = at.get(out.dbias) + d;
     if (with_dx) {
-      Vec<C> dx = (with_g ? d * at.get(g) : d) - xhat * along;
+      Vec<C> dx = (with_g ? d * at.get(g) : d) - inside(xhat) * along;
       if (Norm::centred) dx -= level;
       dx *= rstd;
       if ((V & GENERIC) && out.plus) dx += at.get(out.plus);
@@ -161,23 +164,25 @@ RMSNORM_INLINE void backward_pass(Row<T> x, const D* dy, int64_t n, int64_t k, c
     }
     return found;
   };
+  const auto all = [](Vec<C> xhat) RMSNORM_INLINE_LAMBDA { return xhat; };
+  const auto none = [](Vec<C>) RMSNORM_INLINE_LAMBDA { return Vec<C>{}; };
   // All loads come before the stores: rows of 4 KiB lie at one offset of their pages, and a load behind a store
   // to the same offset of another page waits for it.
   const auto write = [=](const auto& found, auto... at) RMSNORM_INLINE_LAMBDA {
-    const auto all = [&](auto member) RMSNORM_INLINE_LAMBDA {
+    const auto each = [&](auto member) RMSNORM_INLINE_LAMBDA {
       std::array<Vec<C>, sizeof...(at)> v;
       for (size_t i = 0; i < sizeof...(at); ++i) v[i] = found[i].*member;
       return v;
     };
-    if (with_dx) put_at(out.dx, all(&Parts::dx).data(), at...);
-    if (with_dweight) put_at(out.dweight, all(&Parts::dweight).data(), at...);
-    if (with_dbias) put_at(out.dbias, all(&Parts::dbias).data(), at...);
+    if (with_dx) put_at(out.dx, each(&Parts::dx).data(), at...);
+    if (with_dweight) put_at(out.dweight, each(&Parts::dweight).data(), at...);
+    if (with_dbias) put_at(out.dbias, each(&Parts::dbias).data(), at...);
   };
-  const auto elements = [=](C along) RMSNORM_INLINE_LAMBDA {
+  const auto elements = [=](C along, auto inside) RMSNORM_INLINE_LAMBDA {
     return [=](auto first, auto... second) RMSNORM_INLINE_LAMBDA {
       __builtin_prefetch(next_x + first.i, 0, 2);
       __builtin_prefetch(next_dy + first.i, 0, 2);
-      const Parts found[] = {parts(first, splat<C>(along)), parts(second, splat<C>(along))...};
+      const Parts found[] = {parts(first, splat<C>(along), inside), parts(second, splat<C>(along), inside)...};
       write(found, first, second...);
     };
   };
@@ -187,21 +192,24 @@ RMSNORM_INLINE void backward_pass(Row<T> x, const D* dy, int64_t n, int64_t k, c
     const int64_t block = k / (2 * N) * (2 * N);
     if (k < n && block + 2 * N <= n) {  // the block in which the first k elements end is of both kinds
       const auto masked = [=](int64_t odd) RMSNORM_INLINE_LAMBDA {
-        Vec<C> along = {};
-        for (int64_t lane = 0; lane < N; ++lane) along[lane] = block + 2 * lane + odd < k ? projection.along : 0;
-        return along;
+        return [=](Vec<C> v) RMSNORM_INLINE_LAMBDA {
+          for (int64_t lane = 0; lane < N; ++lane) v[lane] = block + 2 * lane + odd < k ? v[lane] : 0;
+          return v;
+        };
       };
-      sweep_at<C, true>(0, block, elements(projection.along));
+      sweep_at<C, true>(0, block, elements(projection.along, all));
       const At<C, Part::even> even{block};
       const At<C, Part::odd> odd{block};
-      const Parts found[] = {parts(even, masked(0)), parts(odd, masked(1))};
+      const auto of_even = masked(0), of_odd = masked(1);
+      const Vec<C> along = splat<C>(projection.along);
+      const Parts found[] = {parts(even, of_even(along), of_even), parts(odd, of_odd(along), of_odd)};
       write(found, even, odd);
-      sweep_at<C, true>(block + 2 * N, n, elements(0));
+      sweep_at<C, true>(block + 2 * N, n, elements(0, none));
       return;
     }
   }
-  sweep_at<C, pairs>(0, k, elements(projection.along));
-  if (k < n) sweep_at<C>(k, n, elements(0));
+  sweep_at<C, pairs>(0, k, elements(projection.along, all));
+  if (k < n) sweep_at<C>(k, n, elements(0, none));
 }
 
 template <class Norm, class T, class D, class C>

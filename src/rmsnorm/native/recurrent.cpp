@@ -44,12 +44,12 @@ struct Slab {
   Slab() = default;
   Slab(nb::handle h, int64_t width, const char* name) {
     if (h.is_none()) return;
-    View v;
-    if (!read(h, v) || v.dtype != dtype_of<T> || !v.contiguous(0) || v.ndim < 1 || v.shape[v.ndim - 1] != width)
+    const auto v = read(h);
+    if (!v || v->dtype != dtype_of<T> || !v->contiguous(0) || v->ndim < 1 || v->shape[v->ndim - 1] != width)
       refuse(std::string(name) + " must be a contiguous CPU tensor of the layer's dtype with " + std::to_string(width) +
              " elements a row");
-    data = reinterpret_cast<T*>(v.data);
-    rows = v.size(0, v.ndim - 1);
+    data = reinterpret_cast<T*>(v->data);
+    rows = v->size(0, v->ndim - 1);
     given = true;
   }
   void holds(int64_t row, int64_t count, const char* name) const {
@@ -109,6 +109,7 @@ class StepsOf : public Steps {
   }
 
   void backward(int64_t row, int64_t rows) override {
+    if (!dh_.given) refuse("prepare_backward must be called before backward");
     check(row, rows);
     state_.holds(row, rows, "state"), dh_after_.holds(row, rows, "dh_after"), dinput_.holds(row, rows, "dinput");
     dstate_.holds(row, rows, "dstate"), dh_.holds(0, rows, "dh"), dc_.holds(0, rows, "dc");
@@ -119,7 +120,7 @@ class StepsOf : public Steps {
   void sums(nb::handle out) override {
     const int64_t count = count_of_sums(r_);
     const Slab<double> to(out, count, "sums");
-    to.holds(0, 1, "sums");
+    if (to.rows != 1) refuse("sums must be one row of float64");
     for (int64_t i = 0; i < count; ++i) {
       double total = 0;
       for (size_t task = 0; task < sums_.size(); task += size_t(count)) total += sums_[task + size_t(i)];
@@ -166,9 +167,9 @@ std::unique_ptr<Steps> make(int gates, int64_t hidden, bool centred, double eps,
   r.threads = own_threads ? Threads::own : Threads::torch;
   const Tensors t{input,   state,      h_before,   h_after,    c_before,   c_after,
                   gate_slab, input_gain, state_gain, input_bias, state_bias, cell_gain};
-  View v;
-  if (!read(h_before, v)) refuse("h_before must be a CPU tensor");
-  switch (v.dtype) {
+  const auto v = read(h_before);
+  if (!v) refuse("h_before must be a CPU tensor");
+  switch (v->dtype) {
     case DType::f32: return std::make_unique<StepsOf<float>>(r, t);
     case DType::f64: return std::make_unique<StepsOf<double>>(r, t);
     case DType::bf16: return std::make_unique<StepsOf<bf16>>(r, t);

@@ -38,24 +38,25 @@ RMSNORM_NOINLINE void stretch_backward(const T* x, const C* d, const C* gain, D*
   if (part.k) {
     const auto [dot, sum] = reduce<C, 2>(n, [&](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
       const Vec<C> u = at.get(d) * at.get(gain);
-      total[0] += u * normalize_any<C>(at.get(x), s);
+      total[0] += u * keep_first<C>(normalize_any<C>(at.get(x), s), at.count);  // beyond the row −mean·rstd may be infinite
       total[1] += u;
     });
     along = C(dot / double(k));
     level = centred ? C(sum / double(n)) : C(0);
   }
   const C rstd = s.rstd * s.scale;
-  const auto elements = [=, &s](C along) RMSNORM_INLINE_LAMBDA {
+  const auto elements = [=, &s](auto term) RMSNORM_INLINE_LAMBDA {  // term(x̂): what x̂ takes from u
     return [=, &s](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
       const Vec<C> given = get(d + i, count), xhat = normalize_any<C>(get(x + i, count), s);
-      const Vec<C> through = (given * get(gain + i, count) - xhat * along - level) * rstd;
+      const Vec<C> through = (given * get(gain + i, count) - term(xhat) - level) * rstd;
       put(dx + i, through, count);
       put(dgain + i, get(dgain + i, count) + given * xhat, count);
       if (dbias) put(dbias + i, get(dbias + i, count) + (bias_inside ? through : given), count);
     };
   };
-  sweep<C>(0, k, elements(along));
-  if (k < n) sweep<C>(k, n, elements(0));
+  sweep<C>(0, k, elements([=](Vec<C> xhat) RMSNORM_INLINE_LAMBDA { return xhat * along; }));
+  // Not x̂ · 0, which is NaN where x̂ is infinite.
+  if (k < n) sweep<C>(k, n, elements([](Vec<C>) RMSNORM_INLINE_LAMBDA { return Vec<C>{}; }));
 }
 
 template <class T, class C>

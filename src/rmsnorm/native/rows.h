@@ -57,14 +57,23 @@ struct range {
   static constexpr double enough_eps = sizeof(C) == 4 ? 0x1p-70 : 0x1p-900;
 };
 
-// A power of two that brings the larger of the row's largest magnitude and sqrt(eps) to about 1.
+// A power of two that brings the larger of the row's largest magnitude and sqrt(eps) to about 1; a small one to between
+// 1/4 and 1/2, where 1/RMS is above 1, so that what lies beyond the first k overflows only where its result does.
 template <class T>
 compute_t<T> rescaling(const T* x, int64_t k, double eps) {
   using C = compute_t<T>;
   const double largest = std::max(double(largest_magnitude(x, k)), std::sqrt(eps));
   if (!(largest > 0) || !std::isfinite(largest)) return 1;  // NaN and infinity take their course
   constexpr int most = std::numeric_limits<C>::max_exponent - 2;
-  return C(std::ldexp(1.0, std::clamp(-std::ilogb(largest), -most, most)));
+  const int exponent = -std::ilogb(largest);
+  return C(std::ldexp(1.0, std::clamp(exponent > 0 ? exponent - 2 : exponent, -most, most)));
+}
+
+template <class T>
+bool is_constant(const T* x, int64_t n) {
+  for (int64_t i = 1; i < n; ++i)
+    if (widen(x[i]) != widen(x[0])) return false;
+  return widen(x[0]) == widen(x[0]);
 }
 
 // The statistics that a row is normalised with: x̂ = (x·scale − mean)·rstd + shift.
@@ -156,6 +165,11 @@ struct Layer {
     double correction;
     double squares = moments<false>(Row<T>{x, 1}, n, s, correction);
     if (__builtin_expect(left_the_range<C>(squares, n, eps), 0)) {
+      // Scaled down, a constant row would leave nothing of its variance and of eps.
+      if (is_constant(x, n) && std::isfinite(C(1 / std::sqrt(eps)))) {
+        s.mean = widen(x[0]), s.rstd = C(1 / std::sqrt(eps));
+        return s;
+      }
       s.scale = rescaling(x, n, eps);
       squares = moments<true>(Row<T>{x, s.scale}, n, s, correction);
     }

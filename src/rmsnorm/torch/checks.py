@@ -21,6 +21,7 @@ def check_tensors(
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}; NumPy arrays go to rmsnorm.numpy")
     check_input("input", tuple(input.shape), _name(input.dtype), shape)
+    check_memory("input", input)
     heads = input.shape[-len(shape) - 1] if per_head and input.dim() > len(shape) else None
     for name, t in (("weight", weight), ("bias", bias)):
         if t is None:
@@ -30,6 +31,7 @@ def check_tensors(
         if t.layout is not torch.strided:
             raise TypeError(f"{name} must be dense, got a tensor of layout {t.layout}; convert it with .to_dense()")
         check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
+        check_memory(name, t)
         check_same(name, t.device, "input", input.device, "device")
     if weight is not None and bias is not None:
         check_same("bias", tuple(bias.shape), "weight", tuple(weight.shape), "shape")
@@ -43,6 +45,29 @@ def check_alike(name: str, other: Tensor, input: Tensor) -> None:
     check_same(name, other.device, "input", input.device, "device")
     if _name(other.dtype) not in FLOATING:
         raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {_name(other.dtype)}")
+    check_memory(name, other)
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """A tensor's storage was not freed: torch's operations crash where it was."""
+    if not _has_memory(t):
+        return
+    try:
+        freed = not t.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # another layout
+        return
+    if freed:
+        raise ValueError(
+            f"{name} must have its {t.numel()} elements in memory, got a tensor whose storage was freed "
+            "(untyped_storage().resize_(0), as FSDP does between uses); gather it first"
+        )
+
+
+def check_memories(**tensors: Tensor | None) -> None:
+    """:func:`check_memory` of each."""
+    for name, t in tensors.items():
+        if t is not None:
+            check_memory(name, t)
 
 
 def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | None) -> None:
@@ -52,8 +77,7 @@ def check_out(out: Tensor, dtype: torch.dtype, input: Tensor, *others: Tensor | 
     check_same("out", out.device, "the result", input.device, "device")
     if is_compiling():  # a graph's result is whole before it is copied to out
         return
-    if out.is_neg():
-        raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
+    check_memory("out", out)
     check_no_self_overlap("out", out.shape, out.stride(), 1)
     for name, t in zip(("input", "weight", "bias"), (input, *others), strict=True):
         if t is None or not _overlap(out, t):
@@ -88,6 +112,8 @@ def check_writable(out: Tensor, gradient: bool) -> None:
     """``out`` is a tensor, and nobody wants a gradient of what is written to it, where autograd cannot see it."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
+    if out.is_neg():  # the kernels see memory, not the bit
+        raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
     if gradient or (out.requires_grad and torch.is_grad_enabled()):
         raise ValueError(
             "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"

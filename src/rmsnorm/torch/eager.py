@@ -40,7 +40,7 @@ def rows_contiguous(t: OptionalTensor, dims: int) -> OptionalTensor:
         return None
     expected = 1
     for extent, stride in zip(reversed(t.shape[-dims:]), reversed(t.stride()[-dims:]), strict=True):
-        if stride != expected and (extent != 1 or expected == 1):
+        if stride != expected and extent != 1:
             return t.clone(memory_format=torch.contiguous_format)
         expected *= extent
     return t.resolve_neg()
@@ -203,6 +203,7 @@ def rms_norm_backward(
     if kernels.rms_norm_backward(dy, input, shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
     spec = check_spec(shape, eps, p, zero_centered, casting)
+    _check_backward(spec.normalized_shape, input, weight, bias, dy, plus)
     dims = len(spec.normalized_shape)
     x, dy, plus = rows_contiguous(input, dims), rows_contiguous(dy, dims), rows_contiguous(plus, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
@@ -226,6 +227,7 @@ def layer_norm_backward(
     if kernels.layer_norm_backward(dy, input, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
         return dx, dweight, dbias
     spec = check_spec(shape, eps)
+    _check_backward(spec.normalized_shape, input, weight, bias, dy, None)
     shape, dims = spec.normalized_shape, len(spec.normalized_shape)
     x, dy = rows_contiguous(input, dims), rows_contiguous(dy, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
@@ -234,11 +236,26 @@ def layer_norm_backward(
     return None if dx is None else laid_out(dx, input), dweight, dbias
 
 
+def _check_backward(
+    shape: tuple[int, ...],
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dy: Tensor,
+    plus: Tensor | None,
+) -> None:
+    checks.check_tensors(shape, input, weight, bias)
+    checks.check_alike("dy", dy, input)
+    if plus is not None:
+        checks.check_alike("plus", plus, input)
+
+
 def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wants) -> Gradients:
+    wants_dx, wants_dweight, wants_dbias = wants
     return (
-        torch.empty_like(input) if wants[0] else None,
-        torch.empty_like(weight) if wants[1] and weight is not None else None,
-        torch.empty_like(bias) if wants[2] and bias is not None else None,
+        torch.empty_like(input) if wants_dx else None,
+        torch.empty_like(weight) if wants_dweight and weight is not None else None,
+        torch.empty_like(bias) if wants_dbias and bias is not None else None,
     )
 
 
@@ -268,6 +285,8 @@ def gradients(
         dx, dweight, dbias = (g if w else None for g, w in zip(found, wants, strict=True))
         return dx, dweight, dbias
     ordinary = first_order(dy, input, weight) and (plus is None or first_order(plus, input, None))
+    if not ordinary:
+        checks.check_memories(dy=dy, input=input, weight=weight, plus=plus)
     if norm == "layer":
         (eps,) = how
         if ordinary:

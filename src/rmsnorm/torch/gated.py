@@ -187,7 +187,8 @@ def backward(dy, input, gate, shape, weight, wants, eps, norm_before_gate, group
     last = eps, p, groups, bool(norm_before_gate), kernels.FLAGS
     dx, dz, dweight = _empty(input, gate, weight, wants)
     if not kernels.rms_norm_gated_backward(dy, input, gate, shape, weight, dx, dz, dweight, *last):
-        spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p)
+        spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
+        checks.check_alike("dy", dy, input)
         g, x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (dy, input, gate))
         dx, dz, dweight = _empty(x, z, weight, wants)
         if not kernels.rms_norm_gated_backward(g, x, z, spec.shape, weight, dx, dz, dweight, *last):
@@ -223,5 +224,6 @@ class RMSNormGatedFunction(torch.autograd.Function):
             dx, dz, dweight = backward(dy, input, gate, ctx.shape, weight, wants, *ctx.how)
         else:
             spec = GatedSpec.of(ctx.shape, *ctx.how)
+            checks.check_memories(dy=dy, input=input, gate=gate, weight=weight)
             dx, dz, dweight = backward_expression(dy, input, gate, weight, spec, wants)
         return dx, dz, None, dweight, None, None, None, None

@@ -22,6 +22,8 @@ from rmsnorm.torch.elsewhere import captured as captured
 from rmsnorm.torch.elsewhere import transformed as transformed
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
+_CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}  # what rms_norm_quantized writes
+_DTYPES |= dict.fromkeys(_CODES, len(native.DTYPES))  # as in dtype.h
 _NOT_SERVED = ()
 
 
@@ -40,7 +42,9 @@ def _describe(t: object) -> object:
     if t.dtype not in _DTYPES or not t.is_cpu or t.layout is not torch.strided:
         return _NOT_SERVED
     try:
-        return t.data_ptr(), _DTYPES[t.dtype], tuple(t.shape), tuple(t.stride())
+        # The address of a view of freed memory is its offset.
+        address = 0 if t.data_ptr() == t.storage_offset() * t.element_size() else t.data_ptr()
+        return address, _DTYPES[t.dtype], tuple(t.shape), tuple(t.stride())
     except RuntimeError:  # a transform's wrapper has no memory
         return _NOT_SERVED
 
@@ -89,15 +93,13 @@ layer_norm_backward = _bind("layer_norm_backward")
 rms_norm_gated = _bind("rms_norm_gated")
 rms_norm_gated_backward = _bind("rms_norm_gated_backward")
 _quantized = _bind("rms_norm_quantized")
-_CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}
 
 
 def rms_norm_quantized(
     x: Tensor, shape: Any, weight: Tensor | None, q: Tensor, scale: Tensor, eps: Any, p: Any, flags: int
 ) -> bool:
-    """The native kernel takes addresses: DLPack's reader knows no eight-bit types there."""
     if x.is_cpu:
-        return _quantized(x, shape, weight, q.data_ptr(), scale.data_ptr(), _CODES[q.dtype], eps, p, flags)
+        return _quantized(x, shape, weight, q, scale, _CODES[q.dtype], eps, p, flags)
     return elsewhere.serve("rms_norm_quantized", x, shape, weight, q, scale, eps, p, flags)
 
 

@@ -50,26 +50,27 @@ bool nobody_watches() {
   return (local.included_ | usual) == usual;
 }
 
-bool dtype_of(const Tensor& t, int& code) {
+int dtype_code(const Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kFloat: code = 0; return true;
-    case at::kDouble: code = 1; return true;
-    case at::kBFloat16: code = 2; return true;
-    case at::kHalf: code = 3; return true;
-    default: return false;
+    case at::kFloat: return 0;
+    case at::kDouble: return 1;
+    case at::kBFloat16: return 2;
+    case at::kHalf: return 3;
+    default: return -1;
   }
 }
 
+// A tensor as the kernels take it, which judge it: whatever it is, all of it is said. Undefined: absent.
 struct Described : c_api::Strided {
-  bool served = false;
-  explicit Described(const Tensor& t) {
-    served = t.defined() && dtype_of(t, dtype);
-    if (!served) return;
-    data = t.data_ptr();
+  explicit Described(const Tensor& t) : Strided{nullptr, -1, 0, nullptr, nullptr}, defined(t.defined()) {
+    if (!defined) return;
+    dtype = dtype_code(t);
     ndim = int(t.dim()), shape = t.sizes().data(), strides = t.strides().data();
-    served = ndim <= 64;
+    data = t.data_ptr();
+    if (!t.storage().data()) data = nullptr;  // freed: else the address is the offset alone
   }
-  const c_api::Strided* get() const { return served ? this : nullptr; }  // null: not there
+  const c_api::Strided* get() const { return defined ? this : nullptr; }
+  bool defined;
 };
 
 // Whether all strides are those of a fresh tensor: is_contiguous leaves out the ones of extent 1 and of empty tensors.
@@ -154,8 +155,7 @@ struct Node : torch::autograd::Function<Node> {
       if (wants_weight) dweight = fresh_like(weight);
       if (wants_bias) dbias = fresh_like(bias);
       const Described d(dy), of_x(x), of_weight(weight), of_dx(dx), of_plus(plus), of_dweight(dweight), of_dbias(dbias);
-      if (d.served && of_x.served && of_plus.served == plus.defined() &&
-          kernels->backward(call.how, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
+      if (kernels->backward(call.how, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
                             of_dbias.get()))
         return;
     }
@@ -227,10 +227,8 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
                   const OptionalTensor& out = {}) {
   if (!nobody_watches()) return {};
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
-  if (!x.served || w.served != weight.has_value() || b.served != bias.has_value() || r.served != residual.has_value())
-    return {};
   // With Llama's casting parameters of another dtype change the result's: eager.output_dtype.
-  const auto changes = [&](const Described& t) { return t.served && t.dtype != x.dtype; };
+  const auto changes = [&](const Described& t) { return t.defined && t.dtype != x.dtype; };
   if (call.how.flags & ROUND_FIRST && (changes(w) || changes(b))) return {};
   if (!kernels->read(x, shape, eps, p, call.how)) return {};
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||

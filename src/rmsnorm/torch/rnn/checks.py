@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm.spec import MismatchError
+from rmsnorm.torch.checks import check_memory
 
 
 def autocast_enabled(x: Tensor) -> bool:
@@ -61,6 +62,7 @@ def place(x: Tensor, weight: Tensor) -> None:
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
         )
+    check_memory("input", x)
 
 
 def features(x: Tensor, size: int, weight: Tensor) -> None:
@@ -103,6 +105,7 @@ def _state(given: Tensor, x: Tensor) -> None:
         raise MismatchError(f"an initial state must be on the input's device {x.device}, got {given.device}")
     if given.dtype != x.dtype and not autocast_enabled(x):
         raise MismatchError(f"an initial state must have the input's dtype {x.dtype}, got {given.dtype}")
+    check_memory("an initial state", given)
 
 
 def _is_tensor(given: Tensor) -> None:

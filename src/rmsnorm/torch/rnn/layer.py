@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.native import AUTOGRAD, COMPOSITE
+from rmsnorm.torch.checks import check_memories
 from rmsnorm.torch.eager import saveable
 from rmsnorm.torch.kernels import captured, gate, transformed
 from rmsnorm.torch.rnn import composite, eager, ops
@@ -36,6 +37,7 @@ def run_layer(
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
     way = _way(x, h0, c0, *parameters) if spec.hidden else COMPOSITE
     if way == COMPOSITE:
+        check_memories(**parameters._asdict())
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == AUTOGRAD:
         results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)

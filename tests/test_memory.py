@@ -1,0 +1,239 @@
+"""Memory safety: tensors that cannot be read or written, working buffers for which there is no memory."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rmsnorm.torch import (
+    GRU,
+    LSTM,
+    add_rms_norm,
+    functional,
+    kernels,
+    layer_norm,
+    nodes,
+    rms_norm,
+    rms_norm_gated,
+    rms_norm_quantized,
+)
+
+OTHER_DTYPES = [
+    getattr(torch, name)
+    for name in (
+        *("bool", "uint8", "int8", "int16", "int32", "int64", "complex32", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e5m2", "float64", "float16", "bfloat16"),
+    )
+]
+
+
+@pytest.fixture(params=["nodes", "python"])
+def way(request, monkeypatch):
+    """Through the C++ nodes, and without them."""
+    if request.param == "python":
+        monkeypatch.setattr(functional, "usual", None)
+    elif nodes.module is None:
+        pytest.skip(f"C++ nodes: {nodes.why_not}")
+
+
+def freed(*shape: int, offset: int = 0) -> torch.Tensor:
+    """A tensor whose storage was given back, as FSDP does with parameters that it has flattened."""
+    t = torch.ones(offset + int(np.prod(shape)))[offset:].view(shape)
+    t.untyped_storage().resize_(0)
+    return t
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
+@pytest.mark.parametrize("norm", [rms_norm, layer_norm])
+def test_out_of_another_dtype_is_refused(way, norm, dtype):
+    """It was written through the address of whatever call was before."""
+    x, before, out = torch.randn(4, 8), torch.zeros(4, 8), torch.zeros(4, 8, dtype=dtype)
+    norm(x, (8,), out=before)
+    kept = before.clone()
+    with pytest.raises(ValueError, match="out must have the dtype of the result"):
+        norm(x + 1, (8,), out=out)
+    assert torch.equal(before, kept)
+    assert not out.view(torch.uint8).any()
+
+
+@pytest.mark.parametrize("norm", [rms_norm, layer_norm])
+def test_out_whose_sign_is_a_flag_is_refused_where_it_is_contiguous(way, norm):
+    memory = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="negative bit"):
+        norm(torch.randn(2, 4), (4,), out=torch._neg_view(memory))
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("offset", [0, 24])
+def test_freed_storages_are_refused(way, offset):
+    """Without an offset a freed gain counted as none, with one the kernels read at its address: the offset."""
+    x, w = torch.randn(2, 8), torch.ones(8)
+    gone, gain = freed(2, 8, offset=offset), freed(8, offset=offset)
+    calls = {
+        "input": [
+            lambda: rms_norm(gone, (8,)),
+            lambda: layer_norm(gone, (8,), w),
+            lambda: add_rms_norm(gone, x, (8,)),
+            lambda: add_rms_norm(gone, x, (8,), inplace=True),
+            lambda: rms_norm_gated(gone, x, (8,)),
+            lambda: rms_norm_quantized(gone, (8,)),
+            lambda: torch.ops.rmsnorm.rms_norm(gone, [8], None, None, None, 1.0, False, "once"),
+        ],
+        "weight": [
+            lambda: rms_norm(x, (8,), gain),
+            lambda: rms_norm(x, (8,), gain, casting="llama"),
+            lambda: layer_norm(x, (8,), gain),
+            lambda: rms_norm_gated(x, x, (8,), gain),
+            lambda: rms_norm_quantized(x, (8,), gain),
+        ],
+        "bias": [lambda: rms_norm(x, (8,), w, bias=gain), lambda: layer_norm(x, (8,), None, gain)],
+        "residual": [lambda: add_rms_norm(x, gone, (8,)), lambda: add_rms_norm(x, gone, (8,), inplace=True)],
+        "gate": [lambda: rms_norm_gated(x, gone, (8,))],
+        "out": [lambda: rms_norm(x, (8,), out=gone), lambda: layer_norm(x, (8,), out=gone)],
+    }
+    for name, several in calls.items():
+        for call in several:
+            with pytest.raises(ValueError, match=f"^{name} must have its .* elements in memory"):
+                call()
+
+
+@pytest.mark.parametrize("norm", [rms_norm, layer_norm])
+@pytest.mark.parametrize("which", ["input", "weight", "dy"])
+def test_what_a_backward_pass_needs_was_freed(way, norm, which):
+    x, w = torch.randn(2, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    dy = torch.randn(2, 8)
+    y = norm(x, (8,), w)
+    {"input": x, "weight": w, "dy": dy}[which].detach().untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"^{which} must have its .* elements in memory"):
+        torch.autograd.grad(y, (x, w), dy)
+
+
+@pytest.mark.parametrize("which", ["input", "gate", "weight", "dy"])
+def test_what_the_gated_backward_pass_needs_was_freed(which):
+    x, z, w = (torch.randn(2, 8, requires_grad=True), torch.randn(2, 8), torch.randn(8, requires_grad=True))
+    dy = freed(2, 8, offset=8) if which == "dy" else torch.randn(2, 8)
+    y = rms_norm_gated(x, z, (8,), w)
+    if which != "dy":
+        {"input": x, "gate": z, "weight": w}[which].detach().untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"^{which} must have its .* elements in memory"):
+        torch.autograd.grad(y, (x, w), dy)
+
+
+@pytest.mark.parametrize("layer", [GRU, LSTM])
+def test_parameters_and_states_of_a_recurrence_were_freed(layer):
+    x, module = torch.randn(3, 2, 4), layer(4, 8)
+    state = freed(1, 2, 8, offset=16)
+    for call in (
+        lambda: module(freed(3, 2, 4, offset=8)),
+        lambda: module(x, (state, state) if layer is LSTM else state),
+    ):
+        with pytest.raises(ValueError, match=r"must have its .* elements in memory"):
+            call()
+    for name, p in list(module.named_parameters()):
+        module._parameters[name] = torch.nn.Parameter(freed(*p.shape, offset=4))
+        with pytest.raises(ValueError, match=name.removesuffix("_l0") + " must have its"):
+            module(x)
+        module._parameters[name] = p
+
+
+def test_storages_that_are_not_freed():
+    """Zeros that are nowhere, and tensors without elements, have no memory either."""
+    torch.testing.assert_close(rms_norm(torch._efficientzerotensor((2, 8)), (8,), None, 1e-5), torch.zeros(2, 8))
+    assert rms_norm(torch.empty(0, 8), (8,), torch.ones(8)).shape == (0, 8)
+    assert rms_norm(torch.empty(2, 0), (0,), torch.ones(0)).shape == (2, 0)
+    f = torch.func.functionalize(lambda t: rms_norm(t, (8,)))
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(f(x), rms_norm(x, (8,)))
+
+
+def test_a_hook_may_change_what_was_saved(way):
+    """The node's dimensions are the input's; what a hook gives back may have fewer."""
+    x, dy = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 3, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.detach().flatten()[:8]):
+        y = rms_norm(x, (3, 8))
+    with pytest.raises(Exception):  # noqa: B017, PT011  whatever torch says; it must not read beyond what there is
+        torch.autograd.grad(y, x, dy)
+
+
+@pytest.mark.parametrize("layer", [GRU, LSTM])
+def test_a_recurrence_of_one_element(layer):
+    """The sum's gradient of one element is expanded: it has stride 0."""
+    torch.manual_seed(3)
+    module = layer(3, 1)
+    for name, p in list(module.named_parameters()):
+        if name.startswith("gain"):
+            setattr(module, name, torch.nn.Parameter(torch.ones(2 * p.numel())[::2]))
+    x = torch.randn(1, 1, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(module(x)[0].sum(), x)
+    expected = module.double()
+    (wanted,) = torch.autograd.grad(expected(x.double())[0].sum(), x)
+    torch.testing.assert_close(dx, wanted, rtol=1e-5, atol=1e-6)
+
+
+NO_MEMORY = """
+import resource
+import torch
+import rmsnorm.torch  # hands torch's threads over
+from rmsnorm import native
+
+own = OWN
+torch.set_num_threads(2)
+kernels, flags = native.kernels, native.OWN_THREADS if own else 0
+H = 1 << 20  # a row's working buffer: 4 MiB and more
+x, z, y, dz = (torch.full((2, H), 0.5) for _ in range(4))
+q, scale, gain = torch.empty((2, H), dtype=torch.int8), torch.empty(2, 1), torch.ones(H)
+few, rows = 1 << 16, 16  # 256 KiB, and for the backward pass two tasks of 8 rows
+ones, zeros = torch.ones(4 * few), torch.zeros(4 * few)
+
+def steps(gates):
+    input, state, slab, dinput, dstate = (torch.full((rows, gates * few), 0.1) for _ in range(5))
+    h, after, c, c_after, dh, dc = (torch.full((rows, few), 0.1) for _ in range(6))
+    g, b, all_gates = ones[: gates * few], zeros[: gates * few], [(0, gates, gates * few)]
+    cells = (c, c_after) if gates == 4 else (None, None)
+    tensors = (input, state, h, after, *cells, slab, g, g, b, b, ones[:few])
+    made = kernels.recurrent_steps(gates, few, False, 1e-5, all_gates, all_gates, 0, 0.0, own, *tensors)
+    made.prepare_backward(None, dinput, dstate, dh, dc if gates == 4 else None, False)
+    return made, (input, state, slab, dinput, dstate, h, after, c, c_after, dh, dc, g, b)
+
+lstm, gru = steps(4), steps(3)
+
+def gated_backward(norm_first):
+    return kernels.rms_norm_gated_backward(y, x, z, (H,), None, y, dz, None, None, 1.0, 1, norm_first, flags)
+
+calls = {
+    "gated": lambda: kernels.rms_norm_gated(x, z, (H,), gain, y, None, 1.0, 1, False, flags),
+    "gated backward": lambda: gated_backward(False),
+    "gated backward, norm first": lambda: gated_backward(True),
+    "quantised": lambda: kernels.rms_norm_quantized(x, (H,), gain, q, scale, 0, None, 1.0, flags),
+    "LSTM step": lambda: lstm[0].forward(0, rows, 0),
+    "LSTM backward": lambda: lstm[0].backward(0, rows),
+    "GRU backward": lambda: gru[0].backward(0, rows),
+}
+for call in calls.values():  # starts the threads
+    assert call() is not False
+vm = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+everything = resource.getrlimit(resource.RLIMIT_AS)
+for name, call in calls.items():
+    resource.setrlimit(resource.RLIMIT_AS, (vm + (1 << 17), everything[1]))
+    try:
+        call()
+        found = "no error"
+    except MemoryError as error:
+        found = str(error)
+    resource.setrlimit(resource.RLIMIT_AS, everything)
+    assert found.startswith("rmsnorm found no memory for a working buffer of "), (name, found)
+    assert call() is not False, name  # the threads are still there
+print("all")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit to the address space, as Linux has it")
+@pytest.mark.parametrize("pool", ["own", "torch"])
+def test_no_memory_for_a_working_buffer(run_python, pool):
+    """What a thread throws reaches the caller: it was swallowed by torch's threads, and would have ended ours."""
+    if pool == "torch" and not kernels.shares_torch_threads:
+        pytest.skip("torch before 2.10 does not lend its threads")
+    source = NO_MEMORY.replace("OWN", str(pool == "own"), 1)
+    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "RMSNORM_NUM_THREADS": "2"}
+    assert run_python(source, **settings).strip() == "all"
