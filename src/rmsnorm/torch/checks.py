@@ -112,7 +112,7 @@ def check_writable(out: Tensor, gradient: bool) -> None:
     """``out`` is a tensor, and nobody wants a gradient of what is written to it, where autograd cannot see it."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
-    if out.is_neg():  # the kernels see memory, not the bit
+    if not is_compiling() and out.is_neg():  # the kernels see memory, not the bit
         raise ValueError("out must not be a view with torch's negative bit; pass a fresh tensor")
     if gradient or (out.requires_grad and torch.is_grad_enabled()):
         raise ValueError(
