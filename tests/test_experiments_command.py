@@ -423,6 +423,13 @@ def test_a_task_may_stand_after_an_option_with_several_values(monkeypatch, words
     assert args.sweep_p == (([0.5] if "0.5" in words else []) if "--sweep-p" in words else None)
 
 
+def test_a_wrong_command_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["comprae", "language"])
+    assert ended.value.code == 2
+    assert "bench; got 'comprae'. Did you mean 'compare'?" in capsys.readouterr().err
+
+
 def test_the_task_of_train_may_stand_after_its_settings(monkeypatch):
     called = []
     monkeypatch.setattr("rmsnorm.experiments.session.train", lambda *given: called.append(given) or 0)

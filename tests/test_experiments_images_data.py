@@ -75,7 +75,7 @@ def packed(unpacked, path):
 
 def test_the_archive_is_checked_and_gives_the_same(unpacked, tmp_path, monkeypatch):
     archive = packed(unpacked, tmp_path / cifar10.ARCHIVE)
-    with pytest.raises(UserError, match=f"must have the MD5 {cifar10.ARCHIVE_MD5} .*truncated or another file"):
+    with pytest.raises(UserError, match=f"must have the MD5 {cifar10.ARCHIVE_MD5} .*cut short, or it is another file"):
         cifar10.load(archive)
     monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     assert cifar10.load(archive).sha256 == cifar10.load(unpacked).sha256

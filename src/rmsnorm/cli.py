@@ -65,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: wrong use, 130: interrupted)."""
     _show_every_character()
     parser, of_command = _parser()
+    command = next(iter(sys.argv[1:] if argv is None else argv), "-")
+    if not command.startswith("-") and command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        parser.error(f"COMMAND must be one of {known}; got {command!r}.{errors.nearest(command, COMMANDS)}")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown, of_command.get(args.command, parser))

@@ -33,6 +33,8 @@ def sample(
         if temperature == 0:
             chosen = int(logits.argmax())
         else:
-            chosen = int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))
+            # The largest becomes 0 before the division: at the smallest temperatures the others become -inf, not NaN.
+            weights = torch.softmax((logits - logits.max()) / temperature, 0)
+            chosen = int(torch.multinomial(weights, 1, generator=generator))
         seen = [*seen, chosen][-context:]
         yield chosen

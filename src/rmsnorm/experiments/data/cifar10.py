@@ -76,15 +76,15 @@ def _contents(path: Path) -> tuple[dict[str, bytes], Path]:
     content = read_bytes(path)
     if (found := _md5(content)) != ARCHIVE_MD5:
         raise UserError(
-            f"{str(path)!r} must have the MD5 {ARCHIVE_MD5} of the official archive, has {found}: it is truncated or "
-            "another file. Fetch it again."
+            f"{str(path)!r} must have the MD5 {ARCHIVE_MD5} of the official archive, has {found}: it is cut short, "
+            "or it is another file. Download it again."
         )
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             files = {name: archive.extractfile(f"{FOLDER}/{name}") for name in (*TRAIN, TEST, META)}
             return {name: file.read() for name, file in files.items() if file is not None}, path
     except (tarfile.TarError, KeyError, OSError, EOFError) as error:
-        raise UserError(f"{str(path)!r} must be the official archive: {error}. Fetch it again.") from None
+        raise UserError(f"{str(path)!r} must be the official archive: {error}. Download it again.") from None
 
 
 def _md5(content: bytes) -> str:

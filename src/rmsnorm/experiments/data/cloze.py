@@ -91,17 +91,17 @@ def _deepmind(text: str, path: Path) -> Question:
     if len(blocks) != 5:
         raise UserError(
             f"{where} must have 5 parts with a blank line between them (URL, context, question, answer, entities), "
-            f"has {len(blocks)}: it is truncated or another kind of file. Fetch it again."
+            f"has {len(blocks)}: it is cut short, or it is another kind of file. Download it again."
         )
     _, context, question, answer, entities = blocks
     names = set()
     for line in entities.split("\n"):
         named = _NAMED.fullmatch(line)
         if not named:
-            raise UserError(f"{where}: the last part must be lines @entityN:name, has {line!r}. Fetch it again.")
+            raise UserError(f"{where}: the last part must be lines @entityN:name, has {line!r}. Download it again.")
         names.add(named[1])
     if answer.strip() not in names:
-        raise UserError(f"{where}: the answer must be one of the entities listed, is {answer!r}. Fetch it again.")
+        raise UserError(f"{where}: the answer must be one of the entities listed, is {answer!r}. Download it again.")
     return _checked(context, question, answer, where)
 
 

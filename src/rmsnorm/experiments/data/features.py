@@ -28,11 +28,12 @@ class Features:
                     raise ValueError(f"it has version {version} of the format")
                 shape, self._by_column, self.dtype = read[version](file)
             except (ValueError, EOFError) as error:
-                raise UserError(f"{str(path)!r} must be a .npy array: {error}. Fetch it again.") from None
+                raise UserError(f"{str(path)!r} must be a .npy array: {error}. Download it again.") from None
             self._start, self.size = file.tell(), os.fstat(file.fileno()).st_size
         if len(shape) != 2 or self.dtype.kind != "f" or 0 in shape:
             raise UserError(
-                f"{str(path)!r} must be a floating array (images, features), is {self.dtype} {shape}. Fetch it again."
+                f"{str(path)!r} must be a floating array (images, features), is {self.dtype} {shape}. "
+                "Download it again."
             )
         self.rows, self.width = shape
         wanted = self.rows * self.width * self.dtype.itemsize
@@ -40,7 +41,7 @@ class Features:
             raise UserError(
                 f"{str(path)!r} must be a .npy array whose header tells its size; {self.dtype} {shape} takes "
                 f"{wanted:,} bytes, and {self.size - self._start:,} follow the header. It is truncated or damaged. "
-                "Fetch it again."
+                "Download it again."
             )
 
     def blocks(self, multiple: int, hashed: Any) -> Iterator[NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rmsnorm.errors import UserError
 from rmsnorm.experiments.recipes.common import Recipe, TrainConfig
 
 
@@ -17,6 +18,10 @@ class ModelConfig:
 class DataConfig:
     fold: int = 1000
     """Images among which is searched, with their five captions each; figures are the mean of a split's folds."""
+
+    def __post_init__(self) -> None:
+        if self.fold < 2:
+            raise UserError(f"data.fold must be at least 2, to search among; got {self.fold}. Set it to 2 or more.")
 
 
 def small() -> Recipe:

@@ -38,7 +38,6 @@ class _Range:
 _COUNT, _POSITIVE, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0, above=True), _Range(0), _Range(0, 1, below=True)
 _RANGES = {
     "p": _Range(0, 1, above=True),
-    "data.fold": _Range(2),
     "data.held_out": _NOT_NEGATIVE,
     "model.dropout": _SHARE,
     "model.init_mean": _Range(),

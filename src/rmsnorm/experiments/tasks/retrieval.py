@@ -165,8 +165,6 @@ def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:
 
 def load(data: Path | None, recipe: Recipe) -> Retrieval:
     """Captioned images in one of three layouts, or scenes of digits."""
-    if recipe.data.fold < 2:
-        raise UserError(f"data.fold must be at least 2, to search among; got {recipe.data.fold}. Set it to 2 or more.")
     if data is None:
         with tempfile.TemporaryDirectory() as folder:
             name, files = digit_scenes.write(Path(folder)), captions.find(Path(folder))
