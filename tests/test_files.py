@@ -64,6 +64,15 @@ def test_a_device_that_takes_nothing_is_named(tmp_path):
     assert not Path("/dev/full").is_file()
 
 
+def test_a_reader_that_went_away_is_no_error_of_the_file():
+    """The commands end quietly then, as others in a pipe do."""
+    read, write = os.pipe()
+    os.close(read)
+    with pytest.raises(BrokenPipeError):
+        write_whole(Path(f"/dev/fd/{write}"), b"x")
+    os.close(write)
+
+
 def tensors(file):
     torch.save({"weight": torch.zeros(100_000)}, file)  # 400,000 bytes; its error hides the system's
 

@@ -92,6 +92,8 @@ def _errors_named(path: Path) -> Iterator[None]:
     """The system's errors as one sentence. torch.save hides a full disk in a RuntimeError, whose context it is."""
     try:
         yield
+    except BrokenPipeError:  # the reader of a pipe went away
+        raise
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
