@@ -227,4 +227,4 @@ def test_steps_are_told_line_by_line_where_there_is_no_terminal(data, monkeypatc
 
     again(data, build)
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("data: reading 1 of 3, 0:0") for line in lines), lines
+    assert any(line.startswith("data: reading 1 of 3 · 0:0") for line in lines), lines

@@ -76,4 +76,4 @@ class Loading:
         while not self._stop.wait(SECONDS):
             minutes, seconds = divmod(int(self.seconds), 60)
             far = f"{self._done:,} of {self._total:,}" if self._total else f"{self._done:,}" if self._done else ""
-            self.say(f"{self.name}: {self._step} {far}".rstrip() + f", {minutes}:{seconds:02d} since the start")
+            self.say(f"{self.name}: {self._step} {far}".rstrip() + f" · {minutes}:{seconds:02}")
