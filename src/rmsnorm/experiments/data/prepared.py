@@ -105,7 +105,7 @@ def prepare(kind: str, data: Path, files: Sequence[Path], settings: dict[str, An
         try:
             place.mkdir(parents=True, exist_ok=True)
             with _lock(place / f".{name}.lock", loading):
-                if (found := _read(place / name, loading)) is None:
+                if (found := _read(place / name)) is None:
                     found = _make(place / name, build, loading, lambda: _key(files, settings) == key)
                     loading.say(f"{loading.name}: prepared in {loading.seconds:.0f} s, kept in {place / name}")
                 return found
@@ -128,8 +128,9 @@ def temporary(build: Build, loading: Loading | None = None) -> Prepared:
 
 
 def _places(data: Path) -> list[Path]:
-    user = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return [(data if data.is_dir() else data.parent) / FOLDER, Path(user) / "rmsnorm"]
+    own = (data if data.is_dir() else data.parent) / FOLDER
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return [own, Path(user) / "rmsnorm"] if os.path.isabs(user) else [own]  # "~" stays where a user has no home
 
 
 def _key(files: Sequence[Path], settings: dict[str, Any]) -> str:
@@ -140,7 +141,8 @@ def _key(files: Sequence[Path], settings: dict[str, Any]) -> str:
             status = path.stat()
         except OSError as error:
             raise unreadable(path, error) from None
-        found.update(f"{path.name!r} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ".encode())
+        name = f"{path.parent.name}/{path.name}"
+        found.update(f"{name!r} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ".encode())
     return found.hexdigest()[:16]
 
 
@@ -171,14 +173,14 @@ def _make(folder: Path, build: Build, loading: Loading, unchanged: Callable[[], 
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    found = _read(folder, loading)
+    found = _read(folder)
     if found is None:
         raise UserError(f"{folder} must be readable as it was written; it is not. Is the disk sound?")
     return found
 
 
-def _read(folder: Path, loading: Loading) -> Prepared | None:
-    """A preparation that is whole; None if there is none."""
+def _read(folder: Path, loading: Loading | None = None) -> Prepared | None:
+    """A preparation that is whole; None if there is none. What is damaged is told to ``loading``."""
     try:
         digest, content = (folder / _INDEX).read_bytes().split(b"\n", 1)
     except OSError:
@@ -202,8 +204,9 @@ def _read(folder: Path, loading: Loading) -> Prepared | None:
     return Prepared(arrays, index["info"])
 
 
-def _damaged(path: Path, loading: Loading) -> Prepared | None:
-    loading.say(f"{path} is damaged; {loading.name} is prepared again")
+def _damaged(path: Path, loading: Loading | None) -> Prepared | None:
+    if loading is not None:
+        loading.say(f"{path} is damaged; {loading.name} is prepared again")
     return None
 
 
