@@ -14,6 +14,7 @@ from torch import nn
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import networks, runs, tasks
+from rmsnorm.experiments.data.subwords import LONGEST
 from rmsnorm.experiments.learner import Setup, fabric_for
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.sampling import sample
@@ -137,10 +138,6 @@ class Trained:
     def _must_be(self, verb: str, *of: str) -> None:
         if self.task not in of:
             raise UserError(f"{verb} needs a network of {' or '.join(of)}; this one is of {self.task}. Use evaluate.")
-
-
-LONGEST = 1024
-"""Subwords of a sentence to be translated: several times what any recipe trains on."""
 
 
 def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:

@@ -14,14 +14,11 @@ from rmsnorm.experiments.data.lines import decode
 from rmsnorm.experiments.data.loading import Loading
 from rmsnorm.experiments.data.prepared import Writer
 from rmsnorm.experiments.data.ragged import Ragged
-from rmsnorm.experiments.data.subwords import Subwords
+from rmsnorm.experiments.data.subwords import LONGEST, Subwords
 from rmsnorm.experiments.recipes.parallel_text import DataConfig
 
 SUBWORDS = "subwords.json"
 """In the folder of the data: subwords of an earlier run, taken instead of learning them again."""
-LONGEST = 1000
-"""Subwords of a sentence of a validation or test set. A longer one is a text whose line ends were lost, and evaluation
-would take many times the memory of training."""
 _CHUNK = 20_000
 """Pairs encoded at a time."""
 

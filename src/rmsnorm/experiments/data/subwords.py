@@ -21,6 +21,11 @@ SMALLEST = 256 + _SHIFT
 """The vocabulary of the bytes alone."""
 
 
+LONGEST = 1024
+"""Subwords of a sentence that is translated, several times what any recipe trains on. A longer one is a text whose line
+ends were lost, and would take many times the memory of training."""
+
+
 class Subwords:
     """A trained encoding."""
 
