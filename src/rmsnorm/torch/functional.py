@@ -41,7 +41,8 @@ def rms_norm(
         normalized_shape: the last dimensions, over whose n elements the statistic is taken.
         weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1. Or, for an input of shape
             (…, heads, \*normalized_shape), of shape (heads, \*normalized_shape): a gain for each head (QK-norm).
-        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        eps: inside the root, finite and not negative (torch's takes negative ones, whose root may be NaN); None:
+            machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
         bias: b, of the weight's shape (without one, of either) and any floating dtype; None: 0.
         p: the fraction of elements (in row-major order, the first ⌈n·p⌉) whose RMS is taken, 0 < p ≤ 1.
         zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
@@ -55,10 +56,11 @@ def rms_norm(
     Derivatives of every order, forward mode and ``torch.func`` transforms are right.
 
     Returns:
-        y, of the input's shape (and dtype, but for ``casting="llama"``).
+        y, of the input's shape (and dtype, but for ``casting="llama"``), with ``torch.empty_like``'s strides.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        ValueError, TypeError: what must hold, what was received; tensors that do not fit each other raise a
+            ``ValueError`` that is a ``RuntimeError`` too, as torch's are.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
     """
@@ -101,8 +103,8 @@ def layer_norm(
     .. math:: y_i = \frac{x_i - \mu}{\sqrt{\frac{1}{n} \sum_j (x_j - \mu)^2 + eps}} \, g_i + b_i
 
     Positionally compatible with :func:`torch.nn.functional.layer_norm`. The arguments, the dtype policy and what is
-    raised are those of :func:`rms_norm`; the mean is corrected for its own rounding, so that rows far from zero lose
-    nothing more than their input's last place.
+    raised (for a negative eps too) are those of :func:`rms_norm`; the mean is corrected for its own rounding, so that
+    rows far from zero lose nothing more than their input's last place.
 
     Returns:
         y, of the input's shape and dtype.

@@ -1,4 +1,7 @@
-"""The modules: they hold parameters; :mod:`~rmsnorm.torch.functional` holds the mathematics."""
+"""The modules: they hold parameters; :mod:`~rmsnorm.torch.functional` holds the mathematics.
+
+``torch.jit.script`` cannot compile the functions, and calls the operators that they are in compiled graphs.
+"""
 
 from collections.abc import Sequence
 
@@ -21,7 +24,7 @@ class RMSNorm(nn.Module):
 
     Args:
         normalized_shape: the last dimensions of the input.
-        eps: inside the root; None: machine epsilon of the computation dtype.
+        eps: inside the root, finite and not negative; None: machine epsilon of the computation dtype.
         elementwise_affine: whether there is a gain, 1 at the start (0 if ``zero_centered``: the gain is 1 + weight).
         device, dtype: of the parameters, which need not be the input's.
         bias: whether there is a bias too, 0 at the start, under the key ``bias``.
@@ -81,6 +84,17 @@ class RMSNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.rmsnorm.rms_norm(
+                input,
+                self.normalized_shape,
+                self.weight,
+                self.bias,
+                self.eps,
+                self.p,
+                self.zero_centered,
+                self.casting,
+            )
         return functional.rms_norm(
             input,
             self.normalized_shape,
@@ -153,6 +167,17 @@ class RMSNormGated(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, input: Tensor, gate: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.rmsnorm.rms_norm_gated(
+                input,
+                gate,
+                self.normalized_shape,
+                self.weight,
+                self.eps,
+                self.norm_before_gate,
+                self.groups,
+                self.p,
+            )
         return rms_norm_gated(
             input,
             gate,
@@ -215,6 +240,8 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return torch.ops.rmsnorm.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
         return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:

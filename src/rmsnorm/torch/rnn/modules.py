@@ -34,6 +34,11 @@ class _Recurrent(nn.Module):
         self.bias = checks.flag("bias", bias)
         self.spec = check_recurrent(self.cell, hidden_size, norm, p, eps, placement)
 
+    def __prepare_scriptable__(self) -> None:
+        raise NotImplementedError(
+            f"torch.jit.script does not compile {type(self).__name__}; use torch.export or torch.jit.trace"
+        )
+
     # What the kernels are asked to do is fixed at construction.
     norm = property(lambda self: self.spec.norm)
     p = property(lambda self: self.spec.p)
@@ -244,7 +249,7 @@ class GRU(_Layers):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch has
-            them. ``proj_size`` is not supported.
+            them. ``proj_size`` is not supported, and must be 0.
         norm: ``"rms"``, ``"layer"`` or None: torch's GRU.
         p: with ``norm="rms"``: each statistic is taken of the first ⌈n·p⌉ elements of its own vector; of r and z
             together these are elements of r as long as p ≤ 1/2.
@@ -261,7 +266,9 @@ class GRU(_Layers):
     (T, I), or a packed sequence; ``lengths`` (B,): sequences padded at their ends, whose outputs beyond are zero.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        ValueError, TypeError: what must hold, what was received; tensors that do not fit the layer raise a
+            ``ValueError`` that is a ``RuntimeError`` too, as torch's are.
+        NotImplementedError: ``proj_size``; ``torch.jit.script``.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §5.1; Ba, Kiros & Hinton (2016), suppl.
     """
