@@ -259,12 +259,11 @@ def test_memory_format(place):
 @every_place
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck], ids=["first", "second"])
 def test_derivatives(place, check):
-    """Of everything at once, and of the inputs with every other parameter frozen; batched gradients too.
-
-    Second ones of layers take a second a sample, and are taken of the last, which has all options and two directions.
-    """
+    """Of everything at once, and of the inputs with every other parameter frozen; batched gradients of the last sample,
+    which has all options. Of layers it is the only one for second derivatives, which take seconds (a minute batched)."""
+    found = list(samples(place, requires_grad=True))
     slow = check is torch.autograd.gradgradcheck and place.name in ("GRU", "LSTM")
-    for _, module, given, _ in list(samples(place, requires_grad=True))[-1 if slow else 0 :]:
+    for _, module, given, _ in found[-1:] if slow else found:
         parameters = list(module.parameters())
         leaves = tree_leaves(given)
 
@@ -273,12 +272,12 @@ def test_derivatives(place, check):
             return tuple(tree_leaves(module(*tree_map_only(torch.Tensor, lambda _: next(inputs), given))))
 
         # The parameters are reached through the module; they are listed so that they are moved and differentiated.
-        options = {"fast_mode": True, "check_batched_grad": True}
-        assert check(run, (*leaves, *parameters), **options)
+        batched = module is found[-1][1] and not slow
+        assert check(run, (*leaves, *parameters), fast_mode=True, check_batched_grad=batched)
         for first in () if slow else (0, 1):
             for number, parameter in enumerate(parameters):
                 parameter.requires_grad_(number % 2 == first)
-            assert check(run, (*leaves, *parameters), **options)
+            assert check(run, (*leaves, *parameters), fast_mode=True)
 
 
 # ---- errors ----
