@@ -308,11 +308,11 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--set", "model.widht=3"], "of language's recipe; got 'model.widht'. Did you mean 'model.width'?"),
         (["--set", "learning_rate=3"], "got 'learning_rate'. Did you mean 'train.learning_rate'?"),
         (["--set", "x=3"], "These are all, with their values:\n  model.width=128 model.layers=3 "),
-        (["--set", "x"], "train.betas=0.9,0.95 "),
+        (["--set", "x"], " train.betas=0.9,0.95"),
         (["--set", "train.batch"], "--set must be NAME=VALUE"),
         (
             ["--set", "train.batch=many"],
-            "train.batch must be a whole number; got 'many'. The recipe's value has that form: train.batch=16",
+            "train.batch must be a whole number; got 'many'. An example is the recipe's value: train.batch=16",
         ),
         (["--set", "train.batch=2.5"], "train.batch must be a whole number"),
         (["--set", "train.batch="], "must be NAME=VALUE; got 'train.batch='. An example: train.batch=16."),
@@ -477,6 +477,25 @@ def test_an_unknown_flag_is_answered_by_its_command(capsys, words, message):
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.startswith(f"usage: rmsnorm {words[0]} ")
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("sacrebleu", ["compare", "language", "translation"]),
+        ("tokenizers", ["train", "transformer", "--norm", "rms"]),
+        ("tensorboard", ["train", "language", "--norm", "rms", "--tensorboard"]),
+    ],
+)
+def test_a_package_that_is_missing_is_said_before_anything_is_loaded(tmp_path, run_python, package, words):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from rmsnorm.cli import main; "
+        f"print(main([*{words!r}, '--out', {str(tmp_path / 'runs')!r}]))"
+    )
+    assert run_python(code + "; sys.stderr.write('done'); sys.exit(3)", status=3).startswith(
+        f"rmsnorm {words[0]}: this command needs the experiments' packages; {package!r} is not installed."
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_configuring_the_command_line_imports_nothing_heavy():

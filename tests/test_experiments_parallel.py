@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
+from rmsnorm import experiments  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.errors import UserError  # noqa: E402
 from rmsnorm.experiments.learner import Setup, fabric_for  # noqa: E402
@@ -68,6 +69,8 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
     assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
     assert done.stdout.count("record: ") == 1  # one process speaks
     assert "distributed" not in done.stderr  # and no library
+    found = experiments.load(tmp_path).evaluate(text)[1]  # the network that is kept is whole, whoever trained it
+    assert found["bits"] == pytest.approx(both["quality"]["bits"], rel=1e-6)
     (path,) = tmp_path.glob("*.jsonl")
     assert path.name.endswith(f"-{strategy}2.jsonl")
     assert json.loads(path.read_text())["identity"]["processes"] == f"{strategy}2"

@@ -1,10 +1,12 @@
 """What ``rmsnorm train`` and ``rmsnorm compare`` have in common on the command line. Nothing heavy is imported here."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rmsnorm.errors import UserError, nearest
@@ -91,16 +93,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def loaded(args: argparse.Namespace) -> "Trained":
     """The trained network that the command line names."""
-    quiet()
+    imported("devices").check(args.device)
+    trained = imported("trained")
     try:
-        from rmsnorm.experiments import devices, load
-    except ModuleNotFoundError as error:
+        found: Trained = trained.load(args.run, args.device)
+    except ModuleNotFoundError as error:  # of the run's task
         raise missing(error) from None
-    devices.check(args.device)
-    try:
-        return load(args.run, args.device)
-    except ModuleNotFoundError as error:
-        raise missing(error) from None
+    return found
 
 
 def norms_help() -> str:
@@ -183,17 +182,24 @@ def recipe_of(args: argparse.Namespace, task: str, norms: Sequence[str]) -> Reci
     return recipe
 
 
-def quiet() -> None:
-    """Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler."""
+def imported(first: str, *others: str) -> ModuleType:
+    """A module of rmsnorm.experiments. ``others`` are imported too, so that a package that they lack is said now."""
+    # Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    try:
+        found, *_ = (importlib.import_module(f"rmsnorm.experiments.{name}") for name in (first, *others))
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    return found
 
 
 def missing(error: ModuleNotFoundError) -> UserError:
     """A package of the experiments is not installed."""
-    if error.name is None or error.name.partition(".")[0] == "rmsnorm":
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rmsnorm"):
         raise error
     return UserError(
-        f"this command needs the experiments' packages; {error.name!r} is not installed. "
+        f"this command needs the experiments' packages; {package!r} is not installed. "
         f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
     )

@@ -65,12 +65,8 @@ def run(args: argparse.Namespace) -> int:
     _check_sweeps(args)
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
     recipes = {task: arguments.recipe_of(args, task, norms[task]) for task in chosen}
-    arguments.quiet()
-    try:
-        from rmsnorm.experiments import session
-    except ModuleNotFoundError as error:
-        raise arguments.missing(error) from None
-    return session.compare(args, recipes, norms)
+    session = arguments.imported("session", *(f"tasks.{task}" for task in chosen))
+    return int(session.compare(args, recipes, norms))
 
 
 def _check_sweeps(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """``--set train.learning_rate=0.001``: a recipe with single values changed, each read as its field's type."""
 
 import math
+import textwrap
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -118,8 +119,8 @@ def _value(name: str, text: str, kind: Any, present: Any) -> Any:
         value = _read(kind, text)
     except (ValueError, KeyError):
         raise UserError(
-            f"{name} must be {_in_words(kind)}; got {text!r}. The recipe's value has that form: "
-            f"{name}={_shown(present)}."
+            f"{name} must be {_in_words(kind)}; got {text!r}. "
+            f"An example is the recipe's value: {name}={_shown(present)}."
         ) from None
     if name in _CHOICES and value not in _CHOICES[name]:
         meant = nearest(text, _CHOICES[name]) or " Pass one of these."
@@ -189,7 +190,10 @@ def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
     sections: dict[str, list[str]] = {}
     for each, (_, present) in known.items():
         sections.setdefault(each.rpartition(".")[0], []).append(f"{each}={_shown(present)}")
-    lines = "\n".join("  " + " ".join(settings) for settings in sections.values())
+    lines = "\n".join(
+        textwrap.fill(" ".join(settings), 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for settings in sections.values()
+    )
     return f"{must} These are all, with their values:\n{lines}"
 
 
