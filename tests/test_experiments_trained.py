@@ -292,17 +292,28 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, capsys):
         def __reduce__(self):
             return (print, ("owned",))
 
-    torch.save({"sizes": {}, "weights": Evil()}, network)
+    torch.save({"sizes": {}, "weights": Evil(), "files": {}}, network)
     with pytest.raises(UserError, match="it is damaged"):
         experiments.load(out)
     assert "owned" not in capsys.readouterr().out
 
-    torch.save({"sizes": {"vocabulary": 3}, "weights": {}}, network)
+    torch.save({"sizes": {"vocabulary": 3}, "weights": {}, "files": {}}, network)
     with pytest.raises(UserError, match="of this version's networks"):
         experiments.load(out)
 
+    network.write_bytes(whole)
+    characters = path.with_suffix(".characters.json")
+    characters.write_text(characters.read_text().replace("a", "b"))
+    with pytest.raises(UserError, match=r"characters.json must be as it was kept"):
+        experiments.load(out)
+    characters.unlink()
+    with pytest.raises(UserError, match=r"characters.json beside it; it is not there"):
+        experiments.load(out)
+    train("language", tmp_path)
+    assert "its network is missing or damaged" in capsys.readouterr().err
+    assert experiments.load(out).preprocessor
+
     network.unlink()
-    (out / path.name.replace(".jsonl", ".characters.json")).unlink()
     with pytest.raises(UserError, match="1 records"):
         experiments.load(out)
     with pytest.raises(UserError, match=r"network\.pt is not there"):
@@ -310,7 +321,6 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, capsys):
     train("language", tmp_path)  # from its last checkpoint
     assert "goes on from step 4" in capsys.readouterr().err
     assert network.read_bytes() == whole
-    assert experiments.load(out).preprocessor
     assert the_record(out)[1]["result"]["quality"] == record["result"]["quality"]
 
 
@@ -330,7 +340,7 @@ def test_a_comparisons_run_is_trained_again_for_its_network(tmp_path, capsys):
     assert main(words) == 0
     _, before = the_record(out)
     train("language", tmp_path)
-    assert "recorded without its network" in capsys.readouterr().err
+    assert "recorded, but its network is missing or damaged" in capsys.readouterr().err
     path, after = the_record(out)
     assert after["result"]["quality"] == before["result"]["quality"]
     assert main(["evaluate", str(path), "--data", str(data)]) == 0

@@ -3,6 +3,7 @@
 It holds tensors and plain numbers alone (``torch.load(weights_only=True)``), and its checksums tell a damaged file.
 """
 
+import hashlib
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,8 @@ from torch import Tensor
 from rmsnorm.errors import UserError
 from rmsnorm.files import write_whole
 
+_AGAIN = "Give rmsnorm train the settings of this run, and it is made, from the last checkpoint if one is left."
+
 
 class Network(NamedTuple):
     """What a network is built of, without its task's data."""
@@ -22,6 +25,8 @@ class Network(NamedTuple):
     """The task's ``sizes``."""
     weights: dict[str, Tensor]
     """The state of the module that was tested."""
+    files: dict[str, str]
+    """Name -> SHA-256 of the task's ``files()``, which lie beside it."""
 
 
 def path_of(record: Path) -> Path:
@@ -29,9 +34,29 @@ def path_of(record: Path) -> Path:
     return record.with_suffix(".network.pt")
 
 
-def keep(record: Path, network: Network) -> None:
-    """Write the network of a record."""
+def keep(record: Path, sizes: dict[str, int], weights: dict[str, Tensor], files: dict[str, bytes]) -> None:
+    """Write the network of a record, and then the files without which it cannot be used."""
+    network = Network(sizes, weights, {name: _digest(content) for name, content in files.items()})
     write_whole(path_of(record), lambda file: torch.save(network._asdict(), file))
+    for name, content in files.items():
+        write_whole(_beside(record, name), content)
+
+
+def files_of(record: Path, network: Network) -> dict[str, bytes]:
+    """The files without which the network of a record cannot be used.
+
+    Raises:
+        UserError: one is not there, or is not as it was kept.
+    """
+    files = {}
+    for name, digest in network.files.items():
+        path = _beside(record, name)
+        if not path.is_file():
+            raise UserError(f"{record} must have {path.name} beside it; it is not there. {_AGAIN}")
+        files[name] = path.read_bytes()
+        if _digest(files[name]) != digest:
+            raise UserError(f"{path} must be as it was kept with the network; it was changed or damaged. {_AGAIN}")
+    return files
 
 
 def read(record: Path) -> Network:
@@ -43,8 +68,7 @@ def read(record: Path) -> Network:
     path = path_of(record)
     if not path.is_file():
         raise UserError(
-            f"{record} must have its network beside it; {path.name} is not there. `rmsnorm train` keeps it (`rmsnorm "
-            "compare` keeps records alone): train with the same settings and --out, and it is made."
+            f"{record} must have its network beside it; {path.name} is not there (rmsnorm compare keeps none). {_AGAIN}"
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,6 +79,13 @@ def read(record: Path) -> Network:
     except (zipfile.BadZipFile, UnpicklingError, ValueError, TypeError, EOFError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{path} must be a network as this program kept it; it is damaged: {reason}. Delete it and train again "
-            "with the same settings: what was trained is taken from the last checkpoint."
+            f"{path} must be a network as this program kept it; it is damaged: {reason}. {_AGAIN}"
         ) from None
+
+
+def _beside(record: Path, name: str) -> Path:
+    return record.with_suffix(f".{name}")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

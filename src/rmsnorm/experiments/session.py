@@ -35,7 +35,6 @@ from rmsnorm.experiments.runs import Record, RunStore, opened
 from rmsnorm.experiments.table import Comparison, as_json, heading, show_quality, show_times
 from rmsnorm.experiments.task import Task
 from rmsnorm.experiments.train import Listener, Run
-from rmsnorm.files import write_whole
 
 Result = TypeVar("Result")
 
@@ -169,7 +168,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
         if args.overwrite and first:
             checkpoints.remove()
         elif first and recorded(job, store):
-            progress.say("recorded without its network, as compare does: it is trained again")
+            progress.say("recorded, but its network is missing or damaged: what no checkpoint holds is trained again")
         fabric.barrier()
         try:
             with progress:
@@ -187,13 +186,10 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
             )
             return 130
         if first and weights is not None:  # before the record: a run that is recorded can be used
-            networks.keep(store.folder / job.file_name, networks.Network(task.sizes, weights))
+            networks.keep(store.folder / job.file_name, task.sizes, weights, task.files())
         if first:
-            _keep_files(job, store)
             record = keep(job, store, job.result(result))
     else:
-        if first:
-            _keep_files(job, store)
         without = "; no logs are written" if args.tensorboard else ""
         progress.say(f"recorded in {args.out} already (--overwrite does it again){without}")
     if first and record is not None:
@@ -219,20 +215,17 @@ def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
     return cast(Result, found)
 
 
-def _keep_files(job: Job, store: RunStore) -> None:
-    """What the trained network cannot be used without, beside its record and before it: a kill leaves none without."""
-    for name, content in job.task.files().items():
-        path = store.folder / f"{job.stem}.{name}"
-        if not path.exists() or path.read_bytes() != content:
-            write_whole(path, content)
-
-
 def _usable(job: Job, store: RunStore) -> Record | None:
-    """The job's record, if its network is there: of a comparison's record it is not, and the training is done again."""
+    """The job's record, if its network can be used. Of a comparison's record it cannot: it is not there."""
     record = recorded(job, store)
     if record is None or record["result"]["status"] == "diverged":
         return record
-    return record if networks.path_of(store.folder / job.file_name).exists() else None
+    path = store.folder / job.file_name
+    try:
+        networks.files_of(path, networks.read(path))
+    except UserError:
+        return None
+    return record
 
 
 @contextlib.contextmanager

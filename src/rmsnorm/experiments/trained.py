@@ -155,20 +155,14 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
         model.load_state_dict(network.weights)
     except (RuntimeError, KeyError) as error:
         raise _of_another_version(networks.path_of(path), error) from None
-    stem = path.name.removesuffix(".jsonl")
-    beside = [each for each in path.parent.glob(f"{stem}.*.*") if each != networks.path_of(path)]
-    files = {each.name.removeprefix(f"{stem}."): each.read_bytes() for each in beside}
-    try:
-        preprocessor = module.preprocessor(files)
-    except KeyError as error:
-        raise UserError(f"{path} must have {stem}.{error.args[0]} beside it; it is not there. Train again.") from None
+    files = networks.files_of(path, network)
     return Trained(
         model=model.to(device).eval(),
         task=record["task"],
         norm=identity["norm"],
         recipe=recipe,
         record=record,
-        preprocessor=preprocessor,
+        preprocessor=module.preprocessor(files),
         files=files,
         sizes=network.sizes,
     )
