@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -195,6 +196,26 @@ def test_tensorboard_logs_hold_the_curve(text, tmp_path):
     valid = [event.value for event in log.Scalars("valid/bits")]
     assert valid == pytest.approx(curve["valid"]["bits"], abs=1e-5)
     assert log.Scalars("train/learning_rate")[0].value > 0
+
+
+def test_logs_on_a_full_disk_are_one_sentence(text, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, hook, written = RecordWriter.write, threading.excepthook, []
+
+    def full(writer, data):  # in the thread of the writer
+        if len(written) > 4:
+            raise OSError(28, "No space left on device")
+        written.append(data)
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert main(arguments(text, tmp_path / "out", "--tensorboard", steps=40)) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"tensorboard/language-batch-seed0-\w+ must be writable, and is not: No space left", said)
+    assert "Traceback" not in said
+    assert threading.excepthook is hook
 
 
 def test_the_best_weights_are_tested_if_the_recipe_asks_for_them(text, tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_what_is_no_file_is_written_into(tmp_path):
 
 def test_a_device_that_takes_nothing_is_named(tmp_path):
     for write in (write_whole, append_whole):
-        with pytest.raises(UserError, match=r"/dev/full must be a file that can be written; it cannot: No space left"):
+        with pytest.raises(UserError, match=r"/dev/full must be writable, and is not: No space left"):
             write(Path("/dev/full"), b"x")
     assert not Path("/dev/full").is_file()
 
@@ -83,7 +83,7 @@ def test_without_room_the_file_stays_as_it_was(tmp_path, request, place, content
     folder = request.getfixturevalue(place) or tmp_path
     path = folder / "result"
     write_whole(path, b"before")
-    with pytest.raises(UserError, match=r"result must be a file that can be written; it cannot: (No space|File too)"):
+    with pytest.raises(UserError, match=r"result must be writable, and is not: (No space|File too)"):
         write_whole(path, content)
     assert path.read_bytes() == b"before"
     assert [each.name for each in folder.iterdir()] == ["result"]
@@ -93,7 +93,7 @@ def test_a_line_is_appended_or_not(tmp_path, limited):
     path = tmp_path / "lines"
     line = b"x" * 59_999 + b"\n"
     append_whole(path, line)
-    with pytest.raises(UserError, match="lines must be a file that can be written"):
+    with pytest.raises(UserError, match="lines must be writable"):
         append_whole(path, line)
     assert path.read_bytes() == line
 

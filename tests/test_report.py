@@ -3,6 +3,7 @@
 import html
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -336,6 +337,20 @@ def test_the_same_records_make_the_same_page_wherever_it_is_written(full, page, 
     assert "18 records" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+
+
+def test_the_page_goes_through_links_and_into_devices(full, page, tmp_path, capsys):
+    link = tmp_path / "link.html"
+    link.symlink_to(tmp_path / "target.html")
+    assert main(["report", str(full.path), "--out", str(link)]) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "target.html").read_text(encoding="utf-8") == page
+    capsys.readouterr()
+    assert main(["report", str(full.path), "--out", "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
+    assert capsys.readouterr().out == ""  # it may be standard output
+    assert main(["report", str(full.path), "--out", "/dev/full"]) == 2
+    assert "/dev/full must be writable, and is not: No space left on device" in capsys.readouterr().err
 
 
 def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):

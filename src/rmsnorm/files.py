@@ -31,6 +31,25 @@ def check_output(flag: str, path: Path) -> None:
         raise UserError(f"{flag} must lie in a folder that can be written; {str(folder)!r} cannot. Name another place.")
 
 
+@contextlib.contextmanager
+def errors_named(path: Path) -> Iterator[None]:
+    """The system's errors as one sentence. torch.save hides a full disk in a RuntimeError, whose context it is."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of a pipe went away
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(
+            f"{path} must be writable, and is not: {cause.strerror}. "
+            "Mend that, or name another place, and give the same command again."
+        ) from None
+
+
 def write_whole(
     path: Path, content: bytes | Callable[[BinaryIO], object], rename: Callable[[Path], Path] | None = None
 ) -> None:
@@ -44,7 +63,7 @@ def write_whole(
         content: its content, or what writes that.
         rename: from the path of the finished content to the name that it gets instead of ``path``.
     """
-    with _errors_named(path):
+    with errors_named(path):
         if path.exists() and not path.is_file():
             with path.open("wb") as file:
                 _fill(file, content)
@@ -69,7 +88,7 @@ def remove_unfinished(folder: Path, suffix: str) -> None:
 
 def append_whole(path: Path, content: bytes) -> None:
     """Add all of ``content`` to the end of a file, or nothing of it."""
-    with _errors_named(path), path.open("ab", buffering=0) as file:
+    with errors_named(path), path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno())
         try:
             while content:
@@ -85,22 +104,3 @@ def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None
         content(file)
     else:
         file.write(content)
-
-
-@contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """The system's errors as one sentence. torch.save hides a full disk in a RuntimeError, whose context it is."""
-    try:
-        yield
-    except BrokenPipeError:  # the reader of a pipe went away
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UserError(
-            f"{path} must be a file that can be written; it cannot: {cause.strerror}. "
-            "Make that possible (free some room, or name another place), and give the same command again."
-        ) from None

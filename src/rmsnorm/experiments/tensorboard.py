@@ -1,27 +1,41 @@
 """A run's curves as TensorBoard logs, beside what else is told of it."""
 
+import threading
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from rmsnorm.experiments.train import Listener
+from rmsnorm.files import errors_named
 
 
 class Log(Listener):
     """Writes to ``folder`` and hands everything on to ``beside``."""
 
     def __init__(self, folder: Path, beside: Listener) -> None:
-        self.beside, self.writer = beside, SummaryWriter(str(folder))
+        self.folder, self.beside, self._hook = folder, beside, threading.excepthook
+        with errors_named(folder):
+            self.writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> "Log":
+        # The writer's thread keeps its error for the next call, which raises it: no need to print it too.
+        threading.excepthook = lambda told: None if told.exc_type is OSError else self._hook(told)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()
+        try:
+            with errors_named(self.folder):
+                self.writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _add(self, name: str, value: float, done: int) -> None:
+        with errors_named(self.folder):
+            self.writer.add_scalar(name, value, done)
 
     def step(self, done: int, loss: float, learning_rate: float) -> None:
-        self.writer.add_scalar("train/loss", loss, done)
-        self.writer.add_scalar("train/learning_rate", learning_rate, done)
+        self._add("train/loss", loss, done)
+        self._add("train/learning_rate", learning_rate, done)
         self.beside.step(done, loss, learning_rate)
 
     def evaluating(self, split: str) -> None:
@@ -29,5 +43,5 @@ class Log(Listener):
 
     def evaluated(self, done: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
-            self.writer.add_scalar(f"valid/{name}", value, done)
+            self._add(f"valid/{name}", value, done)
         self.beside.evaluated(done, figures)
