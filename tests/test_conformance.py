@@ -51,6 +51,7 @@ def conforms(backend: Backend, case: Case) -> None:
         assert np.array_equal(tensor.double(), getattr(inputs, name).double()), f"{name} was overwritten"
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_eager(case):
     conforms(EAGER, case)

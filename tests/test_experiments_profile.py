@@ -13,6 +13,10 @@ from rmsnorm.experiments.recipes.common import Recipe, TrainConfig  # noqa: E402
 from rmsnorm.torch import GRU  # noqa: E402
 
 
+def test_it_is_imported_without_lightning_fabric(run_python):
+    run_python("import sys; sys.modules['lightning_fabric'] = None; import rmsnorm.experiments.profile")
+
+
 class Sleep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, forward, backward):

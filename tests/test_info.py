@@ -7,16 +7,22 @@ import sys
 import pytest
 
 from rmsnorm import cli, native
+from rmsnorm.torch import elsewhere
 
 
-def test_info_names_the_level_and_every_backend(capsys):
+@pytest.mark.parametrize(
+    ("why_not", "says"),
+    [("it is a test", "torch cuda: composite (why: it is a test)"), (None, "torch cuda: Triton kernels (device: ")],
+)
+def test_info_names_the_level_and_every_backend(why_not, says, capsys, monkeypatch):
+    monkeypatch.setattr(elsewhere, "why_not", why_not)  # whatever this torch is built with
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
     assert f"kernels     {native.level()}" in said
     for where in (
         "numpy:",
         "torch cpu, eager: native",
-        "torch cuda: composite (why: this torch is built without CUDA",
+        says,
         "jax: nothing",
     ):
         assert where in said

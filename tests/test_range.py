@@ -11,6 +11,7 @@ from rmsnorm.torch import layer_norm, rms_norm
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 10, 33, 129, 2050])
 def test_constant_rows_in_the_kernels(dtype, n):
@@ -34,6 +35,7 @@ def test_constant_rows_in_the_kernels(dtype, n):
     torch.testing.assert_close(db, dy.float().sum(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize(("dtype", "small"), [(torch.float32, 2.0**-100), (torch.float64, 2.0**-800)], ids=str)
 def test_large_results_beyond_the_first_k_in_the_kernels(dtype, small):
     """x̂ within a factor of 2 of the largest number, of rows that have to be scaled up."""
@@ -48,6 +50,7 @@ def test_large_results_beyond_the_first_k_in_the_kernels(dtype, small):
         torch.testing.assert_close(dx, expected, rtol=16 * torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("gain", [False, True])
 @pytest.mark.parametrize(("n", "p"), [(4, 0.5), (70, 0.5), (70, 0.1), (64, 0.5), (65, 0.9), (200, 0.3)])

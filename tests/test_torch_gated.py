@@ -157,6 +157,7 @@ def conforms(case: Case, results: dict, inputs: SimpleNamespace, composite: bool
         check(results[name], interval, f"{name} of {case}")
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels(case):
     inputs = make_inputs(case)
@@ -182,6 +183,7 @@ def test_backward_composite(case):
     conforms(case, {k: t for k, t in results.items() if t is not None}, inputs, composite=True)
 
 
+@pytest.mark.every_level
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_silu_over_the_whole_range(dtype):
     """A row of ones is its own norm at eps = 0, exactly: what is left is silu(z)."""
@@ -298,6 +300,7 @@ def test_meta_and_empty():
     assert rms_norm_gated(x, x, 8).shape == (3, 8)
 
 
+@pytest.mark.every_level
 def test_threads_change_no_bit(set_threads):
     given = [torch.randn(*s, requires_grad=True) for s in ((700, 256), (700, 256), (256,))]
 

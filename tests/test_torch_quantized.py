@@ -35,6 +35,7 @@ def quotients_to_codes(values, code):
     return values.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
 
 
+@pytest.mark.every_level
 @BACKENDS
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v).removeprefix("torch.") for v in c.values()))
 def test_against_the_oracle(function, case):
@@ -72,6 +73,7 @@ def test_against_the_oracle(function, case):
         assert np.abs(codes).max(initial=0) <= 127
 
 
+@pytest.mark.every_level
 @BACKENDS
 @pytest.mark.parametrize("code", [torch.int8, FP8], ids=str)
 def test_every_code_and_every_tie(function, code):
@@ -90,6 +92,7 @@ def test_every_code_and_every_tie(function, code):
         assert torch.equal(q.float(), expected)
 
 
+@pytest.mark.every_level
 @BACKENDS
 @pytest.mark.parametrize("code", [torch.int8, FP8], ids=str)
 def test_rows_without_a_scale(function, code):

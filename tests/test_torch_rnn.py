@@ -197,7 +197,9 @@ def test_cells_are_one_step_of_layers(cell, placement):
     assert_near(results(stepped, [*given, *one.parameters()]), expected, 1e-12)
     alone = one(x[0, 0], h0[0, 0]) if c0 is None else one(x[0, 0], (h0[0, 0], c0[0, 0]))[0]
     assert_near([alone], [steps[0][0]], 1e-13)
-    assert one(x[0]) is not None
+    zeros = torch.zeros_like(h0[0])
+    from_zero = (one(x[0]), one(x[0], zeros)) if c0 is None else (one(x[0])[1], one(x[0], (zeros, zeros))[1])
+    assert torch.equal(*from_zero)
 
 
 @pytest.mark.parametrize("cell", MODULES)

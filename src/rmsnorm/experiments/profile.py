@@ -9,13 +9,15 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rmsnorm.experiments.learner import Learner, Setup
 from rmsnorm.experiments.task import Task
+
+if TYPE_CHECKING:  # it needs Lightning Fabric, and what is here besides `steps` does not
+    from rmsnorm.experiments.learner import Learner, Setup
 
 STEPS, WARM_UP = 3, 2
 _NORM, _STEP = "rmsnorm: norm", "rmsnorm: step"
@@ -30,8 +32,10 @@ class Profile:
     """Bytes of tensors at the fullest moment of a step: what is there before it, and what it adds."""
 
 
-def steps(task: Task, setup: Setup, norm: str) -> Profile:
+def steps(task: Task, setup: "Setup", norm: str) -> Profile:
     """Profile the step that ``timing.measure`` times, after WARM_UP unmeasured ones."""
+    from rmsnorm.experiments.learner import Learner
+
     learner = Learner(task, setup, norm, task.recipe.timing.seed)
     batch, beta1 = task.batch(0, task.recipe.timing.seed), task.recipe.train.betas[0]
     network = learner.network()
@@ -126,7 +130,7 @@ def _peak(events: Sequence[Any]) -> int:
     return most
 
 
-def _bytes_held(learner: Learner) -> int:
+def _bytes_held(learner: "Learner") -> int:
     """Parameters, buffers, gradients and the optimizer's state."""
     tensors = [*learner.model.parameters(), *learner.model.buffers()]
     tensors += [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
