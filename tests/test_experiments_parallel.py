@@ -14,7 +14,13 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 from rmsnorm import experiments  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.errors import UserError  # noqa: E402
-from rmsnorm.experiments.learner import Setup, fabric_for  # noqa: E402
+from rmsnorm.experiments import tasks  # noqa: E402
+from rmsnorm.experiments.learner import (  # noqa: E402
+    Learner,
+    Setup,
+    fabric_for,
+)
+from rmsnorm.experiments.recipes import settings  # noqa: E402
 from test_experiments_command import TINY, corpus  # noqa: E402
 
 
@@ -105,3 +111,18 @@ def test_a_numbered_device_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="takes a device of its own; got --device cuda:0"):
         fabric_for(Setup(device="cuda:0"))
+
+
+def test_a_batch_normalised_network_is_evaluated_as_it_is_kept(text, tmp_path):
+    """Each process has running statistics of its own slices: the figures must be those of what a checkpoint keeps."""
+    chunks = ["model.context=8", "data.evaluation_windows=120"]  # two of evaluation: each process has one
+    sizes = [*(size for size in TINY if "context" not in size and "windows" not in size), *chunks]
+    command = [each for each in arguments(text, tmp_path, steps=6) if each not in TINY] + sizes
+    command[command.index("--norm") + 1] = "batch"
+    torchrun(2, command)
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.jsonl"))
+    recipe = settings.changed(tasks.recipe("language"), [*sizes, "train.batch=15", "train.steps=6"])
+    learner = Learner(tasks.load("language", text, recipe), Setup(), "batch", 0)
+    last = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    learner.network().load_state_dict(torch.load(last, weights_only=True)["model"])
+    assert learner.evaluate("test")["bits"] == pytest.approx(record["result"]["quality"]["bits"], rel=1e-5)

@@ -146,9 +146,8 @@ class Learner:
         if weights is not None:
             model.load_state_dict(weights)
         if self.fabric.world_size > 1:
-            for (
-                buffer
-            ) in model.buffers():  # batch norm's statistics are of each process's own slices: those of one count
+            # Batch norm's running statistics are of each process's own slices: those of process 0 are kept and count.
+            for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         model.eval()
         with self.fabric.autocast():

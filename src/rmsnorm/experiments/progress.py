@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from rmsnorm.experiments.jobs import Job
 from rmsnorm.experiments.pace import Pace
@@ -35,9 +36,9 @@ class ProgressReport:
         self._last_line = self._last_shown = time.monotonic()
         self._over = threading.Event()
         self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             TimeElapsedColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -128,7 +129,7 @@ class ProgressReport:
         self._bars.update(self._bar, completed=share, description=self._text())
 
     def _text(self) -> str:
-        """'RMSNorm, seed 0: step 120 of 280 · 31.2 steps/s · loss 2.531 · validation: bits 2.497, loss 1.731 · …'."""
+        """'RMSNorm, seed 0: step 120 of 280 · 31.2 steps/s · 0:05 left · loss 2.531 · validation: bits 2.497, …'."""
         job = self._job
         if job is None:
             return ""
@@ -136,7 +137,7 @@ class ProgressReport:
         left = self._pace.left()
         ends = "" if left is None else f"{duration(left)} left"
         done = f"step {self._pace.done:,} of {job.units:,}"
-        return f"{job.title}: " + " · ".join(filter(None, [done, speed, self._loss, self._figures, self._doing, ends]))
+        return f"{job.title}: " + " · ".join(filter(None, [done, speed, ends, self._doing, self._loss, self._figures]))
 
 
 def duration(seconds: float) -> str:

@@ -58,13 +58,16 @@ def small() -> Recipe:
 
 
 def paper() -> Recipe:
-    """The paper has no language model: GPT-2's smallest dimensions, for a GPU."""
+    """The paper has no language model: GPT-2's smallest dimensions, for a GPU.
+
+    Of 64 windows at once a step takes 35 GiB; of a quarter each it takes 10."""
     train = _train(
         steps=20_000,
         batch=64,
         learning_rate=6e-4,
         warmup_steps=500,
         evaluations=20,
+        accumulate=4,
     )
     model = ModelConfig(width=768, layers=12, heads=12, feed_forward=2048, context=512)
     return Recipe("paper", model, train, data=DataConfig(evaluation_windows=1024))
