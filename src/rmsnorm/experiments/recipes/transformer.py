@@ -64,6 +64,7 @@ def paper() -> Recipe:
             schedule="inverse_sqrt",
             warmup_steps=4000,
             evaluations=60,
+            accumulate=8,
         ),
         data=parallel_text.paper(by_tokens=True, max_length=256, length_penalty=0.6),
     )
