@@ -64,6 +64,12 @@ def test_a_loss_that_pairs_all_examples_cannot_be_taken_in_parts():
         tasks.load("retrieval", None, recipe)
 
 
+def test_more_parts_than_the_batch_has_are_refused():
+    with pytest.raises(UserError, match=r"train.accumulate must be at most the batch, 3; got 4"):
+        settings.changed(tasks.recipe("language"), ["train.batch=3", "train.accumulate=4"])
+    assert settings.changed(tasks.recipe("language"), ["train.batch=4", "train.accumulate=4"]).train.accumulate == 4
+
+
 def test_a_setting_that_older_records_lack_is_part_of_the_identity_only_where_it_is_set(task):
     jobs = [training(task, Setup(), "rms", 0), timings(task, Setup(), ["rms"])[0]]
     assert "accumulate" not in jobs[0].identity["train"]

@@ -168,6 +168,11 @@ def _check(name: str, value: float) -> None:
 def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
     """Refuse what is set against something else. (What a part cannot be at all it refuses itself.)"""
     train = recipe.train
+    if train.accumulate > train.batch:
+        raise UserError(
+            f"train.accumulate must be at most the batch, {train.batch}; got {train.accumulate}. "
+            "Set it to less: each part has an example."
+        )
     # Where the recipe's own warm-up is longer than a run that was cut short, the heading says so.
     if train.warmup_steps > train.steps and "train.warmup_steps" in values:
         raise UserError(
