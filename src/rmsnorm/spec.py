@@ -103,7 +103,7 @@ def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     one = isinstance(normalized_shape, int) or hasattr(normalized_shape, "__index__")
     extents: Any = (normalized_shape,) if one else normalized_shape
     try:
-        shape = tuple(map(operator.index, extents))
+        shape = tuple(e if isinstance(e, int) else operator.index(e) for e in extents)  # symbols count as int
     except TypeError:
         raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
     if not shape:
@@ -123,7 +123,7 @@ def check_eps(eps: float | None) -> float | None:
         raise TypeError(
             f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}"
         ) from None
-    if not (value >= 0 and math.isfinite(value)):
+    if not 0 <= value < math.inf:
         raise ValueError(f"eps stands inside the root and must be finite and not negative, got {eps!r}")
     return value
 

@@ -82,13 +82,19 @@ def dispatch_modes() -> int:
     return _dispatch_modes() or _included(_PRE_DISPATCH)
 
 
+def forward_mode() -> bool:
+    """Whether a level of dual numbers has been entered."""
+    return forward_ad._current_level >= 0
+
+
 def transformed() -> bool:
     """Whether forward mode, a transform of torch.func or the vmap of is_grads_batched is active."""
-    return forward_ad._current_level >= 0 or _functorch_level() is not None or _included(_VMAP)
+    return forward_mode() or _functorch_level() is not None or _included(_VMAP)
 
 
-# Both are entered while Dynamo traces, and its guards compare them at every call: a constant of the graph. This is the
+# These are entered while Dynamo traces, and its guards compare them at every call: constants of a graph. This is the
 # mark of torch.compiler.assume_constant_result.
+forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

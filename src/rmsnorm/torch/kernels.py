@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from rmsnorm import native
 from rmsnorm.torch import elsewhere
 from rmsnorm.torch.elsewhere import captured as captured
+from rmsnorm.torch.elsewhere import forward_mode as forward_mode
 from rmsnorm.torch.elsewhere import transformed as transformed
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}

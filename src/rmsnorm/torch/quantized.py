@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
 from rmsnorm.native import COMPOSITE
@@ -47,11 +48,18 @@ def rms_norm_quantized(
 
     Raises:
         ValueError, TypeError: what must hold, what was received; also if a gradient would be needed.
-        NotImplementedError: another ``dtype``.
+        NotImplementedError: another ``dtype``; an argument with a tangent.
 
     Source: one dynamic scale a token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
     """
     checks.check_no_gradient("rms_norm_quantized", input, weight)
+    if kernels.forward_mode() and any(
+        isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in (input, weight)
+    ):
+        raise NotImplementedError(
+            "rms_norm_quantized has no derivative, but an argument has a tangent (jvp, dual numbers); use "
+            "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
+        )
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
     spec = check_spec(normalized_shape, eps, p)
@@ -74,6 +82,7 @@ def expression(
     """:func:`rms_norm_quantized` in torch's own operations."""
     most = LARGEST[dtype]
     y = composite.rms_norm(input.to(composite.compute_dtype(input.dtype)), shape, weight, eps, p=p)
+    checks.check_no_gradient("rms_norm_quantized", y)  # Dynamo does not say it of the argument of torch.func.grad
     one_a_row = *y.shape[: -len(shape)], *(1,) * len(shape)
     largest = y.abs().flatten(-len(shape)).amax(-1).reshape(one_a_row) if y.numel() else y.new_zeros(one_a_row)
     scale = torch.where(largest.isfinite(), largest, torch.nan).div(most).to(torch.float32)

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rmsnorm.torch import eager
-from rmsnorm.torch.kernels import transformed
+from rmsnorm.torch.kernels import forward_mode, transformed
 
 library = torch.library.Library("rmsnorm", "DEF")
 
@@ -81,7 +80,7 @@ def _function(operator: Any, node: Node, below: Callable) -> Callable:
 
 def _refuse_in_graphs(operator: Any) -> None:
     """Dual numbers in a compiled graph: when it runs, nothing but the graph knows that its level was entered."""
-    dual = forward_ad._current_level >= 0 and torch._C._functorch.peek_interpreter_stack() is None
+    dual = forward_mode() and torch._C._functorch.peek_interpreter_stack() is None
     if dual and torch._guards.TracingContext.try_get() is not None:
         raise NotImplementedError(
             f"torch.ops.{operator.name().replace('::', '.')} takes no dual numbers of a level that is entered within "

@@ -1,0 +1,343 @@
+"""Every transform of torch × eager, compiled, exported × every function and operator, against torch's own operations.
+
+One graph holds all transforms of a function, and one exported program serves all: compilation is what takes time here.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+
+N, EPS = 6, 1e-3
+OPS = torch.ops.rmsnorm
+
+
+def partial(x, weight):
+    """pRMSNorm of the first half, with a zero-centred gain."""
+    return x * (x[..., : N // 2].square().mean(-1, keepdim=True) + EPS).rsqrt() * (1 + weight)
+
+
+def centred(x, weight, bias):
+    """Layer normalisation; the mixed derivatives of second order of F.layer_norm are wrong (torch 2.13)."""
+    x = x - x.mean(-1, keepdim=True)
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight + bias
+
+
+def added(pair):
+    normed, stream = pair
+    return normed + stream.cos()
+
+
+FUNCTIONS = {  # of (x, other, weight): ours, the operator, torch's
+    "rms_norm": (
+        lambda x, other, weight: rms_norm(x, N, weight, EPS) * other,
+        lambda x, other, weight: OPS.rms_norm(x, [N], weight, None, EPS, 1.0, False, "once") * other,
+        lambda x, other, weight: F.rms_norm(x, (N,), weight, EPS) * other,
+    ),
+    "p, zero_centered, bias": (
+        lambda x, other, weight: rms_norm(x, N, weight, EPS, bias=weight, p=0.5, zero_centered=True) * other,
+        lambda x, other, weight: OPS.rms_norm(x, [N], weight, weight, EPS, 0.5, True, "once") * other,
+        lambda x, other, weight: (partial(x, weight) + weight) * other,
+    ),
+    "layer_norm": (
+        lambda x, other, weight: layer_norm(x, N, weight, weight, EPS) * other,
+        lambda x, other, weight: OPS.layer_norm(x, [N], weight, weight, EPS) * other,
+        lambda x, other, weight: centred(x, weight, weight) * other,
+    ),
+    "add_rms_norm": (
+        lambda x, other, weight: added(add_rms_norm(x, other, N, weight, EPS)),
+        lambda x, other, weight: added(OPS.add_rms_norm(x, other, [N], weight, None, EPS, 1.0, False, "once")),
+        lambda x, other, weight: added((F.rms_norm(x + other, (N,), weight, EPS), x + other)),
+    ),
+    "rms_norm_gated": (
+        lambda x, other, weight: rms_norm_gated(x, other, N, weight, EPS),
+        lambda x, other, weight: OPS.rms_norm_gated(x, other, [N], weight, EPS, False, 1, 1.0),
+        lambda x, other, weight: F.rms_norm(x * other * other.sigmoid(), (N,), weight, EPS),
+    ),
+    "rms_norm_gated, norm_before_gate": (
+        lambda x, other, weight: rms_norm_gated(x, other, N, weight, EPS, norm_before_gate=True),
+        lambda x, other, weight: OPS.rms_norm_gated(x, other, [N], weight, EPS, True, 1, 1.0),
+        lambda x, other, weight: F.rms_norm(x, (N,), weight, EPS) * other * other.sigmoid(),
+    ),
+}
+EACH = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def arguments():
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((3, N), (3, N), (N,))
+    return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def scalar(f):
+    return lambda *given: f(*given).sin().sum()
+
+
+def many(given):
+    """Three examples of each; the last dimension of the gain's batch."""
+    x, other, weight = given
+    return torch.stack((x, 2 * x, x - 1)), torch.stack((other, -other, other.cos())), torch.stack((weight,) * 3, -1)
+
+
+def dual(f):
+    def tangent(*given):
+        with forward_ad.dual_level():
+            y = f(*(forward_ad.make_dual(t, t.cos()) for t in given))
+            return forward_ad.unpack_dual(y).tangent
+
+    return tangent
+
+
+ALL = (0, 1, 2)
+TRACED = {  # what Dynamo takes into a graph
+    "nothing": lambda f: f,
+    "grad": lambda f: grad(scalar(f), ALL),
+    "vjp": lambda f: lambda *given: vjp(f, *given)[1](given[0].cos()),
+    "jvp": lambda f: lambda *given: jvp(f, given, tuple(t.cos() for t in given)),
+    "dual numbers": dual,
+    "jacrev": lambda f: jacrev(f, ALL),
+    "jacfwd": lambda f: jacfwd(f, ALL),
+    "hessian": lambda f: hessian(scalar(f), ALL),
+    "jacrev of jacrev": lambda f: jacrev(jacrev(scalar(f), ALL), ALL),
+    "vmap": lambda f: lambda *given: vmap(f, (0, 0, None))(*many(given)[:2], given[2]),
+    "vmap, also of gains": lambda f: lambda *given: vmap(f, (0, 0, -1), 1)(*many(given)),
+    "vmap of grad": lambda f: lambda *given: vmap(grad(scalar(f), ALL), (0, 0, -1))(*many(given)),
+    "grad of vmap": lambda f: grad(lambda *given: vmap(scalar(f), (0, 0, -1))(*many(given)).sum(), ALL),
+}
+
+
+def leaves(given):
+    return [t.detach().clone().requires_grad_() for t in given]
+
+
+def batched_gradients(f):
+    def run(*given):
+        given = leaves(given)
+        y = f(*given)
+        return torch.autograd.grad(y, given, torch.stack((y.detach(), y.detach().cos())), is_grads_batched=True)
+
+    return run
+
+
+def negative_gradient(f):
+    def run(*given):
+        given = leaves(given)
+        y = f(*given)
+        return torch.autograd.grad(y, given, torch._neg_view(-y.detach()))
+
+    return run
+
+
+def gradient_of_gradient(f):
+    def run(*given):
+        given = leaves(given)
+        first = torch.autograd.grad(f(*given).sin().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), given)
+
+    return run
+
+
+def dual_gradient(f):
+    """Forward over reverse: only what reaches the backward pass is dual."""
+
+    def run(*given):
+        given = leaves(given)
+        y = f(*given)
+        with forward_ad.dual_level():
+            found = torch.autograd.grad(y, given, forward_ad.make_dual(y.detach(), y.detach().cos()))
+            return [forward_ad.unpack_dual(t).tangent for t in found]
+
+    return run
+
+
+EAGER = {  # what Dynamo breaks a graph at: functionalize and make_fx, and whatever calls autograd's engine
+    "functionalize": functionalize,
+    "make_fx": lambda f: lambda *given: make_fx(f)(*given)(*given),
+    "make_fx of grad": lambda f: lambda *given: make_fx(grad(scalar(f), ALL))(*given)(*given),
+    "make_fx, pre-dispatch": lambda f: lambda *given: make_fx(f, pre_dispatch=True)(*given)(*given),
+    "negative view": lambda f: lambda *given: f(*(torch._neg_view(-t) for t in given)),
+    "negative gradient": negative_gradient,
+    "batched gradients": batched_gradients,
+    "gradient of gradient": gradient_of_gradient,
+    "dual gradient": dual_gradient,
+}
+TRANSFORMS = TRACED | EAGER
+
+
+def same(found, expected, what):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m: f"{what}: {m}", check_stride=False)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("operator", [False, True], ids=["function", "operator"])
+@EACH
+def test_eager(name, operator, transform):
+    apply, (ours, op, theirs) = TRANSFORMS[transform], FUNCTIONS[name]
+    same(apply(op if operator else ours)(*arguments()), apply(theirs)(*arguments()), transform)
+
+
+def check_compiled(function, theirs, transforms, backend, given=None):
+    torch._dynamo.reset()
+
+    def every(*given):
+        return {k: TRACED[k](function)(*given) for k in transforms}
+
+    given = given or arguments()
+    found = torch.compile(every, backend=backend, fullgraph=True)(*given)
+    for transform in transforms:
+        same(found[transform], TRACED[transform](theirs)(*given), transform)
+
+
+SECOND_ORDER = ("hessian", "jacrev of jacrev")  # half of the time of compilation: of two functions
+
+
+@EACH
+def test_compiled(name):
+    """All transforms in one graph of the public function, which holds its expression: no later pass sees more of it."""
+    every = name in ("rms_norm", "rms_norm_gated")
+    transforms = [k for k in TRACED if every or k not in SECOND_ORDER]
+    check_compiled(FUNCTIONS[name][0], FUNCTIONS[name][2], transforms, "aot_eager" if name == "rms_norm" else "eager")
+
+
+@EACH
+def test_compiled_operators(name):
+    """Operators stay in Dynamo's graph: what decides is what AOTAutograd sees when it runs the graph."""
+    check_compiled(FUNCTIONS[name][1], FUNCTIONS[name][2], ("grad", "jvp", "vmap, also of gains"), "aot_eager")
+
+
+@EACH
+def test_compiled_autograd(name):
+    """The backward pass is captured while it runs."""
+    torch._dynamo.reset()
+    for function in FUNCTIONS[name][:2]:
+        given = leaves(arguments())
+        expected = torch.autograd.grad(scalar(function)(*given), given)
+        y = scalar(function)(*given)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            same(torch.autograd.grad(y, given), expected, name)
+
+
+def test_compiled_by_inductor():
+    check_compiled(FUNCTIONS["layer_norm"][0], FUNCTIONS["layer_norm"][2], ("jvp",), "inductor")
+
+
+class Holds(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, other, weight):
+        return self.function(x, other, weight)
+
+
+@EACH
+def test_exported(name):
+    """The program holds the operator, and is transformed afterwards."""
+    ours, _, theirs = FUNCTIONS[name]
+    program = torch.export.export(Holds(ours), tuple(arguments()))
+    assert sum("rmsnorm" in str(node.target) for node in program.graph.nodes) == 1
+    for transform, apply in TRANSFORMS.items():
+        same(apply(program.module())(*arguments()), apply(theirs)(*arguments()), transform)
+
+
+# ---- what has no derivative, and what cannot be right, raises ----
+
+
+def quantized(x):
+    return rms_norm_quantized(x, N)[1].double()
+
+
+def into_a_fresh_tensor(x):
+    return rms_norm(x, N, out=torch.empty_like(x))
+
+
+def in_place(x):
+    return add_rms_norm(x.clone(), 2 * x, N, inplace=True)[0]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("function", [quantized, into_a_fresh_tensor, in_place], ids=lambda f: f.__name__)
+def test_writing_and_rounding(function, compiled):
+    """Reverse mode is refused; forward mode is right, or refused where rounding has no derivative."""
+    torch._dynamo.reset()
+    x, t, _ = arguments()
+    run = torch.compile if compiled else lambda f, **_: f
+    plain = {
+        quantized: quantized,
+        into_a_fresh_tensor: lambda x: rms_norm(x, N),
+        in_place: lambda x: rms_norm(3 * x, N),
+    }
+    refused = (ValueError, NotImplementedError, torch._dynamo.exc.Unsupported)
+    with pytest.raises(refused, match="not differentiable"):
+        run(grad(lambda x: function(x).sum()), backend="eager", fullgraph=True)(x)
+    same(run(vmap(function), backend="eager", fullgraph=True)(x), plain[function](x), "vmap")
+    forward = run(lambda x, t: jvp(function, (x,), (t,))[1], backend="eager", fullgraph=True)
+    if function is quantized:
+        with pytest.raises(refused, match="has no derivative"):
+            forward(x, t)
+    else:
+        same(forward(x, t), jvp(plain[function], (x,), (t,))[1], "jvp")
+
+
+def test_a_captured_tensor_is_not_written():
+    x, t, _ = arguments()
+    out = torch.full_like(x, 7.0)
+    for transform in (lambda f: jvp(f, (x,), (t,)), lambda f: grad(lambda x: f(x).sum())(x)):
+        with pytest.raises((RuntimeError, ValueError), match=r"mutate a captured|not differentiable"):
+            transform(lambda x: rms_norm(x, N, out=out))
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_operator_with_dual_numbers_of_a_compiled_level(backend):
+    """Only the graph knows of that level when it runs: the tangent would be lost."""
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="takes no dual numbers of a level"):
+        torch.compile(dual(FUNCTIONS["rms_norm"][1]), backend=backend, fullgraph=True)(*arguments())
+
+
+def test_wrong_arguments_are_noticed_in_every_way():
+    """The expression checks what the kernels would have declined."""
+    x, _, weight = arguments()
+    for function in (
+        lambda x: rms_norm(x, N, weight[:-1]),
+        lambda x: rms_norm(x, N, casting="twice"),
+        lambda x: OPS.rms_norm(x, [N], None, None, -1.0, 1.0, False, "once"),
+        lambda x: OPS.layer_norm(x, [N - 1], None, None, EPS),
+        lambda x: OPS.add_rms_norm(x, x[..., :-1], [N], None, None, EPS, 1.0, False, "once")[0],
+        lambda x: OPS.rms_norm_gated(x, x, [N], weight, EPS, False, N - 1, 1.0),
+    ):
+        for transform in (vmap, lambda f: lambda x: jvp(f, (x,), (x,)), lambda f: grad(lambda x: f(x).sum())):
+            with pytest.raises(ValueError, match=r"must|finite and not negative"):
+                transform(function)(x)
+
+
+@pytest.mark.parametrize("width", ["int", "shape"])
+def test_a_symbolic_width(width):
+    """One graph for every width, of functions and of their expressions (here: under vmap), also with p."""
+    torch._dynamo.reset()
+
+    def every(x):
+        n = x.shape[-1] if width == "int" else x.shape[-1:]
+        mapped = vmap(lambda x: rms_norm(x, n, p=0.5) + layer_norm(x, n) + rms_norm_gated(x, x, n, groups=3))(x)
+        return mapped, rms_norm(x, n, p=0.3), *rms_norm_quantized(x, n, p=0.4)
+
+    compiled = torch.compile(every, backend="eager", fullgraph=True, dynamic=True)
+    for n in (12, 9, 30):
+        with torch._dynamo.config.patch(error_on_recompile=n != 12):
+            x = torch.randn(3, n, dtype=torch.float64)
+            for one, other in zip(compiled(x), every(x), strict=True):
+                torch.testing.assert_close(one.double(), other.double(), rtol=1e-6, atol=1e-10)
+
+
+def test_out_in_one_graph():
+    torch._dynamo.reset()
+    x, _, weight = arguments()
+    out = torch.empty_like(x)
+    compiled = torch.compile(lambda x, out: rms_norm(x, N, weight, out=out), backend="aot_eager", fullgraph=True)
+    same(compiled(x, out), rms_norm(x, N, weight), "result")
+    same(out, rms_norm(x, N, weight), "out")
