@@ -247,7 +247,9 @@ def test_other_data_must_give_the_same_vocabulary(trained, tmp_path, capsys):
     other.write_text(data.read_text().replace("alpha", "delta"))
     capsys.readouterr()
     assert main(["evaluate", str(out), "--data", str(other)]) == 2
-    assert "'words.txt' gives other characters.json than the network was trained with" in capsys.readouterr().err
+    assert (
+        "'words.txt' gives other characters.json or sizes than the network was trained with" in capsys.readouterr().err
+    )
     text = data.read_text().split("\n")
     random.Random(1).shuffle(text)
     other.write_text("\n".join(text))
@@ -300,6 +302,11 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, capsys):
     torch.save({"sizes": {"vocabulary": 3}, "weights": {}, "files": {}}, network)
     with pytest.raises(UserError, match="of this version's networks"):
         experiments.load(out)
+
+    for part in ({"weights": 3}, {"files": {"../x": ""}}):
+        torch.save({"sizes": {"vocabulary": 3}, "weights": {}, "files": {}, **part}, network)
+        with pytest.raises(UserError, match="something else"):
+            experiments.load(out)
 
     network.write_bytes(whole)
     characters = path.with_suffix(".characters.json")

@@ -1,6 +1,7 @@
-"""The trained network of a finished run: one file beside its record, which it is named after.
+"""The trained network of a finished run: files beside its record, which they are named after.
 
-It holds tensors and plain numbers alone (``torch.load(weights_only=True)``), and its checksums tell a damaged file.
+The weights' file holds tensors and plain values alone (``torch.load(weights_only=True)``). Its checksums tell whether
+it is damaged, and the hashes in it whether one of the others is.
 """
 
 import hashlib
@@ -75,7 +76,12 @@ def read(record: Path) -> Network:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged!r} in it is not what its checksum says")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return Network(**content)
+        network = Network(**content)
+        if not all(isinstance(part, dict) for part in network) or any(
+            Path(name).name != name for name in network.files
+        ):
+            raise ValueError("it holds something else")
+        return network
     except (zipfile.BadZipFile, UnpicklingError, ValueError, TypeError, EOFError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -72,7 +72,7 @@ class Trained:
         if task.sizes != self.sizes or not _alike(task.files(), self.files):
             raise UserError(
                 f"the data must have the training files of the run; {task.source.name!r} gives other "
-                f"{', '.join(task.files())} than the network was trained with. Pass the data of the training."
+                f"{', '.join(task.files())} or sizes than the network was trained with. Pass the data of the training."
             )
         identity = self.record["identity"]
         device = next(self.model.parameters()).device
@@ -153,7 +153,7 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
     try:
         model: nn.Module = module.network(recipe, network.sizes, identity["norm"], identity["kernels"])
         model.load_state_dict(network.weights)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise _of_another_version(networks.path_of(path), error) from None
     files = networks.files_of(path, network)
     return Trained(
