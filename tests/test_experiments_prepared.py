@@ -44,7 +44,7 @@ def data(tmp_path, monkeypatch):
 
 
 def again(data, build, **settings):
-    return prepare("test", data, [data / "a.txt"], settings, build)
+    return prepare("test", data, lambda: [data / "a.txt"], settings, build)
 
 
 def check(found):
@@ -86,7 +86,7 @@ def test_other_files_and_settings_are_prepared_apart(data):
     assert again(data, build).info["call"] == 4
     (data / "part").mkdir()
     (data / "a.txt").rename(data / "part/a.txt")
-    assert prepare("test", data, [data / "part/a.txt"], {}, build).info["call"] == 5
+    assert prepare("test", data, lambda: [data / "part/a.txt"], {}, build).info["call"] == 5
 
 
 @pytest.mark.parametrize("name", ["rows", "words.lengths", "index.json"])
@@ -197,7 +197,7 @@ def build(writer, loading):
     time.sleep(1)
     writer.append("rows", np.arange(3))
     return {}
-print(prepare("test", data, [data / "a.txt"], {}, build).arrays["rows"].tolist())
+print(prepare("test", data, lambda: [data / "a.txt"], {}, build).arrays["rows"].tolist())
 """
 
 

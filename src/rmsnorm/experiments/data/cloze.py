@@ -44,8 +44,8 @@ class Files:
     splits: dict[str, list[str]]
     """Names from ``root`` on, in the order in which they are read."""
 
-    def all(self) -> list[Path]:
-        return [self.root / name for names in self.splits.values() for name in names]
+    def all(self) -> Iterator[Path]:
+        return (self.root / name for names in self.splits.values() for name in names)
 
     def questions(self, split: str, hashed: Any) -> Iterator[Question]:
         """The questions one by one; ``hashed`` is updated with what is read."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,18 @@ Build = Callable[[Writer, Loading], dict[str, Any]]
 """Writes the arrays; returns what belongs beside them. Raises UserError for what is wrong with the data."""
 
 
-def prepare(kind: str, data: Path, files: Sequence[Path], settings: dict[str, Any], build: Build) -> Prepared:
+def prepare(
+    kind: str, data: Path, files: Callable[[], Iterable[Path]], settings: dict[str, Any], build: Build
+) -> Prepared:
     """What ``build`` makes of ``files`` with ``settings``: as it was kept, or made now and kept.
 
     Arguments:
         kind: the task, for the name of the preparation.
         data: what the user named; the preparation is kept in it, or beside it if it is a file.
-        files: all that ``build`` reads.
+        files: all that ``build`` reads, one by one: the 387,420 paths of CNN would take 200 MB.
         settings: all else that it depends on; JSON values.
     """
-    key = _key(files, settings)
+    key = _key(files(), settings)
     name = f"{kind}-{key}"
     loading = Loading(data.resolve().name)
     for place in _places(data):
@@ -106,7 +108,7 @@ def prepare(kind: str, data: Path, files: Sequence[Path], settings: dict[str, An
             place.mkdir(parents=True, exist_ok=True)
             with _lock(place / f".{name}.lock", loading):
                 if (found := _read(place / name)) is None:
-                    found = _make(place / name, build, loading, lambda: _key(files, settings) == key)
+                    found = _make(place / name, build, loading, lambda: _key(files(), settings) == key)
                     loading.say(f"{loading.name}: prepared in {loading.seconds:.0f} s, kept in {place / name}")
                 return found
         except OSError as error:
@@ -133,7 +135,7 @@ def _places(data: Path) -> list[Path]:
     return [own, Path(user) / "rmsnorm"] if os.path.isabs(user) else [own]  # "~" stays where a user has no home
 
 
-def _key(files: Sequence[Path], settings: dict[str, Any]) -> str:
+def _key(files: Iterable[Path], settings: dict[str, Any]) -> str:
     """Times change with the content; that of the inode also where somebody set the other one back."""
     found = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
     for path in files:

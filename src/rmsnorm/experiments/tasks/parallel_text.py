@@ -177,7 +177,10 @@ def translate(
 
 def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
     given = data / SUBWORDS if (data / SUBWORDS).exists() else None
-    files = [*sets.files(), *([given] if given else [])]
+
+    def files() -> list[Path]:
+        return [*sets.files(), *([given] if given else [])]
+
     settings = {
         "vocabulary": config.vocabulary,
         "max_length": config.max_length,

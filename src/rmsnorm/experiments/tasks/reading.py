@@ -159,7 +159,7 @@ def load(data: Path | None, recipe: Recipe) -> Reading:
     else:
         name, files = data.resolve().name, cloze.find(data)
         settings = {"layout": files.layout, **asdict(recipe.data)}
-        found = prepare("reading", data, files.all(), settings, partial(_encode, files, recipe.data))
+        found = prepare("reading", data, files.all, settings, partial(_encode, files, recipe.data))
     details: dict[str, Any] = {f"{split} questions": len(found.arrays[f"{split}.answers"]) for split in FOLDERS}
     details["layout"] = files.layout
     return Reading(recipe, Source(name, data is None, found.info["sha256"], details), found)

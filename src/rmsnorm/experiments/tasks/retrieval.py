@@ -171,7 +171,7 @@ def load(data: Path | None, recipe: Recipe) -> Retrieval:
             found = temporary(partial(captions.prepare, files))
     else:
         name, files = data.resolve().name, captions.find(data)
-        found = prepare("retrieval", data, files.all(), {"layout": files.layout}, partial(captions.prepare, files))
+        found = prepare("retrieval", data, files.all, {"layout": files.layout}, partial(captions.prepare, files))
     details: dict[str, Any] = {f"{split} images": len(found.arrays[f"{split}.images"]) for split in SPLITS}
     details["layout"] = files.layout
     return Retrieval(recipe, Source(name, data is None, found.info["sha256"], details), found)
