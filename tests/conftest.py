@@ -1,8 +1,10 @@
 """What all tests share: settings of hypothesis, threads put back, and code run in an interpreter of its own."""
 
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,20 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def device_without_room(tmp_path):
+    """A device like /dev/full. Root gets one of its own: a defect that replaces devices must not take the machine's."""
+    if os.geteuid():
+        return Path("/dev/full")
+    path = tmp_path / "full"
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+        path.open("wb").close()
+    except OSError as error:
+        pytest.skip(f"no device can be made here: {error}")
+    return path
 
 
 @pytest.fixture

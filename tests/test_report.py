@@ -1,9 +1,10 @@
 """``rmsnorm report``: what the page says, that nothing in a record can break it, and how it looks in a browser."""
 
 import html
+import os
 import re
 import shutil
-from pathlib import Path
+import subprocess
 
 import pytest
 
@@ -339,18 +340,22 @@ def test_the_same_records_make_the_same_page_wherever_it_is_written(full, page, 
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
 
 
-def test_the_page_goes_through_links_and_into_devices(full, page, tmp_path, capsys):
+def test_the_page_goes_through_links_and_into_devices(full, page, tmp_path, capsys, device_without_room):
     link = tmp_path / "link.html"
     link.symlink_to(tmp_path / "target.html")
     assert main(["report", str(full.path), "--out", str(link)]) == 0
     assert link.is_symlink()
     assert (tmp_path / "target.html").read_text(encoding="utf-8") == page
     capsys.readouterr()
-    assert main(["report", str(full.path), "--out", "/dev/null"]) == 0
-    assert Path("/dev/null").is_char_device()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True, encoding="utf-8") as reader:
+        assert main(["report", str(full.path), "--out", str(pipe)]) == 0
+        assert reader.communicate()[0] == page
     assert capsys.readouterr().out == ""  # it may be standard output
-    assert main(["report", str(full.path), "--out", "/dev/full"]) == 2
-    assert "/dev/full must be writable, and is not: No space left on device" in capsys.readouterr().err
+    assert main(["report", str(full.path), "--out", str(device_without_room)]) == 2
+    assert f"{device_without_room} must be writable, and is not: No space left on device" in capsys.readouterr().err
+    assert device_without_room.is_char_device()
 
 
 def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):
