@@ -1,5 +1,7 @@
 """What surrounds a call: a default device, tensors of inference mode, transforms and graphs around calls that write."""
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -169,3 +171,33 @@ def test_vmap_of_one_argument_alone():
     sums = torch.func.vmap(lambda z: add_rms_norm(x, z, 8))(batched)
     for found, expected in zip(sums, zip(*(add_rms_norm(x, z, 8) for z in batched), strict=True), strict=True):
         torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda x: rms_norm(x, {8}), "normalized_shape must be an int or a sequence of ints, got {8}"),
+        (
+            lambda x: rmsnorm.torch.LayerNorm({8: 1}),
+            "normalized_shape must be an int or a sequence of ints, got {8: 1}",
+        ),
+        (lambda x: rmsnorm.torch.RMSNorm(8, 1e-6, "cpu"), "elementwise_affine must be True or False, got 'cpu'"),
+        (lambda x: rmsnorm.torch.RMSNorm(8, bias=None), "bias must be True or False, got None"),
+        (lambda x: rmsnorm.torch.LayerNorm(8, 1e-6, True, "cpu"), "bias must be True or False, got 'cpu'"),
+        (lambda x: rms_norm(x.to_sparse(), 8), "input must be dense, got a tensor of layout torch.sparse_coo"),
+        (lambda x: layer_norm(x.to_sparse_csr(), 8), "input must be dense, got a tensor of layout torch.sparse_csr"),
+        (
+            lambda x: add_rms_norm(x, x.to_sparse(), 8),
+            "residual must be dense, got a tensor of layout torch.sparse_coo",
+        ),
+        (lambda x: rms_norm_gated(x, x.to_sparse(), 8), "gate must be dense, got a tensor of layout torch.sparse_coo"),
+        (lambda x: module("GRU")(x.to_sparse()), "input must be dense, got a tensor of layout torch.sparse_coo"),
+        (
+            lambda x: module("LSTMCell")(x[0], (x[0].to_sparse(), x[0])),
+            "an initial state must be dense, got a tensor of",
+        ),
+    ],
+)
+def test_odd_arguments(build, says):
+    with pytest.raises(TypeError, match=re.escape(says)):
+        build(torch.randn(SHAPE))

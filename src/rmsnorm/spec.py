@@ -103,6 +103,8 @@ def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     one = isinstance(normalized_shape, int) or hasattr(normalized_shape, "__index__")
     extents: Any = (normalized_shape,) if one else normalized_shape
     try:
+        if isinstance(extents, (dict, set, frozenset)):  # their order is not that of dimensions
+            raise TypeError
         shape = tuple(e if isinstance(e, int) else operator.index(e) for e in extents)  # symbols count as int
     except TypeError:
         raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
@@ -167,6 +169,13 @@ def check_bool(zero_centered: bool) -> bool:
     if zero_centered not in (True, False):
         raise TypeError(f"zero_centered must be True (gain is 1 + weight) or False, got {zero_centered!r}")
     return bool(zero_centered)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value`` as a bool: a device or a dtype one place too early would count as True."""
+    if value not in (True, False):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_casting(casting: str) -> str:

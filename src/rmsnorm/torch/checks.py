@@ -20,6 +20,7 @@ def check_tensors(
     """Floating dtypes, the normalised shape (parameters may have one of each head before it), one device."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}; NumPy arrays go to rmsnorm.numpy")
+    check_dense("input", input)
     check_input("input", tuple(input.shape), _name(input.dtype), shape)
     check_memory("input", input)
     heads = input.shape[-len(shape) - 1] if per_head and input.dim() > len(shape) else None
@@ -41,11 +42,18 @@ def check_alike(name: str, other: Tensor, input: Tensor) -> None:
     """A residual or a gate has the shape and device of the input, and a floating dtype."""
     if not isinstance(other, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(other).__name__}")
+    check_dense(name, other)
     check_same(name, tuple(other.shape), "input", tuple(input.shape), "shape")
     check_same(name, other.device, "input", input.device, "device")
     if _name(other.dtype) not in FLOATING:
         raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {_name(other.dtype)}")
     check_memory(name, other)
+
+
+def check_dense(name: str, t: Tensor) -> None:
+    """Strided or nested: neither sparse nor of another library's layout."""
+    if t.layout not in (torch.strided, torch.jagged):
+        raise TypeError(f"{name} must be dense, got a tensor of layout {t.layout}; convert it with .to_dense()")
 
 
 def check_memory(name: str, t: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rmsnorm.spec import check_heads, check_shape, check_spec
+from rmsnorm.spec import check_flag, check_heads, check_shape, check_spec
 from rmsnorm.torch import functional
 from rmsnorm.torch.gated import GatedSpec, rms_norm_gated
 
@@ -63,13 +63,13 @@ class RMSNorm(nn.Module):
         spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
         self.normalized_shape = spec.normalized_shape
         self.eps = spec.eps
-        self.elementwise_affine = elementwise_affine
+        self.elementwise_affine = check_flag("elementwise_affine", elementwise_affine)
         self.p = spec.p
         self.zero_centered = spec.zero_centered
         self.casting = spec.casting
         self.heads = check_heads(heads)
         shape = spec.normalized_shape if heads is None else (heads, *spec.normalized_shape)
-        if bias and not elementwise_affine:
+        if check_flag("bias", bias) and not elementwise_affine:
             raise ValueError("bias=True needs elementwise_affine=True, got False; leave out the bias or allow the gain")
         for name, wanted in (("weight", elementwise_affine), ("bias", bias)):
             made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
@@ -225,9 +225,10 @@ class LayerNorm(nn.Module):
         self.normalized_shape = check_shape(normalized_shape)
         self.heads = check_heads(heads)
         self.eps = check_spec(normalized_shape, eps).eps
-        self.elementwise_affine = elementwise_affine
+        self.elementwise_affine = check_flag("elementwise_affine", elementwise_affine)
+        bias = check_flag("bias", bias) and self.elementwise_affine
         shape = self.normalized_shape if heads is None else (heads, *self.normalized_shape)
-        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
+        for name, wanted in (("weight", elementwise_affine), ("bias", bias)):
             made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, made)
         self.reset_parameters()

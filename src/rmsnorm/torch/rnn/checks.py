@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm.spec import MismatchError
-from rmsnorm.torch.checks import check_memory
+from rmsnorm.torch.checks import check_dense, check_memory
 
 
 def autocast_enabled(x: Tensor) -> bool:
@@ -52,7 +52,8 @@ def projection(cell: str, value: int) -> None:
 
 
 def place(x: Tensor, weight: Tensor) -> None:
-    """The dtype and device of an input."""
+    """The layout, dtype and device of an input."""
+    check_dense("input", x)
     if x.device != weight.device:
         raise MismatchError(
             f"input must be on the parameters' device {weight.device}, got {x.device}; move one of them"
@@ -100,7 +101,8 @@ def cell_input(cell: str, x: Tensor, size: int) -> None:
 
 
 def _state(given: Tensor, x: Tensor) -> None:
-    """The dtype and device of an initial state, which are the input's."""
+    """The layout of an initial state, and its dtype and device, which are the input's."""
+    check_dense("an initial state", given)
     if given.device != x.device:
         raise MismatchError(f"an initial state must be on the input's device {x.device}, got {given.device}")
     if given.dtype != x.dtype and not autocast_enabled(x):
