@@ -50,9 +50,12 @@ def test_a_file_is_written_through_a_link_which_stays(tmp_path):
 def test_what_is_no_file_is_written_into(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
-    write_whole(pipe, b"all of it")
-    assert reader.communicate(timeout=10)[0] == b"all of it"
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        try:
+            write_whole(pipe, b"all of it")
+            assert reader.communicate(timeout=10)[0] == b"all of it"
+        finally:
+            reader.kill()  # where nothing was written, it would wait for ever
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 

@@ -349,9 +349,15 @@ def test_the_page_goes_through_links_and_into_devices(full, page, tmp_path, caps
     capsys.readouterr()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True, encoding="utf-8") as reader:
-        assert main(["report", str(full.path), "--out", str(pipe)]) == 0
-        assert reader.communicate()[0] == page
+    read = tmp_path / "read"
+    with read.open("wb") as file, subprocess.Popen(["cat", str(pipe)], stdout=file) as reader:
+        try:
+            status = main(["report", str(full.path), "--out", str(pipe)])
+            reader.wait(10)
+        finally:
+            reader.kill()  # where nothing was written, it would wait for ever
+    assert status == 0
+    assert read.read_text(encoding="utf-8") == page
     assert capsys.readouterr().out == ""  # it may be standard output
     assert main(["report", str(full.path), "--out", str(device_without_room)]) == 2
     assert f"{device_without_room} must be writable, and is not: No space left on device" in capsys.readouterr().err
