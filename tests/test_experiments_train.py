@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+from rmsnorm.errors import UserError  # noqa: E402
 from rmsnorm.experiments import timing  # noqa: E402
 from rmsnorm.experiments.learner import Learner, Setup, schedule_at  # noqa: E402
 from rmsnorm.experiments.models.transformer import Transformer, rotary_tables, rotate  # noqa: E402
@@ -149,6 +150,14 @@ def test_batch_norm_keeps_running_statistics_alike_in_operators_and_kernels():
         torch.testing.assert_close(getattr(made[0], name), getattr(made[1], name))
     x = torch.randn(1, 1, 8)
     torch.testing.assert_close(made[0].eval()(x), made[1].eval()(x))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_batch_norm_of_one_example_is_refused_in_training_alone(kernels):
+    module = norm_maker("batch", kernels)(8)
+    with pytest.raises(UserError, match="BatchNorm must see 2 examples or more at once in training; got 1"):
+        module(torch.randn(1, 8))
+    assert module.eval()(torch.randn(1, 8)).shape == (1, 8)
 
 
 def test_weight_norm_keeps_the_weights_and_frees_their_scale():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from rmsnorm.errors import UserError
 from rmsnorm.experiments.recipes.common import EPS, P
 from rmsnorm.experiments.vector_norms import standardise
 from rmsnorm.torch import LayerNorm, RMSNorm, rms_norm
@@ -50,7 +51,16 @@ class BatchNorm(nn.BatchNorm1d):
         super().__init__(width, eps=EPS)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.reshape(-1, input.shape[-1])).view(input.shape)
+        return super().forward(self._rows(input)).view(input.shape)
+
+    def _rows(self, input: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
+        if self.training and len(rows) < 2:
+            raise UserError(
+                f"BatchNorm must see 2 examples or more at once in training; got {len(rows)}. Set train.batch to more, "
+                "train.accumulate to less, or take fewer processes."
+            )
+        return rows
 
 
 class UnfusedBatchNorm(BatchNorm):
@@ -61,7 +71,7 @@ class UnfusedBatchNorm(BatchNorm):
         assert mean is not None
         assert var is not None
         assert self.momentum is not None
-        x = input.float().reshape(-1, input.shape[-1])
+        x = self._rows(input).float()
         if self.training:
             batch_mean = x.mean(0)
             batch_var = (x - batch_mean).square().mean(0)
