@@ -8,11 +8,15 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/
 OUT      ?= build/gpu-session
 DEADLINE ?= 400
 
-.PHONY: help demo test asan gpu lint bench smoke format clean
+# The oldest Triton that is served, beside the environment's own: the kernels are compiled by both. Linux has wheels.
+OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
+
+.PHONY: help demo test asan triton gpu lint bench smoke format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
 	@echo "make asan   set up, build with AddressSanitizer, then conformance and a fuzz of every function (a minute)"
+	@echo "make triton compile every CUDA and ROCm kernel for every chip, with two versions of Triton (minutes, no GPU)"
 	@echo "make gpu    with $(PYTHON)'s own torch and Triton on a CUDA device, nothing installed: checks, timings, a sweep"
 	@echo "make bench  set up with all peers, then time the kernels beside them"
 	@echo "make smoke  the same for a minute: every peer installed is verified"
@@ -38,7 +42,10 @@ $(VENV)/.dev $(VENV)/.demo $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
 demo: $(VENV)/.demo
 	$(BIN)/rmsnorm compare language
 
-test: $(VENV)/.dev
+$(OLDEST_TRITON): | $(VENV)/.tools
+	$(PIP) install -q --no-deps --target $@ triton==$(@:build/triton-%=%)
+
+test: $(VENV)/.dev $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto -q
 
 # One level (v3: its tails are plain loads, which AddressSanitizer sees, where v4 has masked ones) and the nodes, into a
@@ -56,6 +63,11 @@ asan: $(ASAN)/.built
 	$(if $(filter x86_64 AMD64,$(shell uname -m)),RMSNORM_ISA=x86-64-v3) \
 	PYTHONPATH="$(CURDIR)/$(ASAN)/site:$(CURDIR)/tests:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	$(BIN)/python -S tests/sanitized.py --seconds $(ASAN_SECONDS)
+
+# Every launch choice for every chip: minutes.
+triton: $(VENV)/.dev $(OLDEST_TRITON)
+	$(BIN)/python -m rmsnorm.torch.triton.matrix check --all
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m rmsnorm.torch.triton.matrix check --all
 
 # From the source tree, with what $(PYTHON) has: a machine lent for measuring may have no compiler and no network.
 gpu:

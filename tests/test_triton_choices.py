@@ -18,11 +18,15 @@ LENGTHS = [*range(1, 70), 127, 128, 129, 1000, 1023, 4096, 5120, 8191, 8192, 819
 @pytest.mark.parametrize("warp_size", [32, 64])
 def test_every_choice_can_be_launched(itemsize, warp_size):
     for n in LENGTHS:
-        found = [choices.forward(n, itemsize, warp_size)]
-        found += [choices.backward(n, itemsize, c, s, warp_size) for c in (False, True) for s in (0, 1, 2)]
-        found += [c for c in (choices.gated_backward(n, itemsize, warp_size),) if c is not None]
-        plain = [c for c in (choices.gated_forward(n, itemsize, warp_size),) if c is not None]
-        for choice in [*found, *plain, choices.quantized(n, itemsize, warp_size)]:
+        plain = [choices.gated_forward(n, itemsize, warp_size)]
+        summed = [choices.gated_backward(n, itemsize, warp_size)]
+        for aligned in (False, True):
+            plain += [kind(n, itemsize, aligned, warp_size) for kind in (choices.forward, choices.quantized)]
+            summed += [choices.backward_rows(itemsize, aligned, warp_size)]
+            for wanted in [(c, s, aligned, warp_size) for c in (False, True) for s in (0, 1, 2)]:
+                summed += [choices.backward(n, itemsize, *wanted), choices.backward_columns(itemsize, *wanted)]
+        plain, summed = ([c for c in found if c is not None] for found in (plain, summed))
+        for choice in plain + summed:
             assert choice.block & (choice.block - 1) == 0
             assert choice.warps in (1, 2, 4, 8, 16)
             assert choice.looped or choice.block >= n
@@ -31,7 +35,7 @@ def test_every_choice_can_be_launched(itemsize, warp_size):
             assert choice.rows == 1 or not choice.looped
             # Every thread has something to read, and a program no more than a multiprocessor can hold.
             assert warp_size * choice.warps <= choice.rows * choice.block <= 16384
-        for choice in found[1:]:
+        for choice in summed:
             threads = choice.warps * warp_size * choice.programs
             assert threads * choice.registers <= choices.REGISTERS
             assert choice.registers >= 96 or warp_size == 64
@@ -40,10 +44,11 @@ def test_every_choice_can_be_launched(itemsize, warp_size):
 def test_bars_lengths_stay_in_registers():
     for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384):
         assert not choices.forward(n, 2).looped
-        assert not choices.backward(n, 2).looped
+        assert choices.backward(n, 2) is not None
         assert choices.gated_forward(n, 2) is not None
         assert n > 8192 or choices.gated_backward(n, 2) is not None
     assert choices.forward(32768, 2).looped
+    assert choices.backward(32768, 2) is None
     assert choices.forward(128, 2).rows > 1
 
 
@@ -57,6 +62,9 @@ def test_a_gradient_grid_is_resident_and_leaves_nobody_idle():
             programs = choices.grid(choices.backward(128, 2), heads * tokens, heads, 132)
             assert programs % heads == 0
             assert 0 < programs // heads <= tokens  # each has a tile: its partial row is written
+    columns = choices.backward_columns(2)
+    assert choices.grid(columns, 100_000, 1, 132, 64) == columns.programs * 132 // 64
+    assert choices.grid(columns, 100_000, 1, 132, 1000) == 1
 
 
 def offsets(tensor, dims, folded, place):

@@ -1,23 +1,26 @@
 """The shipped launch choices compiled ahead of time, without a GPU: nothing spills, the gradients' grid is resident.
 
-Here a sample that has every choice of every dtype on one chip and the heaviest on the others;
-``python -m rmsnorm.torch.triton.aot`` compiles all of them for all (1328 kernels) and prints docs/gpu.md's table.
+Here a sample that has every choice of every kernel and dtype once, by two Tritons; `make triton` compiles all of them
+for all chips.
 """
 
+import os
 import re
 from dataclasses import replace
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton", reason="the kernels are Triton's (pip install triton)")
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing is compiled", allow_module_level=True)
 
-from rmsnorm.torch.triton import aot, choices
+from rmsnorm.torch.triton import aot, choices, matrix
 from rmsnorm.torch.triton.aot import Variant
+from rmsnorm.torch.triton.matrix import BF16
 
-BF16, F32, F64 = aot.DTYPES
+ROOT = os.path.dirname(os.path.dirname(__file__))
+OLDEST = {"3.6.0": os.path.join(ROOT, "build", "triton-3.6.0")}
+PARTS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -25,55 +28,42 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-SAMPLE = [
-    ("sm_90", Variant("rms_norm", 128, BF16)),
-    ("sm_90", Variant("rms_norm", 1024, BF16)),
-    ("sm_90", Variant("rms_norm", 16384, F32)),
-    ("sm_90", Variant("rms_norm", 131072, BF16)),
-    ("sm_90", Variant("layer_norm", 16384, BF16)),
-    ("sm_90", Variant("layer_norm", 4096, F64)),
-    ("sm_90", Variant("rms_norm backward", 16384, BF16)),
-    ("sm_90", Variant("rms_norm backward", 64, F32)),
-    ("sm_90", Variant("add_rms_norm backward", 8192, BF16)),
-    ("sm_90", Variant("add_rms_norm backward", 16384, BF16, torch.bfloat16)),
-    ("sm_90", Variant("rms_norm backward", 16384, F32)),
-    ("sm_90", Variant("layer_norm backward", 8192, BF16)),
-    ("sm_90", Variant("layer_norm backward", 131072, F32)),
-    ("sm_80", Variant("rms_norm backward", 16384, BF16)),
-    ("sm_100", Variant("rms_norm backward", 16384, BF16)),
-    ("sm_100", Variant("layer_norm backward", 512, F32)),
-    ("gfx942", Variant("rms_norm", 4096, BF16)),
-    ("gfx942", Variant("rms_norm backward", 16384, BF16)),
-    ("sm_90", Variant("rms_norm_gated", 8192, BF16)),
-    ("sm_90", Variant("rms_norm_gated", 128, F32, heads=True, levels=2)),
-    ("sm_90", Variant("rms_norm_gated backward", 4096, BF16)),
-    ("sm_90", Variant("rms_norm_gated, norm first, backward", 8192, BF16)),
-    ("sm_80", Variant("rms_norm_gated, norm first, backward", 128, F32, heads=True, levels=3)),
-    ("sm_100", Variant("rms_norm_gated backward", 2048, F64)),
-    ("sm_100", Variant("rms_norm_gated", 2048, F64)),
-    ("sm_90", Variant("rms_norm_quantized to int8", 4096, BF16)),
-    ("sm_80", Variant("rms_norm_quantized to float8", 16384, BF16)),
-    ("sm_90", Variant("rms_norm_quantized to float8", 131072, F32)),
-    ("gfx942", Variant("rms_norm_quantized to float8", 4096, BF16)),
-    ("sm_90", Variant("rms_norm", 128, BF16, k=8, heads=True, levels=3)),
-    ("sm_90", Variant("rms_norm backward", 128, BF16, k=8, heads=True, levels=3)),
-]
-
-
-@pytest.mark.parametrize(("target", "variant"), SAMPLE, ids=lambda value: str(value))
-def test_no_spills(target, variant):
-    found = aot.counts(variant, aot.TARGETS[target])
-    assert found.spilled == 0, found
-    choice = variant.choice(aot.TARGETS[target].warp_size)
-    if choice.programs and target != "gfx942":  # there registers belong to a quarter of a unit
-        threads = choice.programs * choice.warps * 32
-        assert threads * -(-found.registers // 8) * 8 <= choices.REGISTERS, found
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+@pytest.mark.parametrize("version", ["installed", *OLDEST])
+def test_no_spills(version, part, run_python, tmp_path):
+    """By the installed Triton and the oldest that is served, which `make test` puts beside the environment."""
+    path = OLDEST.get(version, "")
+    if path and not os.path.isdir(path):
+        pytest.skip(f"{path} is not there: make {os.path.relpath(path, ROOT)}")
+    said = run_python(
+        f"from rmsnorm.torch.triton import matrix; assert matrix.main(['check', '--part', '{part}/{PARTS}']) == 0",
+        PYTHONPATH=path,
+        TRITON_CACHE_DIR=str(tmp_path),
+    )
+    assert version == "installed" or f"Triton {version}:" in said
 
 
 def test_a_spill_would_be_seen(monkeypatch):
     tight = replace(choices.backward(16384, 2), registers=64)
     monkeypatch.setattr(choices, "backward", lambda *a: tight)
-    assert aot.counts(Variant("rms_norm backward", 16384, BF16), aot.TARGETS["sm_90"]).spilled > 0
+    assert "spills" in matrix.fault(("sm_90", Variant("rms_norm backward", 16384, BF16)))
+
+
+def test_programs_that_do_not_fit_would_be_seen(monkeypatch):
+    loose = replace(choices.backward(4096, 2), programs=4, registers=None)
+    monkeypatch.setattr(choices, "backward", lambda *a: loose)
+    assert "resident" in matrix.fault(("sm_90", Variant("rms_norm backward", 4096, BF16)))
+
+
+def test_every_choice_is_in_the_sample():
+    """Of each kernel and dtype; the operations that share one take turns."""
+
+    def key(variant):
+        choice = variant.choice(32)
+        length = f"pieces of {choice.block}" if choice.looped else variant.n
+        return variant.kernel(choice.looped).__name__, length, variant.dtype
+
+    assert {key(variant) for variant in matrix.variants()} <= {key(variant) for _, variant in matrix.sample()}
 
 
 def accesses(n, dtype=BF16, **more):

@@ -7,7 +7,8 @@ pytest.importorskip("triton", reason="the kernels are Triton's (pip install trit
 GROUPS = {
     "conformance, first half": "conformance(0, 8)",
     "conformance, second half": "conformance(4, 8)",
-    "rows": "rare_rows(); not_finite(); a_row_alone(); heads()",
+    "rows": "rare_rows(); elements_beyond_the_first_k(); not_finite(); a_row_alone(); heads()",
+    "rare gradients": "rare_gradients()",
     "memory": "awkward_memory(); no_compilation_for_another_number_of_rows(); the_same_gradient_twice()",
     "gated": "gated_norm()",
     "quantized": "quantized_norm()",

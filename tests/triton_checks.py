@@ -25,18 +25,21 @@ SMALL = [case for case in CASES if case.rows * case.n <= 4000 and case.rows > 0]
 @contextlib.contextmanager
 def short_registers():
     """Rows of more than 64 elements are looped, in pieces of 32, and sums leave the registers every second tile."""
-    saved = choices.forward, choices.backward, choices.gated_backward, choices.LEAF
-    looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=1)
+    names = ("forward", "backward", "backward_rows", "backward_columns", "gated_backward", "LEAF")
+    saved = tuple(getattr(choices, name) for name in names)
+    looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=6)
     choices.forward = lambda n, *a: looped if n > 64 else saved[0](n, *a)
-    choices.backward = lambda n, *a: looped if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
+    choices.backward = lambda n, *a: None if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
+    choices.backward_rows = choices.backward_columns = lambda *a: looped
     choices.quantized.cache_clear()
-    choices.gated_backward = lambda n, *a: replace(saved[2](n, *a), hold=n % 2 == 0, rows=4)
+    choices.gated_backward = lambda n, *a: replace(saved[4](n, *a), hold=n % 2 == 0, rows=4)
     choices.LEAF = 2
     plans.plans.clear()
     try:
         yield
     finally:
-        choices.forward, choices.backward, choices.gated_backward, choices.LEAF = saved
+        for name, value in zip(names, saved, strict=True):
+            setattr(choices, name, value)
         choices.quantized.cache_clear()
         plans.plans.clear()
 
@@ -58,6 +61,8 @@ def long_rows():
             conforms(EAGER, case)
         for case in (
             Case(n=100, rows=40, p=0.3),
+            Case("add_rms_norm", n=100, rows=9, p=0.5, residual=torch.float32),
+            Case(n=100, rows=12, heads=3, p=0.1, weight=torch.float32),
             Case("layer_norm", n=100, rows=9, bias=torch.float32),
             Case(n=7, rows=90),
         ):
@@ -120,6 +125,50 @@ def rare_rows():
                 case = Case(operation, n=n, rows=3, p=0.5 if operation == "rms_norm" else 1.0, eps=eps)
                 inputs = SimpleNamespace(x=x, dy=torch.zeros_like(x), weight=w, bias=None)
                 check(y, expected(case, inputs)["y"], f"{operation} of rows at 2^{exponent}")
+
+
+def rare_gradients():
+    """Gradients of such rows, under gradients so small or so large that products of the two leave the range."""
+    for n, operation in ((24, "rms_norm"), (100, "rms_norm"), (24, "layer_norm"), (100, "layer_norm")):
+        with short_registers():
+            for exponent, gradient in (
+                (-140, -60),
+                (-100, -110),
+                (-40, -110),
+                (-60, 60),
+                (60, -100),
+                (60, 60),
+                (120, 0),
+            ):
+                eps = 0.0 if operation == "rms_norm" else 1e-30
+                x = torch.randn(3, n) * torch.tensor([1.0, 2.0**exponent, 1.0])[:, None]
+                dy = torch.randn(3, n) * torch.tensor([1.0, 2.0**gradient, 1.0])[:, None]
+                leaf, w = x.clone().requires_grad_(), torch.randn(n)
+                p = 0.5 if operation == "rms_norm" and exponent < 100 else 1.0
+                y = (
+                    rms_norm(leaf, (n,), w, eps, p=p)
+                    if operation == "rms_norm"
+                    else layer_norm(leaf, (n,), w, None, eps)
+                )
+                (dx,) = torch.autograd.grad(y, leaf, dy)
+                case = Case(operation, n=n, rows=3, p=p, eps=eps, weight=torch.float32)
+                inputs = SimpleNamespace(x=x, dy=dy, weight=w, bias=None)
+                check(dx, expected(case, inputs)["dx"], f"dx of {operation} at 2^{exponent}, dy at 2^{gradient}")
+
+
+def elements_beyond_the_first_k():
+    """They overflow only where their results do."""
+    for small, large in ((-120, 4), (-20, 100), (30, 105), (-140, -20)):
+        x = torch.randn(2, 40)
+        x[:, :4] *= 2.0**small
+        x[:, 4:] *= 2.0**large
+        for n in (40, 80):
+            rows = torch.cat([x] * (n // 40), 1)
+            with short_registers():
+                y = rms_norm(rows, (n,), None, 0.0, p=4 / n)
+            inputs = SimpleNamespace(x=rows, dy=torch.zeros_like(rows), weight=None, bias=None)
+            case = Case(n=n, rows=2, p=4 / n, eps=0.0, weight=None)
+            check(y, expected(case, inputs)["y"], f"first elements at 2^{small}, others at 2^{large}")
 
 
 def not_finite():

@@ -1,7 +1,8 @@
 """Triton's interpreter, mended, and this project's kernels in it in place of the native ones, on tensors of a CPU.
 
 The interpreter truncates float32 to bfloat16 and takes bfloat16's bits for an integer in other conversions; here both
-go through ml_dtypes. It knows nothing of races, registers or 32-bit addresses: tests/test_triton_compile.py.
+go through ml_dtypes. It reduces tuples number by number, here by whole arrays. It knows nothing of races, registers or
+32-bit addresses: tests/test_triton_compile.py.
 """
 
 import os
@@ -24,6 +25,25 @@ def _cast(self, src, dst_type):
 
 
 interpreter.InterpreterBuilder.cast_impl = _cast
+
+
+def _reduce(self, input):
+    """A reduction by a function of ours, by halves of whole arrays: the interpreter calls it for each element."""
+    parts = [part.handle.data for part in input]
+    types = [part.dtype for part in input]
+
+    def tensors(arrays):
+        return [self.to_tensor(array, of) for array, of in zip(arrays, types, strict=True)]
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        while (size := parts[0].shape[self.axis]) > 1:
+            halves = [np.split(part, [size // 2], axis=self.axis) for part in parts]
+            low, high = zip(*halves, strict=True)
+            parts = [part.handle.data for part in self.combine_fn.fn(*tensors(low), *tensors(high))]
+    return tensors([part if self.keep_dims else np.squeeze(part, self.axis) for part in parts])
+
+
+interpreter.ReduceOps.generic_reduce = _reduce
 
 from rmsnorm.torch import functional, kernels
 from rmsnorm.torch.triton import functions, launch

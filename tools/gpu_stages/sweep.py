@@ -39,11 +39,15 @@ def key(case: Case) -> str:
 
 
 def _kind(case: Case) -> str:
-    return "backward" if case.backward else "forward"
+    """The function of choices.py that decides."""
+    if not case.backward:
+        return "forward"
+    return "backward" if choices.backward(case.n, DTYPES[case.dtype]) else "backward_columns"
 
 
 def default(case: Case) -> Choice:
-    return getattr(choices, _kind(case))(case.n, DTYPES[case.dtype])
+    kind, length = _kind(case), (case.n, DTYPES[case.dtype])
+    return getattr(choices, kind)(*length[kind == "backward_columns" :])
 
 
 def candidates(case: Case) -> list[Choice]:
@@ -63,17 +67,15 @@ def candidates(case: Case) -> list[Choice]:
 
 def _with_registers(choice: Choice) -> Choice:
     """What a backward program's threads may take depends on how many programs are resident."""
-    if not choice.programs:
-        return choice
-    threads = choice.programs * choice.warps * 32
-    return replace(choice, registers=min(255, choices.REGISTERS // threads))
+    return choices.resident(choice, 32) if choice.programs else choice
 
 
 @contextmanager
 def chosen(case: Case, choice: Choice) -> Iterator[None]:
     """``choice`` for every row of the case's length and direction."""
-    kind, usual, n = _kind(case), getattr(choices, _kind(case)), case.n
-    setattr(choices, kind, lambda m, *args: choice if m == n else usual(m, *args))
+    kind, usual = _kind(case), getattr(choices, _kind(case))
+    own = None if kind == "backward_columns" else case.n  # whose first argument is no length
+    setattr(choices, kind, lambda m, *args: choice if own in (None, m) else usual(m, *args))
     try:
         yield
     finally:

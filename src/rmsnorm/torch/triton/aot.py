@@ -1,17 +1,9 @@
-"""Every launch choice compiled ahead of time, without a GPU, and the registers it takes.
+"""Kernels compiled ahead of time, without a GPU, and the registers they take. Which of them, and how: matrix.py."""
 
-``python -m rmsnorm.torch.triton.aot`` prints the tables of docs/gpu.md, or those of the operations named;
-tests/test_triton_compile.py asserts that nothing spills and that the grid of a backward pass is resident.
-"""
-
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +11,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rmsnorm.torch.triton import backward, choices, forward, gated_kernels, launch, quantized
+from rmsnorm.torch.triton import backward, backward_looped, choices, forward, gated_kernels, launch, quantized
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -27,13 +19,27 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 131072)
-DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+SHORT = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64", torch.float16: "f16"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel for one row length and dtype; ``operation`` says which of its parts there are."""
+    """One kernel for one row length and dtype.
+
+    Attributes:
+        operation: which parts of the kernel there are; of a long row's backward pass the columns, or the ``rows``, or
+            pRMSNorm's ``head``.
+        n, dtype: of a row.
+        weight: the gain's dtype.
+        k: elements of the statistic; all if None.
+        heads: whether each head has its own gain.
+        levels: of strides in which rows lie.
+        aligned: the greatest power of two that divides all addresses; what n allows, at most.
+        root: of eps.
+        llama: whether the product with the gain is rounded twice.
+        bias: whether there is one; LayerNorm has it always.
+        dx, dweight: backward: whether the gradient is wanted.
+    """
 
     operation: str
     n: int
@@ -42,14 +48,30 @@ class Variant:
     k: int | None = None
     heads: bool = False
     levels: int = 1
+    aligned: int = choices.VECTOR
+    root: float = 1e-3
+    llama: bool = False
+    bias: bool = False
+    dx: bool = True
+    dweight: bool = True
 
     def __str__(self) -> str:
-        name = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float64: "f64", torch.float16: "f16"}
-        return f"{self.operation}-{self.n}-{name[self.dtype]}"
+        more = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[4:] if getattr(self, f.name) != f.default]
+        return " ".join([self.operation, str(self.n), SHORT[self.dtype], *more])
 
     @property
     def centred(self) -> bool:
         return self.operation.startswith("layer")
+
+    @property
+    def biased(self) -> bool:
+        return self.bias or self.centred
+
+    @property
+    def bytes(self) -> int:
+        """The widest access that addresses allow."""
+        together = self.n * self.dtype.itemsize | self.aligned
+        return together & -together
 
     @property
     def is_backward(self) -> bool:
@@ -57,49 +79,36 @@ class Variant:
 
     def choice(self, warp_size: int) -> choices.Choice | None:
         """None where a row does not fit the operation's only kernel."""
-        item = self.dtype.itemsize
+        item, aligned = self.dtype.itemsize, self.bytes == choices.VECTOR
+        if self.operation == "finish":
+            return choices.finish(warp_size)
         if "gated" in self.operation:
             return (choices.gated_backward if self.is_backward else choices.gated_forward)(self.n, item, warp_size)
         if "quantized" in self.operation:
-            return choices.quantized(self.n, item, warp_size)
+            return choices.quantized(self.n, item, aligned, warp_size)
         if self.is_backward:
-            return choices.backward(self.n, item, self.centred, 2 if self.centred else 1, warp_size)
-        return choices.forward(self.n, item, warp_size)
+            wanted = self.centred, self.dweight + self.biased, aligned, warp_size
+            return choices.backward(self.n, item, *wanted) or choices.backward_columns(item, *wanted)
+        if self.operation.endswith("rows"):
+            return choices.backward_rows(item, aligned, warp_size)
+        if self.operation.endswith("head"):
+            return choices.head(self.k or self.n, warp_size)
+        return choices.forward(self.n, item, aligned, warp_size)
 
     def kernel(self, looped: bool) -> Any:
+        if self.operation == "finish":
+            return backward.finish_kernel
         if "gated" in self.operation:
             return gated_kernels.gated_backward_kernel if self.is_backward else gated_kernels.gated_kernel
         if "quantized" in self.operation:
             return quantized.quantized_looped_kernel if looped else quantized.quantized_kernel
         if self.is_backward:
-            return backward.backward_looped_kernel if looped else backward.backward_kernel
+            return backward_looped.columns_kernel if looped else backward.backward_kernel
+        if self.operation.endswith("rows"):
+            return backward_looped.rows_kernel
+        if self.operation.endswith("head"):
+            return backward_looped.head_kernel
         return forward.forward_looped_kernel if looped else forward.forward_kernel
-
-
-OPERATIONS = (
-    "rms_norm",
-    "layer_norm",
-    "add_rms_norm",
-    "rms_norm backward",
-    "layer_norm backward",
-    "add_rms_norm backward",
-    "rms_norm_gated",
-    "rms_norm_gated, norm first",
-    "rms_norm_gated backward",
-    "rms_norm_gated, norm first, backward",
-    "rms_norm_quantized to int8",
-    "rms_norm_quantized to float8",
-)
-
-
-def variants(operations: Sequence[str] = OPERATIONS) -> Iterator[Variant]:
-    """These operations at every length and dtype: among them is every choice there is."""
-    for operation in operations:
-        for dtype in DTYPES:
-            for n in LENGTHS:
-                variant = Variant(operation, n, dtype)
-                if variant.choice(32) is not None:
-                    yield variant
 
 
 @dataclass(frozen=True)
@@ -116,35 +125,47 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
     choice = variant.choice(target.warp_size)
     assert choice is not None, f"{variant} is left to the composite"
     kernel, added = variant.kernel(choice.looped), variant.operation.startswith("add")
-    aligned = variant.n * variant.dtype.itemsize
+    pieces = -(-variant.n // choices.backward_columns(variant.dtype.itemsize, warp_size=target.warp_size).block)
+    split = not variant.centred and choices.splits(variant.n, variant.k or variant.n, pieces)
     fixed: dict[str, Any] = {
         "N": variant.n,
         "K": variant.k or variant.n,
-        "ROOT": 1e-3,
+        "ROOT": variant.root,
         "LAYER": variant.centred,
         "ADD": added,
         "PLUS": added,
         "HAS_WEIGHT": True,
-        "HAS_BIAS": variant.centred,
+        "HAS_BIAS": variant.biased,
         "HEADS": variant.heads,
-        "DX": True,
-        "DWEIGHT": True,
-        "DBIAS": variant.centred,
+        "DX": variant.dx and not (split and variant.operation.endswith("rows")),
+        "DWEIGHT": variant.dweight,
+        "DBIAS": variant.biased,
         "NORM_FIRST": "norm first" in variant.operation,
         "INT8": variant.operation.endswith("int8"),
         "ZERO_CENTERED": False,
-        "ROUND_FIRST": False,
+        "ROUND_FIRST": variant.llama,
         "LEVELS": variant.levels,
-        "BYTES": min(choices.VECTOR, aligned & -aligned),
+        "BYTES": variant.bytes,
         "ROWS": choice.rows,
         "BLOCK": choice.block,
         "LEAF": choices.LEAF,
         "HOLD": choice.hold,
+        "STAGES": choice.stages,
+        "SPLIT": split,
+        "PIECES": pieces,
+        "PARTS": choices.power_of_two(pieces),
     }
     constants = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
     compute = torch.float64 if variant.dtype == torch.float64 else torch.float32
     parameters = {"weight_ptr": variant.weight, "bias_ptr": variant.weight}
-    parameters |= {"dweight_ptr": compute, "dbias_ptr": compute}
+    sums = variant.weight if variant.operation == "finish" else compute
+    parameters |= {
+        "partial_ptr": compute,
+        "found_ptr": compute,
+        "part_ptr": compute,
+        "dweight_ptr": sums,
+        "dbias_ptr": sums,
+    }
     parameters |= {"codes_ptr": torch.int8, "scale_ptr": torch.float32}
     pointers = [parameters.get(name, variant.dtype) for name in kernel.arg_names if name.endswith("_ptr")]
     source = launch.source(kernel, pointers, False, constants)
@@ -152,13 +173,12 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
 
 
 def counts(variant: Variant, target: GPUTarget) -> Counts:
-    """Compiles and counts; a spill shows as a stack frame on NVIDIA's chips, as a number of registers on AMD's."""
+    """Compiles and counts; a spill shows as a stack frame."""
     kernel, _ = compiled(variant, target)
     shared = kernel.metadata.shared
     if target.backend == "hip":
-        found = dict(re.findall(r"\.(vgpr_count|[vs]gpr_spill_count):\s+(\d+)", kernel.asm["amdgcn"]))
-        spilled = 4 * (int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"]))
-        return Counts(int(found["vgpr_count"]), spilled, shared)
+        found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", kernel.asm["amdgcn"]))
+        return Counts(int(found["vgpr_count"]), int(found["private_segment_fixed_size"]), shared)
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
@@ -170,34 +190,3 @@ def counts(variant: Variant, target: GPUTarget) -> Counts:
         ).stdout
     registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", said)[1]) for what in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
     return Counts(registers, stack + local, shared)
-
-
-def _markdown(operations: Sequence[str]) -> str:
-    """Registers a thread of every choice, a row for each length."""
-    jobs = [(variant, name) for variant in variants(operations) for name in TARGETS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(jobs, pool.map(lambda job: counts(job[0], TARGETS[job[1]]), jobs), strict=True))
-    lines = [f"Triton {triton.__version__}; registers a thread on {', '.join(TARGETS)}. Nothing spills."]
-    for (variant, name), count in found.items():
-        if count.spilled:
-            lines[0] = f"SPILLS: {variant} on {name}: {count}"
-    for operation in operations:
-        lines += [
-            "",
-            f"**{operation}**",
-            "",
-            "| n | dtype | elements held × rows | warps | registers |",
-            "|---|---|---|---|---|",
-        ]
-        for variant in variants([operation]):
-            choice = variant.choice(32)
-            assert choice is not None
-            held = f"{choice.block} × {choice.rows}" + ", looped" * choice.looped
-            registers = " · ".join(str(found[variant, name].registers) for name in TARGETS)
-            dtype = str(variant.dtype).removeprefix("torch.")
-            lines.append(f"| {variant.n} | {dtype} | {held} | {choice.warps} | {registers} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(_markdown(sys.argv[1:] or OPERATIONS))

@@ -1,4 +1,4 @@
-"""The backward kernels: a persistent grid whose programs sum dweight and dbias in rows of their own, and the finish.
+"""The backward kernel of rows in registers: a persistent grid whose programs sum dweight and dbias, and the finish.
 
 Program p serves head p % heads (every row, where one gain serves all) and of its rows every ``programs / heads``-th
 tile. So which rows a sum adds, and in what order, depends on sizes and the device alone: no atomics.
@@ -7,18 +7,8 @@ tile. So which rows a sum adds, and in what order, depends on sizes and the devi
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
-from rmsnorm.torch.triton.rows import (
-    first,
-    gain,
-    normalized,
-    quotient,
-    read,
-    read_parameter,
-    row_offset,
-    statistic,
-    write,
-)
+from rmsnorm.torch.triton.rows import first, gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
 
 
 @triton.jit
@@ -28,6 +18,15 @@ def add_partial(ptr, cols, value, fresh, N: tl.constexpr):
     place = ptr + cols[None, :]
     inside = (cols < N)[None, :]
     tl.store(place, tl.load(place, mask=inside & (not fresh), other=0.0) + value, mask=inside)
+
+
+@triton.jit
+def input_gradient(u, xhat, rstd, scale, along, level, LAYER: tl.constexpr):
+    """(u − x̂ Σux̂/K − LAYER's Σu/N)·rstd·scale, x̂ being zero beyond the first K."""
+    dx = u - xhat * along[:, None]
+    if LAYER:
+        dx -= level[:, None]
+    return dx * rstd[:, None] * scale[:, None]
 
 
 @triton.jit
@@ -50,7 +49,7 @@ def backward_kernel(
     DX: tl.constexpr, DWEIGHT: tl.constexpr, DBIAS: tl.constexpr,
     ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
     LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr,
-    HOLD: tl.constexpr,
+    HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Tiles of ROWS rows in registers; sums over LEAF tiles there, then in the program's partial row.
 
@@ -73,7 +72,7 @@ def backward_kernel(
     for leaf in range(own, tiles, step * LEAF):
         dweight = tl.zeros([ROWS, BLOCK], C)
         dbias = tl.zeros([ROWS, BLOCK], C)
-        for tile in range(leaf, tl.minimum(leaf + step * LEAF, tiles), step):
+        for tile in tl.range(leaf, tl.minimum(leaf + step * LEAF, tiles), step, num_stages=STAGES):
             token = tile * ROWS + tl.arange(0, ROWS)
             inside = token < tokens
             row = tl.minimum(token, tokens - 1) * heads + head
@@ -82,18 +81,15 @@ def backward_kernel(
             plus_at = row_offset(row, middle, inner, plus_outer, plus_middle, plus_inner, LEVELS)
             x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, KEEP).to(C)
             dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, KEEP).to(C)
-            if PLUS and HOLD:
-                plus = read(plus_ptr, plus_at, cols, N, BLOCK, BYTES)
-            mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
             if DX:
                 u = dy
                 if HAS_WEIGHT:
                     if not HOLD:
                         g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
                     u = dy * g
-                along = quotient(tl.sum(u * normalized(x, mean, rstd, scale, LAYER), axis=1), K)
-                if LAYER:
-                    level = quotient(tl.sum(u, axis=1), N)
+                mean, rstd, scale, along, level = statistic_and_projection(x, u, cols, N, K, ROOT, LAYER, BLOCK)
+            else:
+                mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
             if not HOLD:
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
                 dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
@@ -105,19 +101,14 @@ def backward_kernel(
             if DBIAS:
                 dbias += dy
             if DX:
-                dx = dy
+                u = dy
                 if HAS_WEIGHT:
                     if not HOLD:
                         g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
-                    dx = dy * g
-                dx -= first(xhat, cols, K, BLOCK) * along[:, None]
-                if LAYER:
-                    dx -= level[:, None]
-                dx = dx * rstd[:, None] * scale[:, None]
+                    u = dy * g
+                dx = input_gradient(u, first(xhat, cols, K, BLOCK), rstd, scale, along, level, LAYER)
                 if PLUS:
-                    if not HOLD:
-                        plus = read(plus_ptr, plus_at, cols, N, BLOCK, BYTES)
-                    dx += plus.to(C)
+                    dx += read(plus_ptr, plus_at, cols, N, BLOCK, BYTES).to(C)
                 write(
                     dx_ptr,
                     row_offset(row, middle, inner, dx_outer, dx_middle, dx_inner, LEVELS),
@@ -132,71 +123,6 @@ def backward_kernel(
             add_partial(dweight_ptr + partial, cols, tl.sum(dweight, axis=0)[None, :], leaf == own, N)
         if DBIAS:
             add_partial(dbias_ptr + partial, cols, tl.sum(dbias, axis=0)[None, :], leaf == own, N)
-
-
-@triton.jit
-def backward_looped_kernel(
-    x_ptr, dy_ptr, weight_ptr, plus_ptr, dx_ptr, dweight_ptr, dbias_ptr, rows, middle, inner, heads,
-    x_outer, x_middle, x_inner, dy_outer, dy_middle, dy_inner,
-    plus_outer, plus_middle, plus_inner, dx_outer, dx_middle, dx_inner,
-    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
-    LAYER: tl.constexpr, PLUS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HEADS: tl.constexpr,
-    DX: tl.constexpr, DWEIGHT: tl.constexpr, DBIAS: tl.constexpr,
-    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
-    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr,
-    HOLD: tl.constexpr,
-):  # fmt: skip
-    """One row at a time in pieces of BLOCK: statistic, projection, elements; sums go to the partial row at once."""
-    T: tl.constexpr = x_ptr.dtype.element_ty
-    C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
-    program = tl.program_id(0)
-    head = program % heads
-    step = tl.num_programs(0) // heads
-    own = program // heads
-    partial = program.to(tl.int64) * N
-    for token in range(own, rows // heads, step):
-        row = token * heads + head + tl.arange(0, 1)
-        x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
-        dy_at = row_offset(row, middle, inner, dy_outer, dy_middle, dy_inner, LEVELS)
-        dx_at = row_offset(row, middle, inner, dx_outer, dx_middle, dx_inner, LEVELS)
-        mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES)
-        along = tl.zeros([1, BLOCK], C)
-        level = tl.zeros([1, BLOCK], C)
-        if DX:
-            for start in range(0, N, BLOCK):
-                cols = start + tl.arange(0, BLOCK)
-                u = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)
-                if HAS_WEIGHT:
-                    w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
-                    u *= gain(w, C, ZERO_CENTERED, ROUND_FIRST)
-                x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
-                along += u * ((x * scale - mean) * rstd)
-                level += u
-        along = quotient(tl.sum(along, axis=1), K)[:, None]
-        level = quotient(tl.sum(level, axis=1), N)[:, None]
-        for start in range(0, N, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
-            dy = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)
-            x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
-            xhat = (x * scale - mean) * rstd
-            if DX:
-                u = dy
-                if HAS_WEIGHT:
-                    w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
-                    u = dy * gain(w, C, ZERO_CENTERED, ROUND_FIRST)
-                dx = u - tl.where((cols < K)[None, :], xhat, 0.0) * along
-                if LAYER:
-                    dx -= level
-                dx = dx * rstd * scale
-                if PLUS:
-                    plus_at = row_offset(row, middle, inner, plus_outer, plus_middle, plus_inner, LEVELS)
-                    dx += read_piece(plus_ptr, plus_at, cols, N, N, BLOCK, BYTES).to(C)
-                write_piece(dx_ptr, dx_at, cols, dx, N, BLOCK, BYTES)
-            if DWEIGHT:
-                seen = xhat.to(T).to(C) if ROUND_FIRST else xhat
-                add_partial(dweight_ptr + partial, cols, dy * seen, token == own, N)
-            if DBIAS:
-                add_partial(dbias_ptr + partial, cols, dy, token == own, N)
 
 
 @triton.jit

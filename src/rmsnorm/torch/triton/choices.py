@@ -21,6 +21,7 @@ class Choice:
         rows: rows that a program holds at once.
         warps: of a program.
         looped: whether a row is swept in pieces because it does not fit into registers.
+        stages: backward: tiles under way, of which all but one are being copied to shared memory.
         hold: backward: whether what a tile needs after its reductions stays in registers meanwhile.
         programs: backward: resident on a multiprocessor, and so many times their number is the grid.
         registers: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
@@ -32,6 +33,7 @@ class Choice:
     warps: int
     looped: bool = False
     hold: bool = True
+    stages: int = 1
     programs: int = 0
     registers: int | None = None
 
@@ -56,13 +58,14 @@ def _tile(block: int, each: int, itemsize: int, warp_size: int) -> tuple[int, in
 
 
 @lru_cache
-def forward(n: int, itemsize: int, warp_size: int = 32) -> Choice:
+def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
     """64 bytes of x a thread: four vectors in flight, about 80 registers with the gain; twice that for the longest.
 
+    Half of that where rows are no multiples of 16 bytes, since every element has an address and a load of its own then.
     A multiprocessor that holds some 800 such threads has about 50 KiB in flight. To keep an H100's 3.35 TB/s busy over
     a latency of 700 ns it needs 18.
     """
-    block, each = power_of_two(n), 64 // itemsize
+    block, each = power_of_two(n), (64 if aligned else 32) // itemsize
     longest = 16384 if itemsize <= 4 else 4096
     if block > longest:  # 128 bytes of float32 a thread at 512 threads is the most that does not spill
         return Choice(block=8192 if itemsize <= 4 else 4096, rows=1, warps=512 // warp_size, looped=True)
@@ -70,35 +73,64 @@ def forward(n: int, itemsize: int, warp_size: int = 32) -> Choice:
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
 
 
-def _resident(choice: Choice, warp_size: int) -> Choice:
-    return replace(choice, registers=min(255, REGISTERS // (choice.programs * choice.warps * warp_size)))
+def resident(choice: Choice, warp_size: int) -> Choice:
+    """With the registers that a thread may take if ``programs`` are to share a multiprocessor."""
+    most = REGISTERS // (choice.programs * choice.warps * warp_size) // 8 * 8  # registers are given out by eights
+    return replace(choice, registers=min(255, most))
 
 
 @lru_cache
-def backward(n: int, itemsize: int, centred: bool = False, sums: int = 1, warp_size: int = 32) -> Choice:
-    """16 elements a thread (4 in float64): x, dy, the gain and the running sums are 64 of at most 128 registers.
+def backward(
+    n: int, itemsize: int, centred: bool = False, sums: int = 1, aligned: bool = True, warp_size: int = 32
+) -> Choice | None:
+    """16 elements a thread (4 in float64): x, dy, the gain and the running sum are 64 of at most 128 registers.
 
-    So 512 threads fit a multiprocessor whatever their number a program, which makes the grid. Rows of 16384 in 16 bits
-    do with 255 registers in 8 warps, if x, dy and the gain are read again after the reductions, and that only with
-    one running sum; with more, in float32, and beyond, a row is swept in pieces and the sums live in memory.
+    So 512 threads fit a multiprocessor whatever their number a program, which makes the grid. Half as many elements
+    where a mean or a second sum is held too, or a row is no multiple of 16 bytes, and half of that in programs of
+    several rows. Rows of 16384 in 16 bits do with 255 registers in 8 warps, if x, dy and the
+    gain are read again after the reductions. None where a row does not fit.
     """
-    block, each = power_of_two(n), 16 if itemsize <= 4 else 4
-    if itemsize == 2 and block == 16384 and sums < 2 and not centred:
-        return _resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
+    block, each = power_of_two(n), _held(itemsize, centred, sums, aligned)
+    if itemsize == 2 and block == 16384 and each == 16:
+        return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
     if block > 512 * each:
-        threads = 128 if itemsize == 8 else 256
-        looped = Choice(block=8192 // itemsize, rows=1, warps=threads // warp_size, looped=True, programs=1)
-        return _resident(looped, warp_size)
+        return None
     rows, threads = _tile(block, each, itemsize, warp_size)
-    if rows > 1 and (centred or sums > 1):
-        rows //= 2  # two running sums for each
-    return _resident(Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads), warp_size)
+    if rows > 1:
+        rows //= 2
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads, stages=1 + aligned)
+    return resident(choice, warp_size)
+
+
+def _held(itemsize: int, centred: bool, sums: int, aligned: bool) -> int:
+    """Elements of each operand that a thread of a backward kernel holds."""
+    each = 16 if itemsize <= 4 else 4
+    return each if aligned and sums < 2 and not centred else each // 2
 
 
 @lru_cache
-def quantized(n: int, itemsize: int, warp_size: int = 32) -> Choice:
+def backward_rows(itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
+    """What a long row's gradient needs: a row a program in pieces of 8 elements a thread, beside up to six sums."""
+    each = 8 if itemsize <= 4 else 4
+    choice = Choice(block=256 * each, rows=1, warps=256 // warp_size, looped=True, programs=2, stages=1 + aligned)
+    return resident(choice, warp_size)
+
+
+@lru_cache
+def backward_columns(
+    itemsize: int, centred: bool = False, sums: int = 1, aligned: bool = True, warp_size: int = 32
+) -> Choice:
+    """Columns of long rows: as many elements a thread as :func:`backward` holds, of two more rows on their way."""
+    block = 128 * _held(itemsize, centred, sums, aligned)
+    stages = 3 if aligned else 1
+    choice = Choice(block=block, rows=1, warps=128 // warp_size, looped=True, programs=4, stages=stages)
+    return resident(choice, warp_size)
+
+
+@lru_cache
+def quantized(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
     """As forward, but a looped row's threads may have all registers there are: told of no limit, 64 and a spill."""
-    choice = forward(n, itemsize, warp_size)
+    choice = forward(n, itemsize, aligned, warp_size)
     return replace(choice, registers=REGISTERS // (choice.warps * warp_size)) if choice.looped else choice
 
 
@@ -106,13 +138,13 @@ def quantized(n: int, itemsize: int, warp_size: int = 32) -> Choice:
 def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
     """Half as many elements a thread as a plain norm has: x and the gate are held. None where a row does not fit.
 
-    The longest have as many. In float64 the assembler has to be told that 128 registers are there, or spills at 64.
+    The longest have as many. There, and in float64, the assembler has to be told of 128 registers, or spills at 64.
     """
     block, each = power_of_two(n), 32 // itemsize
     if block > 512 * 2 * each:
         return None
     rows, threads = _tile(block, each, itemsize, warp_size)
-    registers = 128 if itemsize == 8 else None
+    registers = 128 if itemsize == 8 or threads > 512 else None
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size, registers=registers)
 
 
@@ -120,18 +152,30 @@ def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
 def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
     """8 elements a thread (4 in float64), of which x, the gate, dy, the gain and a sum are held; else 32, read again.
 
-    Programs of several rows want a few registers more than 128. None where a row does not fit.
+    Half of that where a program has several rows. None where a row does not fit.
     """
     block, each = power_of_two(n), 8 if itemsize <= 4 else 4
     if block > (8192 if itemsize <= 4 else 2048):
         return None
     rows, threads = _tile(block, each, itemsize, warp_size)
-    hold, threads = (True, threads) if threads <= 512 else (False, 8 * 32 if warp_size == 32 else 8 * 64)
-    programs = (384 if rows > 1 else 512) // threads
-    if rows > 1 and itemsize == 8:
+    if threads > (512 if itemsize <= 4 else 256):
+        return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
+    if rows > 1:
         rows //= 2
-    choice = Choice(block=block, rows=rows, warps=threads // warp_size, hold=hold, programs=programs)
-    return _resident(choice, warp_size)
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads)
+    return resident(choice, warp_size)
+
+
+def splits(n: int, k: int, pieces: int) -> bool:
+    """Whether a long row's first k elements get their gradients from a kernel of their own, as they fit one program."""
+    return k < n and k <= 1024 and pieces <= 1024
+
+
+@lru_cache
+def head(k: int, warp_size: int = 32) -> Choice:
+    """The first k elements of a row, 8 a thread."""
+    block = power_of_two(k)
+    return Choice(block=block, rows=1, warps=max(1, block // (8 * warp_size)))
 
 
 def finish(warp_size: int = 32) -> Choice:
@@ -139,7 +183,10 @@ def finish(warp_size: int = 32) -> Choice:
     return Choice(block=32, rows=128, warps=128 // warp_size)
 
 
-def grid(choice: Choice, rows: int, heads: int, multiprocessors: int) -> int:
-    """Programs of a backward launch: what is resident at once, a multiple of ``heads``, none without a tile."""
+def grid(choice: Choice, rows: int, heads: int, multiprocessors: int, pieces: int = 1) -> int:
+    """Programs of a backward launch: what is resident at once, a multiple of ``heads``, none without a tile.
+
+    ``pieces`` of a row are programs beside each other.
+    """
     tiles = -(-(rows // heads) // choice.rows)
-    return heads * max(1, min(tiles, choice.programs * multiprocessors // heads))
+    return heads * max(1, min(tiles, choice.programs * multiprocessors // (heads * pieces)))

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
-from rmsnorm.torch.triton.rows import gain, normalized, read, read_parameter, row_offset, statistic, write
+from rmsnorm.torch.triton.rows import gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.statistic import normalized, statistic
 
 
 @triton.jit

@@ -4,12 +4,13 @@ The arguments are those of the C++ kernels, and so is what is declined. How a ca
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmsnorm import native
-from rmsnorm.torch.triton import backward, choices, forward, launch
+from rmsnorm.torch.triton import backward, backward_looped, choices, forward, launch
 from rmsnorm.torch.triton.gated import rms_norm_gated as rms_norm_gated
 from rmsnorm.torch.triton.gated import rms_norm_gated_backward as rms_norm_gated_backward
 from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher
@@ -70,7 +71,8 @@ def _plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | Non
         return None
     if problem.rows == 0:
         return lambda tensors, addresses: None
-    choice = choices.forward(problem.n, x.element_size(), launch.target(x.get_device()).warp_size)
+    aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
+    choice = choices.forward(problem.n, x.element_size(), aligned, warp_size)
     kernel = forward.forward_looped_kernel if choice.looped else forward.forward_kernel
     run = launcher(
         kernel,
@@ -103,38 +105,19 @@ def _plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | No
     sums = [t for t in (dweight, dbias) if t is not None]
     if problem.rows == 0:
         return _zero_sums
-    heads, columns = problem.heads, problem.heads * problem.n
-    warp_size, device = launch.target(x.get_device()).warp_size, x.get_device()
-    choice = choices.backward(problem.n, dy.element_size(), layer, len(sums), warp_size)
-    programs = choices.grid(choice, problem.rows, heads, launch.multiprocessors(device))
-    kernel = backward.backward_looped_kernel if choice.looped else backward.backward_kernel
     partial = torch.empty(0, dtype=problem.compute)  # stands for its dtype
     given = (x, dy, weight, plus, dx, *(None if t is None else partial for t in (dweight, dbias)))
-    run = launcher(
-        kernel,
-        problem,
-        given,
-        problem.compute,
-        choice,
-        PLUS=plus is not None,
-        HAS_WEIGHT=weight is not None,
-        DX=dx is not None,
-        DWEIGHT=dweight is not None,
-        DBIAS=dbias is not None,
-        LEAF=choices.LEAF,
-        HOLD=choice.hold,
-    )
-    integers = problem.integers()
+    run, programs = _held(problem, given) or _looped(problem, given, partial)
     if not sums:
-        return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
-    last = choices.finish(warp_size)
+        return run
+    columns, last = problem.heads * problem.n, choices.finish(launch.target(x.get_device()).warp_size)
     end = launcher(
         backward.finish_kernel, problem, (partial, dweight, dbias), problem.compute, last, DWEIGHT=dweight is not None
     )
-    parts, compute = programs // heads, problem.compute
+    parts, compute = programs // problem.heads, problem.compute
     shape, size = (len(sums), programs * problem.n), programs * problem.n * partial.element_size()
 
-    def launch_both(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+    def run_and_finish(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
         x = tensors[0]
         assert x is not None
         buffer = torch.empty(shape, dtype=compute, device=x.device)
@@ -142,7 +125,65 @@ def _plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | No
         rows, to = tensors[:5], tensors[5:]
         first = (buffer[0] if to[0] is not None else None, buffer[-1] if to[1] is not None else None)
         places = (start, start + size if to[0] is not None else start)
-        run(programs, 1, (*rows, *first), (*addresses[:5], *places), integers)
-        end(-(-columns // last.block), len(sums), (buffer, *to), (start, *addresses[5:]), (parts, columns))
+        run((*rows, *first), (*addresses[:5], *places))
+        end(-(-columns // last.block), shape[0], (buffer, *to), (start, *addresses[5:]), (parts, columns))
 
-    return launch_both
+    return run_and_finish
+
+
+def _wanted(given: Sequence[Tensor | None]) -> dict[str, bool]:
+    names = ("HAS_WEIGHT", "PLUS", "DX", "DWEIGHT", "DBIAS")
+    return {name: t is not None for name, t in zip(names, given[2:], strict=True)}
+
+
+def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int] | None:
+    """The kernel for rows that fit into registers, and its grid."""
+    x, dy, *_ = given
+    device, sums = x.get_device(), sum(t is not None for t in given[5:])
+    warp_size, aligned = launch.target(device).warp_size, problem.bytes == choices.VECTOR
+    choice = choices.backward(problem.n, dy.element_size(), problem.layer, sums, aligned, warp_size)
+    if choice is None:
+        return None
+    programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
+    added = {"LEAF": choices.LEAF, "HOLD": choice.hold, "STAGES": choice.stages} | _wanted(given)
+    run = launcher(backward.backward_kernel, problem, given, problem.compute, choice, **added)
+    integers = problem.integers()
+    return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs
+
+
+def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int]:
+    """The two kernels for longer rows (pRMSNorm: three), and the second's grid of rows; ``like``: their sums' dtype."""
+    x, dy, weight, plus, dx, *_ = given
+    device, sums = x.get_device(), sum(t is not None for t in given[5:])
+    warp_size, aligned = launch.target(device).warp_size, problem.bytes == choices.VECTOR
+    columns = choices.backward_columns(dy.element_size(), problem.layer, sums, aligned, warp_size)
+    pieces, wanted = -(-problem.n // columns.block), _wanted(given)
+    split = wanted["DX"] and choices.splits(problem.n, problem.k, pieces)
+    programs = choices.grid(columns, problem.rows, problem.heads, launch.multiprocessors(device), pieces)
+
+    def made(kernel: Any, tensors: Sequence[Any], choice: choices.Choice, **added: Any) -> launch.Launcher:
+        return launcher(kernel, problem, tensors, problem.compute, choice, STAGES=choice.stages, **(wanted | added))
+
+    rows_choice = choices.backward_rows(dy.element_size(), aligned, warp_size)
+    first = made(backward_looped.rows_kernel, (x, dy, weight, like), rows_choice, DX=wanted["DX"] and not split)
+    leaf = choices.LEAF
+    second = made(backward_looped.columns_kernel, (*given, like, like), columns, LEAF=leaf, SPLIT=split)
+    third = None
+    if split:
+        head, parts = choices.head(problem.k, warp_size), choices.power_of_two(pieces)
+        tensors = (x, dy, weight, plus, dx, like, like)
+        third = made(backward_looped.head_kernel, tensors, head, PIECES=pieces, PARTS=parts)
+    rows, compute, integers = problem.rows, problem.compute, problem.integers()
+    found, size = backward_looped.FOUND * rows, backward_looped.FOUND * rows * like.element_size()
+
+    def run(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+        assert tensors[0] is not None
+        buffer = torch.empty(found + (pieces * rows if split else 0), dtype=compute, device=tensors[0].device)
+        at = buffer.data_ptr()
+        more, places = (buffer, buffer[found:]), (at, at + size)
+        first(rows, 1, (*tensors[:3], buffer), (*addresses[:3], at), integers[:10])
+        second(pieces, programs, (*tensors, *more), (*addresses, *places), integers)
+        if third is not None:
+            third(rows, 1, (*tensors[:5], *more), (*addresses[:5], *places), integers)
+
+    return run, programs

@@ -4,17 +4,8 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.backward import add_partial, read_gain
-from rmsnorm.torch.triton.rows import (
-    first,
-    gain,
-    normalized,
-    quotient,
-    read,
-    read_parameter,
-    row_offset,
-    statistic,
-    write,
-)
+from rmsnorm.torch.triton.rows import first, gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
 
 
 @triton.jit
@@ -120,13 +111,11 @@ def gated_backward_kernel(
                 v = dy * s
             else:
                 h = x * s
-            mean, rstd, scale = statistic(h, cols, N, K, ROOT, False, BLOCK)
-            hhat = normalized(h, mean, rstd, scale, False)
+            u = v
             if HAS_WEIGHT:
                 g = read_gain(weight_ptr, head, heads, cols, C, False, False, HEADS, N, BLOCK)
-                along = quotient(tl.sum(v * g * hhat, axis=1), K)
-            else:
-                along = quotient(tl.sum(v * hhat, axis=1), K)
+                u = v * g
+            mean, rstd, scale, along, _ = statistic_and_projection(h, u, cols, N, K, ROOT, False, BLOCK)
             if not HOLD:
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
                 z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES).to(C)
@@ -137,7 +126,7 @@ def gated_backward_kernel(
                     v = dy * s
                 else:
                     h = x * s
-                hhat = normalized(h, mean, rstd, scale, False)
+            hhat = normalized(h, mean, rstd, scale, False)
             if DWEIGHT:
                 counted = v * hhat
                 if ROWS > 1:

@@ -6,7 +6,16 @@ What a sweep reads again comes from the second cache level mostly.
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.rows import addresses, power_of_two, quotient, reciprocal_root
+from rmsnorm.torch.triton.rows import addresses
+from rmsnorm.torch.triton.statistic import (
+    add2,
+    inverse_deviation,
+    inverse_root,
+    max_add2,
+    scaled,
+    scaled_mean,
+    summed,
+)
 
 
 @triton.jit
@@ -56,47 +65,37 @@ def rms_statistic(
     ptr, offset, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
     BLOCK: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """One sweep over the first K elements: Σx² is taken at three scales, and the one that stayed in range counts."""
-    # Whatever the row, one of them loses nothing: squares of up to 2^17 elements of any exponent.
-    SMALL: tl.constexpr = 2.0**600 if C == tl.float64 else 2.0**90
-    LARGE: tl.constexpr = 2.0**-600 if C == tl.float64 else 2.0**-80
-    LEAST: tl.constexpr = 2.0**-960 if C == tl.float64 else 2.0**-100  # of a mean square that underflow has spared
-    usual = tl.zeros([1, BLOCK], C)
+    """One sweep over the first K elements, at the scales of statistic.py."""
     small = tl.zeros([1, BLOCK], C)
+    usual = tl.zeros([1, BLOCK], C)
     large = tl.zeros([1, BLOCK], C)
     for start in range(0, K, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        x = read_piece(ptr, offset, cols, K, N, BLOCK, BYTES).to(C)
-        usual += x * x
-        small += (x * SMALL) * (x * SMALL)
-        large += (x * LARGE) * (x * LARGE)
-    usual = tl.sum(usual, axis=1)[:, None]
-    overflown = ~(usual < float("inf"))
-    underflown = usual < LEAST * K
-    if ROOT * ROOT >= LEAST * 2.0**30:  # an eps that hides what smaller squares lose
-        underflown = underflown & overflown
-    total = tl.where(overflown, tl.sum(large, axis=1)[:, None], usual)
-    total = tl.where(underflown, tl.sum(small, axis=1)[:, None], total)
-    scale = tl.where(overflown, tl.full((), LARGE, C), tl.full((), 1.0, C))
-    scale = tl.where(underflown, tl.full((), SMALL, C), scale)
-    root = tl.full((), ROOT, C) * scale
-    return tl.zeros([1, 1], C), reciprocal_root(quotient(total, K) + root * root), scale
+        a, b, c = scaled(read_piece(ptr, offset, cols, K, N, BLOCK, BYTES).to(C))
+        small += a * a
+        usual += b * b
+        large += c * c
+    small, usual, large = summed(small, usual, large, ROOT)
+    rstd, scale = inverse_root(small, usual, large, K, ROOT)
+    return tl.zeros([1, 1], C), rstd[:, None], scale[:, None]
 
 
 @triton.jit
 def layer_statistic(
     ptr, offset, C: tl.constexpr, N: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr
 ):  # fmt: skip
-    """Three sweeps: the largest magnitude, the mean, and what the two-pass variance needs."""
-    largest = tl.full([1, BLOCK], ROOT, C)
+    """Two sweeps: the largest magnitude and the mean, then what the two-pass variance needs."""
+    largest = tl.zeros([1, BLOCK], C)
+    total = tl.zeros([1, BLOCK], C)
+    large = tl.zeros([1, BLOCK], C)
     for start in range(0, N, BLOCK):
         x = read_piece(ptr, offset, start + tl.arange(0, BLOCK), N, N, BLOCK, BYTES).to(C)
         largest = tl.maximum(largest, tl.abs(x))
-    scale = power_of_two(tl.max(largest, axis=1))[:, None]
-    total = tl.zeros([1, BLOCK], C)
-    for start in range(0, N, BLOCK):
-        total += read_piece(ptr, offset, start + tl.arange(0, BLOCK), N, N, BLOCK, BYTES).to(C) * scale
-    mean = quotient(tl.sum(total, axis=1), N)[:, None]
+        total += x
+        large += scaled(x)[2]
+    largest, total, large = tl.reduce((largest, total, large), 1, max_add2)
+    mean, scale = scaled_mean(largest, total, large, N, ROOT)
+    mean, scale = mean[:, None], scale[:, None]
     rest = tl.zeros([1, BLOCK], C)
     squares = tl.zeros([1, BLOCK], C)
     for start in range(0, N, BLOCK):
@@ -105,7 +104,6 @@ def layer_statistic(
         d = tl.where((cols < N)[None, :], d, 0.0)
         rest += d
         squares += d * d
-    rest = quotient(tl.sum(rest, axis=1), N)[:, None]
-    variance = tl.maximum(quotient(tl.sum(squares, axis=1), N)[:, None] - rest * rest, 0.0)
-    root = tl.full((), ROOT, C) * scale
-    return mean + rest, reciprocal_root(variance + root * root), scale
+    squares, rest = tl.reduce((squares, rest), 1, add2)
+    rest, rstd = inverse_deviation(squares[:, None], rest[:, None], scale, N, ROOT)
+    return mean + rest, rstd, scale

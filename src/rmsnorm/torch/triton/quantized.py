@@ -14,7 +14,8 @@ from rmsnorm import native
 from rmsnorm.torch.triton import choices, launch
 from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
 from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher
-from rmsnorm.torch.triton.rows import gain, normalized, quotient, read, read_parameter, row_offset, statistic, write
+from rmsnorm.torch.triton.rows import gain, quotient, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.statistic import normalized, statistic
 
 
 def rms_norm_quantized(x, shape, weight, q, scale, eps, p, flags) -> bool:
@@ -31,7 +32,8 @@ def _plan(to_int8: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
         return None
     if problem.rows == 0:
         return lambda tensors, addresses: None
-    choice = choices.quantized(problem.n, x.element_size(), launch.target(x.get_device()).warp_size)
+    aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
+    choice = choices.quantized(problem.n, x.element_size(), aligned, warp_size)
     kernel = quantized_looped_kernel if choice.looped else quantized_kernel
     run = launcher(kernel, problem, tensors, x.dtype, choice, INT8=to_int8, HAS_WEIGHT=weight is not None)
     programs, integers = -(-problem.rows // choice.rows), problem.integers()

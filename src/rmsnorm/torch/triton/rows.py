@@ -1,4 +1,4 @@
-"""What the kernels share: where a row lies, how a tile of rows is read, and the statistic of its rows.
+"""What the kernels share: where a row lies, how a tile of rows is read, and arithmetic that loses nothing.
 
 A tile is [ROWS, BLOCK]: BLOCK is a power of two not below N, and what lies beyond N is read as zero. Everything is
 computed in float32, in float64 for float64 rows. Row offsets are 64-bit.
@@ -101,42 +101,6 @@ def reciprocal_root(x):
         return 1.0 / tl.sqrt(x)
     else:
         return tl.div_rn(1.0, tl.sqrt_rn(x))
-
-
-@triton.jit
-def row_scale(x, ROOT: tl.constexpr):
-    """[ROWS] powers of two that bring the larger of a row's largest magnitude and √eps to about 1.
-
-    Exact, so that no result shows it, and squares of any finite row stay in range.
-    """
-    return power_of_two(tl.maximum(tl.max(tl.abs(x), axis=1), tl.full((), ROOT, x.dtype)))
-
-
-@triton.jit
-def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
-    """What the rows of a tile are normalised with, [ROWS] each: mean (LAYER's), 1/RMS or 1/σ, and scale."""
-    part = first(x, cols, K, BLOCK)
-    scale = row_scale(part, ROOT)
-    x = x * scale[:, None]
-    root = tl.full((), ROOT, x.dtype) * scale
-    if LAYER:
-        mean = quotient(tl.sum(x, axis=1), N)
-        x = first(x - mean[:, None], cols, N, BLOCK)
-        rest = quotient(tl.sum(x, axis=1), N)  # what the rounding of the mean has left over
-        variance = quotient(tl.sum(x * x, axis=1), N) - rest * rest
-        return mean + rest, reciprocal_root(tl.maximum(variance, 0.0) + root * root), scale
-    else:
-        part = first(x, cols, K, BLOCK)
-        return root, reciprocal_root(quotient(tl.sum(part * part, axis=1), K) + root * root), scale
-
-
-@triton.jit
-def normalized(x, mean, rstd, scale, LAYER: tl.constexpr):
-    """x̂ = (x·scale − mean)·rstd; d x̂/d x's common factor is rstd·scale."""
-    x = x * scale[:, None]
-    if LAYER:
-        x -= mean[:, None]
-    return x * rstd[:, None]
 
 
 @triton.jit
