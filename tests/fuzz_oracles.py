@@ -406,6 +406,7 @@ def numpy_norm(kind, x, weight, bias, axis, eps, p=1.0, zero_centered=False, out
 def module_oracle(kind, input, normalized_shape, eps, p=1.0, zero_centered=False, casting="once", bias=False):
     x = values(input)
     must(casting in ("once", "llama"))
+    flag(bias)
     how = (eps, lambda n: count(n, p), flag(zero_centered), input.dtype)
     if casting == "llama":
         UNSURE.append("the dtype of the gain")
