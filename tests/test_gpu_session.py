@@ -1,6 +1,7 @@
 """tools/gpu_session.py as far as it goes without a device: its rehearsal, and what it does when things go wrong."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -32,16 +33,31 @@ def session(out, scratch, deadline=400.0, only=None):
     return gpu_session.Session(out, deadline, True, only, scratch)
 
 
-def test_a_rehearsal_reaches_every_stage(tmp_path):
-    command = [sys.executable, ROOT / "tools/gpu_session.py", "--rehearse", "--out", tmp_path, "--deadline", "3000"]
-    said = subprocess.run([*command, "--only", "machine", "build", "host", "sweep"], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    found = lines(tmp_path / "session.jsonl")
+def rehearse(out, *stages, **environment):
+    command = [sys.executable, ROOT / "tools/gpu_session.py", "--rehearse", "--out", out, "--deadline", "3000"]
+    said = subprocess.run(
+        [*command, "--only", *stages], capture_output=True, text=True, env=os.environ | environment, check=True
+    )
+    found = lines(out / "session.jsonl")
     assert [line for line in found if "error" in line] == []
-    assert {line["stage"] for line in found} == {"machine", "build", "host", "sweep"}
-    assert all(line["triton"] for line in found if line["stage"] == "build")
-    assert "| build |" in said.stdout
-    assert sorted(p.suffix for p in tmp_path.iterdir() if p.name != "winners.json") == [".jsonl", ".md"]
+    assert {line["stage"] for line in found} == set(stages)
+    return said.stdout, found
+
+
+def test_a_rehearsal_reaches_every_kind_of_stage(tmp_path):
+    said, found = rehearse(tmp_path, "machine", "host", "sweep")
+    assert "| sweep |" in said
+    assert any(line.get("ratios") for line in found)
+    assert {p.name for p in tmp_path.iterdir()} <= {"session.jsonl", "summary.md", "winners.json"}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["this Triton", "Triton 3.6.0"])
+def test_kernels_are_compiled_without_a_device(older, tmp_path):
+    folder = ROOT / "build/triton-3.6.0"
+    if older and not folder.is_dir():
+        pytest.skip("needs build/triton-3.6.0: make test")
+    _, found = rehearse(tmp_path, "build", **({"PYTHONPATH": str(folder)} if older else {}))
+    assert {line["triton"] for line in found} == {"3.6.0" if older else triton.__version__}
 
 
 def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
