@@ -15,6 +15,7 @@ from rmsnorm.experiments.data.loading import Loading
 from rmsnorm.experiments.data.prepared import Writer
 from rmsnorm.experiments.data.ragged import Ragged
 from rmsnorm.experiments.data.subwords import LONGEST, Subwords
+from rmsnorm.experiments.memory import give_back
 from rmsnorm.experiments.recipes.parallel_text import DataConfig
 
 SUBWORDS = "subwords.json"
@@ -63,7 +64,9 @@ def prepare(
 def _learnt(corpus: Corpus, config: DataConfig, loading: Loading) -> Subwords:
     train = corpus.train
     texts = chain(train.source, train.target)
-    return Subwords.learn(loading.over("learning subwords", texts, 2 * len(train.source)), config.vocabulary)
+    found = Subwords.learn(loading.over("learning subwords", texts, 2 * len(train.source)), config.vocabulary)
+    give_back()  # the library's words and pairs: 1.2 GiB of 450,000 sentence pairs, which glibc would keep
+    return found
 
 
 def _given(path: Path, config: DataConfig) -> Subwords:
