@@ -48,6 +48,16 @@ def test_heads_and_llamas_casting():
     assert torch.equal(residual, expected[1])
 
 
+@pytest.mark.parametrize("which", ["input", "residual"])
+def test_zeros_that_are_nowhere_are_refused_before_anything_is_written(which):
+    """They come as gradients from autograd, and cannot be written to."""
+    other, zeros = torch.randn(2, 8), torch._efficientzerotensor((2, 8))
+    kept = other.clone()
+    with pytest.raises(ValueError, match=f"{which} must have memory"):
+        add_rms_norm(*((zeros, other) if which == "input" else (other, zeros)), (8,), inplace=True)
+    assert torch.equal(other, kept)
+
+
 @pytest.mark.parametrize("stream", [torch.float32, torch.float64], ids=str)
 def test_autograd_notices(stream):
     x, residual = torch.randn(4, 8), torch.randn(4, 8, dtype=stream)

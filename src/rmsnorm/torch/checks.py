@@ -102,6 +102,10 @@ def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *paramete
         )
     for name, t in (("input", input), ("residual", residual)):
         check_no_self_overlap(name, t.shape, t.stride(), 1)
+        if not is_compiling() and t._is_zerotensor():  # before the first of the two is written
+            raise ValueError(
+                f"{name} must have memory to write to with inplace=True, got torch's zeros without any; clone it"
+            )
     read = (("residual", residual), ("weight", parameters[0]), ("bias", parameters[1]))
     for (a, one), (b, other) in combinations((("input", input), *read), 2):
         if a in ("input", "residual") and one is not None and other is not None and _overlap(one, other):
