@@ -58,6 +58,16 @@ def test_zeros_that_are_nowhere_are_refused_before_anything_is_written(which):
     assert torch.equal(other, kept)
 
 
+def test_an_inference_tensor_outside_of_its_mode_is_refused_before_anything_is_written():
+    with torch.inference_mode():
+        residual = torch.randn(2, 8, dtype=torch.float64)  # of another dtype: torch's operations write it
+    x = torch.randn(2, 8)
+    kept = x.clone()
+    with pytest.raises(ValueError, match="residual must not have been made in inference mode"):
+        add_rms_norm(x, residual, (8,), inplace=True)
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize("stream", [torch.float32, torch.float64], ids=str)
 def test_autograd_notices(stream):
     x, residual = torch.randn(4, 8), torch.randn(4, 8, dtype=stream)

@@ -102,9 +102,17 @@ def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *paramete
         )
     for name, t in (("input", input), ("residual", residual)):
         check_no_self_overlap(name, t.shape, t.stride(), 1)
-        if not is_compiling() and t._is_zerotensor():  # before the first of the two is written
+        if is_compiling():
+            continue
+        # Before the first of the two is written, torch would refuse the second.
+        if t._is_zerotensor():
             raise ValueError(
                 f"{name} must have memory to write to with inplace=True, got torch's zeros without any; clone it"
+            )
+        if t.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{name} must not have been made in inference mode where the call is outside of it; clone it, or call "
+                "under torch.inference_mode()"
             )
     read = (("residual", residual), ("weight", parameters[0]), ("bias", parameters[1]))
     for (a, one), (b, other) in combinations((("input", input), *read), 2):
