@@ -68,6 +68,13 @@ def test_every_length(n, operation):
     test_conformance(case)
 
 
+@pytest.mark.parametrize("n", [8192, 16385, 131072])
+@pytest.mark.parametrize("p", [0.25, 0.004])
+def test_prmsnorm_at_every_kind_of_length(n, p):
+    """Of long rows the first k elements have a kernel of their own, unless they are too many."""
+    test_conformance(Case("rms_norm", torch.bfloat16, n, 37, weight=torch.float32, p=p))
+
+
 @pytest.mark.parametrize("case", [case for case in test_torch_gated.CASES if case.rows], ids=str)
 def test_gated(case):
     inputs = test_torch_gated.make_inputs(case)
