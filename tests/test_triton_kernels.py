@@ -9,6 +9,7 @@ GROUPS = {
     "conformance, second half": "conformance(4, 8)",
     "rows": "rare_rows(); elements_beyond_the_first_k(); not_finite(); a_row_alone(); heads()",
     "rare gradients": "rare_gradients()",
+    "addresses": "addresses_are_what_the_compiler_is_told()",
     "memory": "awkward_memory(); no_compilation_for_another_number_of_rows(); the_same_gradient_twice()",
     "gated": "gated_norm()",
     "quantized": "quantized_norm()",

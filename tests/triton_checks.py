@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import triton_interpreter
 from conformance import CASES, EAGER, Case
 from rmsnorm import reference
 from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
-from rmsnorm.torch.triton import choices, launch, plans
+from rmsnorm.torch.triton import choices, functions, launch, plans
 from test_conformance import conforms
 from tolerances import around, check, expected, smallest, ulp
 
@@ -243,6 +244,30 @@ def awkward_memory():
     torch.testing.assert_close(rms_norm(spread, (8,), w), rms_norm(spread.clone(), (8,), w))
     many = torch.randn(3, 6, 8)
     torch.testing.assert_close(torch.vmap(lambda t: rms_norm(t, (8,), w))(many), rms_norm(many, (8,), w))
+
+
+def addresses_are_what_the_compiler_is_told():
+    """Multiples of BYTES, those of scratch memory too; and no second axis of a grid beyond what a device takes."""
+    real = launch.launcher
+
+    def launcher(kernel, pointers, wide, constants, choice, device):
+        run, least = real(kernel, pointers, wide, constants, choice, device), dict(constants).get("BYTES", 1)
+
+        def checked(x, y, tensors, addresses, integers):
+            assert all(address % least == 0 for address in addresses), f"{kernel.__name__}: {addresses}"
+            assert y <= choices.MOST_Y
+            run(x, y, tensors, addresses, integers)
+
+        return checked
+
+    with short_registers(), mock.patch.object(launch, "launcher", launcher):
+        for n, p in ((104, 1.0), (104, 0.2), (101, 0.2), (24, 1.0)):
+            x, w = torch.randn(7, n, requires_grad=True), torch.randn(n, requires_grad=True)
+            b = torch.randn(n, requires_grad=True)
+            rms_norm(x, (n,), w, bias=b, p=p).sum().backward()
+        many, gain = torch.ones(1, choices.MOST_Y + 1, 72), torch.ones(choices.MOST_Y + 1, 72)
+        given = many, many, (72,), gain, torch.empty_like(many), None, None, None, None, 1.0, 0
+        assert not functions.rms_norm_backward(*given)  # more heads than the second axis has programs
 
 
 def no_compilation_for_another_number_of_rows():

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 VECTOR = 16  # bytes that a thread reads or writes at once
 REGISTERS = 65536  # of a multiprocessor
+MOST_Y = 65535  # programs on the second axis of a grid
 LEAF = 64  # tiles whose gradients of gain and bias are summed in registers before they go to memory
 
 

@@ -107,7 +107,10 @@ def _plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | No
         return _zero_sums
     partial = torch.empty(0, dtype=problem.compute)  # stands for its dtype
     given = (x, dy, weight, plus, dx, *(None if t is None else partial for t in (dweight, dbias)))
-    run, programs = _held(problem, given) or _looped(problem, given, partial)
+    found = _held(problem, given) or _looped(problem, given, partial)
+    if found is None:
+        return None
+    run, programs = found
     if not sums:
         return run
     columns, last = problem.heads * problem.n, choices.finish(launch.target(x.get_device()).warp_size)
@@ -151,7 +154,7 @@ def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int] | None:
     return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs
 
 
-def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int]:
+def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int] | None:
     """The two kernels for longer rows (pRMSNorm: three), and the second's grid of rows; ``like``: their sums' dtype."""
     x, dy, weight, plus, dx, *_ = given
     device, sums = x.get_device(), sum(t is not None for t in given[5:])
@@ -160,6 +163,8 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
     pieces, wanted = -(-problem.n // columns.block), _wanted(given)
     split = wanted["DX"] and choices.splits(problem.n, problem.k, pieces)
     programs = choices.grid(columns, problem.rows, problem.heads, launch.multiprocessors(device), pieces)
+    if programs > choices.MOST_Y:
+        return None
 
     def made(kernel: Any, tensors: Sequence[Any], choice: choices.Choice, **added: Any) -> launch.Launcher:
         return launcher(kernel, problem, tensors, problem.compute, choice, STAGES=choice.stages, **(wanted | added))
@@ -174,7 +179,8 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
         tensors = (x, dy, weight, plus, dx, like, like)
         third = made(backward_looped.head_kernel, tensors, head, PIECES=pieces, PARTS=parts)
     rows, compute, integers = problem.rows, problem.compute, problem.integers()
-    found, size = backward_looped.FOUND * rows, backward_looped.FOUND * rows * like.element_size()
+    found = -(-backward_looped.FOUND * rows // choices.VECTOR) * choices.VECTOR  # what follows is aligned as well
+    size = found * like.element_size()
 
     def run(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
         assert tensors[0] is not None
