@@ -154,7 +154,7 @@ def dual_gradient(f):
     return run
 
 
-EAGER = {  # what Dynamo breaks a graph at: functionalize and make_fx, and whatever calls autograd's engine
+EAGER = {  # what Dynamo breaks a graph at, or leaves to Python
     "functionalize": functionalize,
     "make_fx": lambda f: lambda *given: make_fx(f)(*given)(*given),
     "make_fx of grad": lambda f: lambda *given: make_fx(grad(scalar(f), ALL))(*given)(*given),
@@ -207,6 +207,25 @@ def test_compiled(name):
 def test_compiled_operators(name):
     """Operators stay in Dynamo's graph: what decides is what AOTAutograd sees when it runs the graph."""
     check_compiled(FUNCTIONS[name][1], FUNCTIONS[name][2], ("grad", "jvp", "vmap, also of gains"), "aot_eager")
+
+
+@pytest.mark.parametrize("transform", EAGER)
+def test_compiled_with_breaks(transform):
+    """Dynamo leaves these to Python, and a compiled function with one of them is as right as an eager one."""
+    if transform == "dual gradient":
+        pytest.skip("torch loses the tangent in a compiled function, of F.rms_norm too (2.13)")
+    torch._dynamo.reset()
+    ours, _, theirs = FUNCTIONS["rms_norm"]
+    found = torch.compile(EAGER[transform](ours), backend="eager")(*arguments())
+    same(found, EAGER[transform](theirs)(*arguments()), transform)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "hessian", "vmap of grad"])
+def test_transforms_of_a_compiled_function(transform):
+    torch._dynamo.reset()
+    ours, _, theirs = FUNCTIONS["layer_norm"]
+    found = TRACED[transform](torch.compile(ours, backend="eager"))(*arguments())
+    same(found, TRACED[transform](theirs)(*arguments()), transform)
 
 
 @EACH
