@@ -159,11 +159,12 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
     if block > (8192 if itemsize <= 4 else 2048):
         return None
     rows, threads = _tile(block, each, itemsize, warp_size)
-    if threads > (512 if itemsize <= 4 else 256):
+    together = 512 if itemsize <= 4 else 256  # threads of a multiprocessor
+    if threads > together:
         return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
     if rows > 1:
         rows //= 2
-    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads)
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads)
     return resident(choice, warp_size)
 
 
