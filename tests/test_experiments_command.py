@@ -177,7 +177,7 @@ def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
         old, new = (json.loads(content[name])["result"] for content in (before, after))
         assert new.get("quality") == old.get("quality")
         if "milliseconds" in old:
-            assert new != old  # measured anew
+            assert new != old  # measured again
 
 
 def test_json_output(out, capsys):

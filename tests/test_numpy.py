@@ -14,7 +14,7 @@ RNG = np.random.default_rng(20191016)
 
 
 def close(found, expected, units=16):
-    """Within so many u of what is largest."""
+    """Within this many u of what is largest."""
     expected = np.asarray(expected, np.float64)
     assert found.shape == expected.shape
     assert np.max(np.abs(found - expected), initial=0.0) <= units * 2**-24 * np.max(np.abs(expected), initial=1.0)

@@ -54,7 +54,7 @@ def test_rescaling_invariance(backend, n, p, exponent, seed, dtype):
     if dtype == torch.float32:
         inputs.x = base
         there, here = wide(results["y"]), wide(backend.run(case, inputs)["y"])
-        assert (np.abs(there - here) <= 12 * ulp(here, dtype)).all()  # 4 each, and x is rounded anew
+        assert (np.abs(there - here) <= 12 * ulp(here, dtype)).all()  # 4 each, and x is rounded again
 
 
 @BACKENDS

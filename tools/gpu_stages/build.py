@@ -19,7 +19,7 @@ import torch
 from gpu_stages import cases, sweep
 from gpu_stages.stage import Item, Setting
 
-IN_REHEARSAL = 12  # of the kernels one in so many, and of those stage.py takes one in seven
+IN_REHEARSAL = 12  # one kernel in twelve, of which stage.py takes one in seven
 ROWS = 16  # a kernel does not depend on their number
 Job = tuple[Any, ...]  # the arguments of launch.launcher, without the device
 

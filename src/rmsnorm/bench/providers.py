@@ -15,7 +15,7 @@ class Prepared:
     """A call ready to be timed: nothing in it but the operation, its arguments bound.
 
     ``outputs`` turns what the call returned into the arrays that ``Case.outputs`` names; it is not timed.
-    ``spins_s`` is how long its threads keep a processor after the last call: the others wait for so many seconds.
+    ``spins_s`` is how long its threads keep a processor after the last call: the others wait that long.
     """
 
     call: Callable[[], Any]

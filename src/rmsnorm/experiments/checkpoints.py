@@ -61,7 +61,7 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """All of this run's: it is recorded, or done anew."""
+        """All of this run's: it is recorded, or done again."""
         for path in self._paths():
             path.unlink(missing_ok=True)
 

@@ -64,7 +64,7 @@ def _shard(model: nn.Module, mesh: Any) -> nn.Module:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """``batch`` in so many slices of its examples; the first are one longer where they do not divide."""
+    """``batch`` cut into ``parts`` slices of its examples; where they do not divide, the first are one longer."""
     if parts == 1:
         return [batch]
     slices = zip(*(part.tensor_split(parts) for part in batch), strict=True)

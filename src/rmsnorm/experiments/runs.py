@@ -25,7 +25,7 @@ Record = dict[str, Any]
 ASIDE = "aside"
 """The folder, within that of the records, of files that were set aside."""
 _NAMED = 5
-"""Of many damaged records, so many are named."""
+"""How many damaged records are named at most."""
 
 
 def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a training step costs with each normaliser: the time half of a comparison.
 
-In one process, each round takes one step of every normaliser on the same batch, in an order drawn anew for the
+In one process, each round takes one step of every normaliser on the same batch, in a new random order for the
 round; only steps of one round are compared. Whatever slows the machine for a while (another program, a warm
 processor) slows all of them alike, and no normaliser always runs after the same other one.
 

@@ -212,7 +212,7 @@ def _of_another_version(path: Path, error: Exception) -> UserError:
 
 
 def _alike(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> bool:
-    """Whether two preprocessors are the same; numbers but for the rounding of another machine."""
+    """Whether two preprocessors are the same, numbers up to the rounding of another machine."""
     return ours.keys() == theirs.keys() and all(
         _close(ours[name], theirs[name]) if name.endswith(".npz") else ours[name] == theirs[name] for name in ours
     )

@@ -38,7 +38,7 @@ def rms_norm_gated(
         k: how many leading elements of each group the statistic is taken over; none means all.
         eps: added inside the root, at least 0.
         norm_before_gate: whether the gate multiplies what is normalised already.
-        groups: a row is split into so many, each with a statistic of its own.
+        groups: the number of parts that a row is split into, each with a statistic of its own.
 
     Returns:
         y, shape of a, in float64 (longdouble if an argument is).

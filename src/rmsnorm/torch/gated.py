@@ -40,7 +40,8 @@ def rms_norm_gated(
         weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
         eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
         norm_before_gate: whether the gate is applied to what is normalised already.
-        groups: the n elements, in row-major order, are split into so many groups, each with its own statistic.
+        groups: the number of groups that the n elements are split into, in row-major order; each has its own
+            statistic.
         p: the fraction of each group's elements, from its first on, whose RMS is taken, 0 < p ≤ 1.
 
     Computation is in float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.

@@ -2,7 +2,7 @@
 
 Sorted by length (of the target, then of the source, then by lot), the sentences are cut into batches; an epoch takes
 the batches in an order drawn for it. The sorted lengths, and with them the number of batches, are the same in every
-epoch; which of the equally long sentences meet is drawn anew.
+epoch; which of the equally long sentences meet is drawn again each epoch.
 """
 
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ def written(moment: Moment, locale: str) -> str:
 
 
 def corpus(train: int, valid: int, test: int, source: str = "en", target: str = "de") -> Corpus:
-    """Sets of so many pairs, on different days each.
+    """Sets of this many pairs, each on different days.
 
     Raises:
         UserError: Babel does not know a locale, or there are not as many days.

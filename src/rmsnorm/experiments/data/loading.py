@@ -47,7 +47,7 @@ class Loading:
         self._bars.stop()
 
     def step(self, what: str, total: int = 0) -> None:
-        """A new step begins, of so many items (0: not known)."""
+        """A new step begins, of ``total`` items (0: not known)."""
         self._step, self._done, self._total = what, 0, total
         self._bars.update(self._bar, description=f"{self.name}: {what}", completed=0, total=total or None)
 

@@ -9,11 +9,11 @@ _BEGINNING = 1 << 20
 """Bytes of a file that are looked at."""
 _JOINT = re.compile(r"(@@ )|(@@ ?$)")
 _JOINTS_SHARE = 10
-"""A file is the output of subword-nmt if one line in so many has its joints."""
+"""A file is the output of subword-nmt if at least one line in this many has its joints."""
 _ESCAPES = re.compile(r"&(?:quot|apos|#124|#91|#93);|##AT##| @-@ ")
 """Moses's for quotes, apostrophes, bars and brackets; of hyphens within words, Stanford's and Moses's."""
 _ESCAPES_SHARE = 20
-"""A file is tokenised if one line in so many has one of these, or if half of the full stops stand apart."""
+"""A file is tokenised if at least one line in this many has one of these, or if half of the full stops stand apart."""
 
 
 def without_joints(line: str) -> str:

@@ -68,7 +68,7 @@ class _Recurrent(nn.Module):
         return {} if self.norm in ("none", "weight") else {"gain_ih": width, "gain_hh": width}
 
     def parameter(self, name: str) -> Tensor:
-        """The parameter, its suffix left out; a weight under parametrization is computed anew by each call."""
+        """The parameter, its suffix left out; a weight under parametrization is computed again by each call."""
         return getattr(self, name + self.suffix)
 
     def extra_repr(self) -> str:

@@ -82,7 +82,7 @@ def identity_of(settings: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TimingConfig:
-    """One training step of each normaliser a round, in an order drawn anew for each round."""
+    """One training step of each normaliser a round, in a new random order each round."""
 
     warmup_rounds: int = 5
     rounds: int = 60

@@ -16,7 +16,7 @@ class DataConfig:
     by_tokens: bool
     """Whether ``TrainConfig.batch`` counts tokens of the longer side with padding, or sentences."""
     valid_pairs: int
-    """Of the validation set, for the curve: so many, from its beginning."""
+    """How many pairs of the validation set the curve uses, from its beginning."""
     beam: int
     """Of the search at the end; the curve is taken greedily."""
     length_penalty: float

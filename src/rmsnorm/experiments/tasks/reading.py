@@ -65,7 +65,7 @@ class Split:
 
 
 class Reading:
-    """See :class:`rmsnorm.experiments.task.Task`. Entities are given markers at random, anew each time a question is
+    """See :class:`rmsnorm.experiments.task.Task`. Entities are given markers at random, each time a question is
     trained on, so that nothing can be learnt of a marker; in evaluation each question has markers of its own."""
 
     name = "reading"

@@ -24,7 +24,7 @@ class Choice:
         looped: whether a row is swept in pieces because it does not fit into registers.
         stages: backward: tiles under way, of which all but one are being copied to shared memory.
         hold: backward: whether what a tile needs after its reductions stays in registers meanwhile.
-        programs: backward: resident on a multiprocessor, and so many times their number is the grid.
+        programs: backward: resident on a multiprocessor; the grid is this times the number of multiprocessors.
         registers: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
             get by with less than it may have.
     """

@@ -17,7 +17,7 @@ from rmsnorm.torch.triton import choices, launch, layout
 
 Plan = Callable[[Sequence[Tensor | None], Sequence[int]], None]
 plans: dict[Any, Plan | None] = {}
-_MOST = 8192  # plans kept: a server that has seen more shapes than this begins anew
+_MOST = 8192  # plans kept: after that many shapes the cache is emptied
 _interpreters = torch._C._functorch.peek_interpreter_stack
 
 
