@@ -58,14 +58,19 @@ def test_zeros_that_are_nowhere_are_refused_before_anything_is_written(which):
     assert torch.equal(other, kept)
 
 
-def test_an_inference_tensor_outside_of_its_mode_is_refused_before_anything_is_written():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["the kernels", "torch's operations"])
+@pytest.mark.parametrize("which", ["input", "residual"])
+def test_an_inference_tensor_outside_of_its_mode_is_refused_before_anything_is_written(which, dtype):
     with torch.inference_mode():
-        residual = torch.randn(2, 8, dtype=torch.float64)  # of another dtype: torch's operations write it
-    x = torch.randn(2, 8)
-    kept = x.clone()
-    with pytest.raises(ValueError, match="residual must not have been made in inference mode"):
-        add_rms_norm(x, residual, (8,), inplace=True)
-    assert torch.equal(x, kept)
+        given = {"input": torch.randn(2, 8), "residual": torch.randn(2, 8, dtype=dtype)}
+    given = {name: t if name == which else t.clone() for name, t in given.items()}
+    kept = {name: t.clone() for name, t in given.items()}
+    with pytest.raises(ValueError, match=f"{which} must not have been made in inference mode"):
+        add_rms_norm(**given, normalized_shape=(8,), inplace=True)
+    assert all(torch.equal(t, kept[name]) for name, t in given.items())
+    with torch.inference_mode():
+        add_rms_norm(**given, normalized_shape=(8,), inplace=True)
+    assert not torch.equal(given["input"], kept["input"])
 
 
 @pytest.mark.parametrize("stream", [torch.float32, torch.float64], ids=str)

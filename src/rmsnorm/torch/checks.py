@@ -109,11 +109,6 @@ def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *paramete
             raise ValueError(
                 f"{name} must have memory to write to with inplace=True, got torch's zeros without any; clone it"
             )
-        if t.is_inference() and not torch.is_inference_mode_enabled():
-            raise ValueError(
-                f"{name} must not have been made in inference mode where the call is outside of it; clone it, or call "
-                "under torch.inference_mode()"
-            )
     read = (("residual", residual), ("weight", parameters[0]), ("bias", parameters[1]))
     for (a, one), (b, other) in combinations((("input", input), *read), 2):
         if a in ("input", "residual") and one is not None and other is not None and _overlap(one, other):
@@ -138,10 +133,15 @@ def check_writable(out: Tensor, gradient: bool) -> None:
         raise ValueError(
             "out= is not differentiable, but an argument requires grad; drop out=, or call under torch.no_grad()"
         )
-    if not is_compiling() and out.is_inference() and not torch.is_inference_mode_enabled():
+    check_inference("out", out)
+
+
+def check_inference(name: str, t: Tensor) -> None:
+    """What was made in inference mode is written in it alone: the kernels would write it, torch's operations refuse."""
+    if not is_compiling() and isinstance(t, Tensor) and t.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
-            "out must not have been made in inference mode where the call is outside of it; pass another tensor, or "
-            "call under torch.inference_mode()"
+            f"{name} must not have been made in inference mode where the call is outside of it; pass a clone, or call "
+            "under torch.inference_mode()"
         )
 
 

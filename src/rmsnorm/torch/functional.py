@@ -188,6 +188,8 @@ def add_rms_norm(
 
 def _add_rms_norm_inplace(input, residual, normalized_shape, weight, eps, **options):
     checks.check_no_gradient("inplace=True", input, residual, weight, options["bias"])
+    checks.check_inference("input", input)
+    checks.check_inference("residual", residual)
     plain = not is_compiling() and COMPOSITE not in (gate(input, weight, options["bias"]), gate(residual, None, None))
     if plain and eager.add_rms_norm_inplace(input, residual, normalized_shape, weight, eps=eps, **options):
         return _touched(input), _touched(residual)
