@@ -57,6 +57,23 @@ def test_opcheck(name, grad, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+def test_a_meta_tensor_among_others_is_refused(name, grad):
+    """torch takes such a call to the fake, whose results on the CPU are memory that was never written."""
+    operator = getattr(torch.ops.rmsnorm, name)
+    for given in arguments(name, grad=grad):
+        tensors = [i for i, t in enumerate(given) if isinstance(t, torch.Tensor)]
+        for at in tensors:
+            for elsewhere in ([at], [i for i in tensors if i != at]):
+                mixed = [t.to("meta") if i in elsewhere else t for i, t in enumerate(given)]
+                if len(tensors) > 1:
+                    with pytest.raises(ValueError, match="must have the device of"):
+                        operator(*mixed)
+        outputs = operator(*(t.to("meta") if i in tensors else t for i, t in enumerate(given)))
+        assert all(t.is_meta for t in torch.utils._pytree.tree_leaves(outputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_layouts_that_fakes_promise(name):
     """Strides of real results are those of the fakes, for inputs that are not contiguous and for no rows."""
     operator = getattr(torch.ops.rmsnorm, name).default

@@ -177,6 +177,25 @@ def test_operators(cell, batch_sizes, reverse):
     assert torch.autograd.gradcheck(backward, small, fast_mode=True)
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("at", range(4))
+def test_a_meta_tensor_among_others_is_refused_by_the_operators(at, grad):
+    """torch takes such a call to the fake, whose results on the CPU are memory that was never written."""
+    module = make("GRU")
+    h0, _ = states(module, 2)
+    x, parameters = torch.randn(6, 5, dtype=torch.float64), list(module._parameters_of("_l0"))
+    how = ("GRU", "rms", 0.3, 1e-5, "paper", None, False)
+    inputs = [None if t is None else t.detach().requires_grad_(grad) for t in (x, h0[0], None, *parameters)]
+    kept = [t.detach() for t in torch.ops.rmsnorm.recurrent(*inputs, *how, True)]
+    mixed = [t.to("meta") if i == (0, 1, 3, 4)[at] else t for i, t in enumerate(inputs)]
+    for run in (
+        lambda: torch.ops.rmsnorm.recurrent(*mixed, *how, True),
+        lambda: torch.ops.rmsnorm.recurrent_backward(*mixed, *kept[3:], *kept[:2], None, *how),
+    ):
+        with pytest.raises(ValueError, match="must have the device of"):
+            run()
+
+
 @pytest.mark.parametrize("cell", LAYERS)
 def test_exported(cell):
     module = make(cell).eval()

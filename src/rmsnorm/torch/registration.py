@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rmsnorm.spec import check_same
 from rmsnorm.torch import eager
 from rmsnorm.torch.kernels import forward_mode, transformed
 
@@ -34,6 +35,7 @@ def register(
     expression serves other devices too.
     """
     operator = getattr(torch.ops.rmsnorm, name).default
+    expression, fake = _on_one_device(operator, expression), _on_one_device(operator, fake)
     library.impl(name, kernels, "CPU")
     if anywhere:
         library.impl(name, kernels, "CUDA")
@@ -41,6 +43,20 @@ def register(
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
     library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
     library.impl(name, expression, "FuncTorchBatched")
+
+
+def _on_one_device(operator: Any, function: Callable) -> Callable:
+    """``function``, of tensors on one device. A meta tensor among others takes a call to the fake, whose results on a
+    real device would be uninitialised memory; the kernels check what they decline."""
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def checked(*args):
+        (of, first), *others = ((name, t) for name, t in zip(names, args, strict=True) if isinstance(t, Tensor))
+        for name, t in others:
+            check_same(name, t.device, of, first.device, "device")
+        return function(*args)
+
+    return checked
 
 
 def _autograd(operator: Any, expression: Callable, node: Node | None) -> Callable:
