@@ -36,6 +36,31 @@ def test_constant_rows_in_the_kernels(dtype, n):
 
 
 @pytest.mark.every_level
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n", [2, 33, 2050, 20011])
+def test_constant_rows_of_any_size_in_the_kernels(dtype, n):
+    """The error of their mean is large beside √eps long before the end of the range."""
+    exponents = torch.arange(0, 1 + min(300, int(np.log10(torch.finfo(dtype).max))), 1 if dtype != torch.float64 else 7)
+    constants = (torch.rand(len(exponents), dtype=torch.float64) + 0.5) * 10.0**exponents
+    x = constants.clamp(max=torch.finfo(dtype).max).to(dtype)[:, None].repeat(1, n).requires_grad_()
+    y = layer_norm(x, (n,))
+    assert not y.any()
+    u = torch.randn(n).to(dtype)
+    (dx,) = torch.autograd.grad(y, x, u.expand_as(y))
+    assert torch.equal(dx, dx[:1].expand_as(dx))  # 1/σ is 1/√eps, whatever the constant
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_almost_constant_rows_in_the_kernels(dtype):
+    """One element is the next number: such a row is not taken for a constant one."""
+    x = torch.tensor([1.0, 3e9, 1e12, -7e24], dtype=dtype)[:, None].repeat(1, 2050)
+    x[:, 1234] = torch.nextafter(x[:, 1234], torch.full((), float("inf"), dtype=dtype))
+    y = layer_norm(x, (2050,), eps=1e-40)  # small enough to be lost, large enough for a constant row to be served
+    torch.testing.assert_close(y[:, 1234], torch.full((4,), 2049**0.5, dtype=dtype), rtol=1e-4, atol=0)
+
+
+@pytest.mark.every_level
 @pytest.mark.parametrize(("dtype", "small"), [(torch.float32, 2.0**-100), (torch.float64, 2.0**-800)], ids=str)
 def test_large_results_beyond_the_first_k_in_the_kernels(dtype, small):
     """x̂ within a factor of 2 of the largest number, of rows that have to be scaled up."""

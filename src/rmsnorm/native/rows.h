@@ -164,14 +164,20 @@ struct Layer {
     Statistics<C> s;
     double correction;
     double squares = moments<false>(Row<T>{x, 1}, n, s, correction);
-    if (__builtin_expect(left_the_range<C>(squares, n, eps), 0)) {
+    const bool left = left_the_range<C>(squares, n, eps);
+    // Of a constant row the moments leave the rounding errors of the mean's error, times 1/√eps. Its elements all differ
+    // from the mean by that error, which is then the whole of their squares.
+    const bool same_deviations = squares < 0x1p-20 * double(n) * correction * correction;
+    if (__builtin_expect(left || same_deviations, 0)) {
       // Scaled down, a constant row would leave nothing of its variance and of eps.
       if (is_constant(x, n) && std::isfinite(C(1 / std::sqrt(eps)))) {
         s.mean = widen(x[0]), s.rstd = C(1 / std::sqrt(eps));
         return s;
       }
-      s.scale = rescaling(x, n, eps);
-      squares = moments<true>(Row<T>{x, s.scale}, n, s, correction);
+      if (left) {
+        s.scale = rescaling(x, n, eps);
+        squares = moments<true>(Row<T>{x, s.scale}, n, s, correction);
+      }
     }
     const double rstd = reciprocal_root(std::max(squares, 0.0) / double(n), eps, s.scale);
     s.rstd = C(rstd);
