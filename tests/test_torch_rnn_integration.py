@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from rmsnorm.spec import MismatchError
 from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
 from rmsnorm.torch.rnn import composite, eager, layer
 from rmsnorm.torch.rnn import modules as rnn_modules
@@ -448,3 +449,81 @@ def test_cells_without_features_or_units(cell, norm):
             (dx,) = torch.autograd.grad(h.sum(), x)
             assert torch.equal(dx, torch.zeros_like(x))
     assert CELLS[cell](5, 8, bias=False).bias_ih is None
+
+
+# ---- parameters that were replaced, operators called with anything ----
+
+
+@pytest.mark.parametrize("norm", [None, "rms"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("weight_hh_l0", (1000, 64)),  # larger: the product's out= grew, and the kernels kept its old address
+        ("weight_hh_l0", (191, 64)),
+        ("weight_hh_l0", (1, 64)),
+        ("weight_hh_l0", (192, 63)),
+        ("weight_ih_l0", (192, 5)),
+        ("weight_ih_l0", (576, 4)),
+        ("bias_ih_l0", (1,)),
+        ("bias_hh_l0", (191,)),
+    ],
+)
+def test_a_parameter_of_another_shape_is_refused(name, shape, compiled, norm):
+    torch._dynamo.reset()
+    layer = GRU(4, 64, norm=norm)
+    setattr(layer, name, torch.nn.Parameter(torch.randn(shape)))
+    run = torch.compile(layer, backend="eager") if compiled else layer
+    for x in (torch.randn(3, 2, 4), torch.randn(5, 8, 4)):
+        with pytest.raises(MismatchError, match=rf"{name[:-3]} must have shape"):
+            run(x)
+
+
+def test_a_cells_parameter_of_another_shape_is_refused():
+    cell = LSTMCell(4, 64)
+    cell.weight_hh = torch.nn.Parameter(torch.randn(1000, 64))
+    with pytest.raises(MismatchError, match="weight_hh must have shape"):
+        cell(torch.randn(2048, 4))
+
+
+def operator(x, h0, c0=None, *parameters, sizes=None, cell="GRU"):
+    how = (cell, None, 1.0, 1e-5, "paper", sizes, False, True)
+    return torch.ops.rmsnorm.recurrent(x, h0, c0, *parameters, *how)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sizes": [2, 2]}, "batch_sizes must"),
+        ({"sizes": [1, 2, 1, 2]}, "batch_sizes must"),
+        ({"sizes": [2, 0, 2, 2]}, "batch_sizes must"),
+        ({"sizes": [3, 3]}, "batch_sizes must"),
+        ({"h0": (4, 5)}, "rows for each step"),
+        ({"h0": (0, 5)}, "rows for each step"),
+        ({"h0": (5,)}, "h0 must be"),
+        ({"x": (6, 4, 1)}, "x must be"),
+        ({"x": (6, 3)}, "weight_ih must have shape"),
+        ({"c0": (2, 5)}, "c0 must be given for an LSTM"),
+        ({"bias_hh": torch.zeros(15, dtype=torch.int64)}, "bias_hh must have a floating dtype"),
+        ({"weight_hh": (16, 5)}, "weight_hh must have shape"),
+    ],
+    ids=str,
+)
+def test_the_operator_checks_what_it_is_called_with(change, said):
+    shapes = {"x": (6, 4), "h0": (2, 5), "c0": None, "weight_ih": (15, 4), "weight_hh": (15, 5)}
+    shapes |= {"bias_ih": (15,), "bias_hh": (15,), "gain_ih": None, "gain_hh": None, "gain_cell": None} | change
+    sizes = shapes.pop("sizes", None)
+    given = [torch.randn(s) if isinstance(s, tuple) else s for s in shapes.values()]
+    with pytest.raises((MismatchError, TypeError), match=said):
+        operator(*given, sizes=sizes)
+
+
+@pytest.mark.parametrize("make", [GRU, LSTM])
+def test_a_program_exported_without_gradients_has_them(make):
+    layer, x = make(4, 5), torch.randn(3, 2, 4)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,)).module()
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    program(one)[0].sin().sum().backward()
+    layer(other)[0].sin().sum().backward()
+    torch.testing.assert_close(one.grad, other.grad)

@@ -4,12 +4,15 @@ Where torch's modules refuse the same, messages begin with torch's words, and ty
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from rmsnorm.spec import MismatchError
 from rmsnorm.torch.checks import check_dense, check_memory
+
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_cell")
 
 
 def autocast_enabled(x: Tensor) -> bool:
@@ -136,6 +139,44 @@ def cell_state(cell: str, index: int, given: Tensor, hidden: int, x: Tensor) -> 
     if given.shape[:-1] != x.shape[:-1]:
         raise MismatchError(f"Input batch size {x.shape[0]} doesn't match hidden{index} batch size {given.shape[0]}")
     _state(given, x)
+
+
+def layer(
+    gates: int,
+    hidden: int,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    batch_sizes: Sequence[int] | None,
+) -> None:
+    """The shapes of all that one layer is computed from: the kernels of a step are bound to them without asking again.
+
+    parameters: weight_ih, weight_hh, bias_ih, bias_hh, gain_ih, gain_hh, gain_cell; a module's may have been replaced.
+    """
+    if x.dim() != 2 or h0.dim() != 2:
+        raise MismatchError(f"x must be (rows, features) and h0 (batch, hidden), got {x.dim()}D and {h0.dim()}D")
+    width, batch = gates * hidden, h0.shape[0]
+    vector = (width,)
+    expected = ((width, x.shape[1]), (width, hidden), vector, vector, vector, vector, (hidden,))
+    for name, t, shape in zip(_PARAMETERS, parameters, expected, strict=True):
+        if t is not None and t.shape != shape:
+            raise MismatchError(f"{name} must have shape {tuple(shape)} in this layer, got {tuple(t.shape)}")
+        if t is not None and not t.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype, got {t.dtype}")
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None and state.shape != (batch, hidden):
+            raise MismatchError(f"{name} must have shape {(batch, hidden)}, got {tuple(state.shape)}")
+    if batch_sizes is None:
+        if x.shape[0] % batch if batch else x.shape[0]:
+            raise MismatchError(f"x must have {batch} rows for each step, as h0 has, got {x.shape[0]} rows")
+    elif sum(batch_sizes) != x.shape[0] or any(
+        later > earlier or later < 1 for earlier, later in pairwise((batch, *batch_sizes))
+    ):
+        raise MismatchError(
+            f"batch_sizes must be positive, not rise, begin with at most the {batch} rows of h0 and add up to the "
+            f"{x.shape[0]} rows of x, got {list(batch_sizes)}"
+        )
 
 
 def pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

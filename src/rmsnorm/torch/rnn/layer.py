@@ -10,7 +10,7 @@ from rmsnorm.native import AUTOGRAD, COMPOSITE
 from rmsnorm.torch.checks import check_memories
 from rmsnorm.torch.eager import saveable
 from rmsnorm.torch.kernels import captured, gate, transformed
-from rmsnorm.torch.rnn import composite, eager, ops
+from rmsnorm.torch.rnn import checks, composite, eager, ops
 from rmsnorm.torch.rnn.eager import Forward, Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec
 
@@ -31,6 +31,7 @@ def run_layer(
     x: (N, I), the rows of all steps one behind the other; h0, c0: (B, H), c0 None for a GRU; batch_sizes: the rows of
     each step, falling, as in a packed sequence; None where every step has B.
     """
+    checks.layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
     if is_compiling():
         if x.is_cpu and spec.hidden and captured(x):
             return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)

@@ -1,12 +1,14 @@
 """A layer as operators of ``torch.library``: what ``torch.compile`` and ``torch.export`` see."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rmsnorm.spec import MismatchError
 from rmsnorm.torch.registration import Node, library, register
-from rmsnorm.torch.rnn import composite, eager
+from rmsnorm.torch.rnn import checks, composite, eager
 from rmsnorm.torch.rnn.eager import Forward, Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec, check_recurrent
 
@@ -63,6 +65,17 @@ def _spec(hidden: int, how: tuple) -> tuple[RecurrentSpec, tuple[int, ...] | Non
     return spec, None if batch_sizes is None else tuple(batch_sizes), reverse
 
 
+def _checked(x: Tensor, h0: Tensor, c0: Tensor | None, parameters: Sequence[Tensor | None], how: tuple) -> Any:
+    """The specification; an operator may be called with anything."""
+    if h0.dim() != 2:
+        raise MismatchError(f"h0 must be (batch, hidden), got shape {tuple(h0.shape)}")
+    spec, batch_sizes, reverse = _spec(h0.shape[1], how)
+    checks.layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
+    if (c0 is None) == (spec.cell == "LSTM"):
+        raise MismatchError(f"c0 must be given for an LSTM and for no GRU, got {'None' if c0 is None else 'one'}")
+    return spec, batch_sizes, reverse
+
+
 def _distinct(results: Forward) -> tuple[Tensor, ...]:
     """An operator's outputs must not share memory: views of what is kept are copied."""
     seen: set[int] = set()
@@ -76,7 +89,7 @@ def _distinct(results: Forward) -> tuple[Tensor, ...]:
 
 def _recurrent_cpu(x, h0, c0, *rest):
     parameters, how, save = Parameters(*rest[:7]), rest[7:-1], rest[-1]
-    spec, batch_sizes, reverse = _spec(h0.shape[1], how)
+    spec, batch_sizes, reverse = _checked(x, h0, c0, parameters, how)
     c0 = None if c0 is None else c0.contiguous()
     kept = eager.forward(spec, x.contiguous(), h0.contiguous(), c0, parameters, batch_sizes, reverse, save)
     if not save:
@@ -86,7 +99,7 @@ def _recurrent_cpu(x, h0, c0, *rest):
 
 def _recurrent_backward_cpu(x, h0, c0, *rest):
     parameters, kept, gradients, how = Parameters(*rest[:7]), rest[7:12], rest[12:15], rest[15:]
-    spec, batch_sizes, reverse = _spec(h0.shape[1], how)
+    spec, batch_sizes, reverse = _checked(x, h0, c0, parameters, how)
     forward = Forward(x, h0, h0, *(t.contiguous() for t in kept))
     dx, dh0, dc0, of_parameters = eager.backward(
         spec, x.contiguous(), h0, parameters, batch_sizes, reverse, forward, *gradients
@@ -96,14 +109,14 @@ def _recurrent_backward_cpu(x, h0, c0, *rest):
 
 def _recurrent_expression(x, h0, c0, *rest):
     """Without what is kept for a backward pass: autograd and transforms see the expression itself."""
-    spec, batch_sizes, reverse = _spec(h0.shape[1], rest[7:-1])
+    spec, batch_sizes, reverse = _checked(x, h0, c0, rest[:7], rest[7:-1])
     out, h_n, c_n = composite.layer(spec, x, h0, c0, rest[:7], batch_sizes, reverse)
     return out, h_n, x.new_empty(0) if c_n is None else c_n, *(x.new_empty(0) for _ in range(5))
 
 
 def _recurrent_backward_expression(x, h0, c0, *rest):
     inputs, gradients = (x, h0, c0, *rest[:7]), rest[12:15]
-    spec, batch_sizes, reverse = _spec(h0.shape[1], rest[15:])
+    spec, batch_sizes, reverse = _checked(x, h0, c0, rest[:7], rest[15:])
     found = composite.backward(spec, inputs, batch_sizes, reverse, gradients, [t is not None for t in inputs])
     return tuple(x.new_empty(0) if g is None else g for g in found)
 
@@ -112,6 +125,7 @@ def _recurrent_fake(x, h0, c0, *rest):
     how, save = rest[7:-1], rest[-1]
     spec, batch_sizes, _ = _spec(1, how)  # the extents may be symbols here
     rows, batch, hidden = x.shape[0], h0.shape[0], h0.shape[1]
+    checks.layer(spec.gates, hidden, x, h0, c0, rest[:7], batch_sizes)
     width = spec.gates * hidden
     uniform, lstm = batch_sizes is None, c0 is not None
 
@@ -135,12 +149,16 @@ def _recurrent_backward_fake(x, h0, c0, *rest):
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:10], *output[3:])
-    ctx.how = inputs[10:17]
+    ctx.how, ctx.kept = inputs[10:17], inputs[17]
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, dh_n, dc_n, *_):
     inputs, kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
+    if not ctx.kept:  # a program that was exported under no_grad
+        spec, batch_sizes, reverse = _spec(inputs[1].shape[1], ctx.how)
+        given = (dout, dh_n, dc_n if inputs[2] is not None else None)
+        return *composite.backward(spec, inputs, batch_sizes, reverse, given, ctx.needs_input_grad[:10]), *[None] * 8
     gradients = _ops.recurrent_backward(*inputs, *kept, dout, dh_n, dc_n if inputs[2] is not None else None, *ctx.how)
     given = (
         g if t is not None and need else None
