@@ -157,8 +157,8 @@ def _backward(ctx, dout, dh_n, dc_n, *_):
     inputs, kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:]
     if not ctx.kept:  # a program that was exported under no_grad
         spec, batch_sizes, reverse = _spec(inputs[1].shape[1], ctx.how)
-        given = (dout, dh_n, dc_n if inputs[2] is not None else None)
-        return *composite.backward(spec, inputs, batch_sizes, reverse, given, ctx.needs_input_grad[:10]), *[None] * 8
+        incoming = (dout, dh_n, dc_n if inputs[2] is not None else None)
+        return *composite.backward(spec, inputs, batch_sizes, reverse, incoming, ctx.needs_input_grad[:10]), *[None] * 8
     gradients = _ops.recurrent_backward(*inputs, *kept, dout, dh_n, dc_n if inputs[2] is not None else None, *ctx.how)
     given = (
         g if t is not None and need else None
