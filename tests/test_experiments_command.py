@@ -307,6 +307,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--norm", ","], "prms, dyt for language; got none"),
         (["--set", "model.widht=3"], "of language's recipe; got 'model.widht'. Did you mean 'model.width'?"),
         (["--set", "learning_rate=3"], "got 'learning_rate'. Did you mean 'train.learning_rate'?"),
+        (["--set", "train.lr=3"], "got 'train.lr'. Did you mean 'train.learning_rate'?"),
         (["--set", "x=3"], "These are all, with their values:\n  model.width=128 model.layers=3 "),
         (["--set", "x"], " train.betas=0.9,0.95"),
         (["--set", "train.batch"], "--set must be NAME=VALUE"),
@@ -357,7 +358,7 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--device", "cpu:0"], "got 'cpu:0': CPUs have no numbers"),
         (["--device", "meta"], "--device must be one that this torch can use; got 'meta'"),
         (["--data", "nowhere.txt"], "'nowhere.txt' is neither"),
-        (["--out", "words.txt"], "--out must be a folder that can be written and locked; 'words.txt' cannot"),
+        (["--out", "words.txt"], "--out must be a folder that can be written and locked; 'words.txt' is a file. Pass"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys, arguments, message):

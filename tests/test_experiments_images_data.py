@@ -87,6 +87,14 @@ def test_the_archive_is_checked_and_gives_the_same(unpacked, tmp_path, monkeypat
         cifar10.load(archive)
 
 
+def test_a_folder_that_holds_neither_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a folder that holds one of them; '(.*)' holds neither") as raised:
+        cifar10.load(tmp_path)
+    assert f"{str(tmp_path)!r} holds neither" in str(raised.value)
+    with pytest.raises(UserError, match="nowhere' does not exist"):
+        cifar10.load(tmp_path / "nowhere")
+
+
 class Attack:
     def __reduce__(self):
         return (open, ("owned", "w"))

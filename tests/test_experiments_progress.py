@@ -173,6 +173,17 @@ def signalled(monkeypatch, at, number):
     monkeypatch.setattr(Learner, "step", interrupted)
 
 
+def test_what_is_interrupted_before_a_step_has_kept_nothing(text, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "step", interrupted)
+    assert main(arguments(text, tmp_path / "out", steps=24)) == 130
+    said = capsys.readouterr().err
+    assert "nothing was trained yet; the same command starts again" in said
+    assert "kept in" not in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(text, tmp_path, monkeypatch, capsys, number):
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -100,7 +100,6 @@ def damage(content, how):
         "another schema": content.replace(b'"schema":3', b'"schema":2'),
         "nan": content.replace(b"2.25", b"NaN"),
         "a number twice": content.replace(b'"bits":2.25', b'"bits":2.25,"bits":0.5'),
-        "not an object": b"[1]\n",
         "deep": b"[" * 200_000 + b"\n",
         "empty": b"",
         "of something else": b'{"schema":3,"digest":"x"}\n',
@@ -117,7 +116,6 @@ def damage(content, how):
         ("another schema", 1, "schema 2 and this version reads 3"),
         ("nan", 1, "none of this program's"),
         ("a number twice", 1, "it was edited"),
-        ("not an object", 1, "not an object"),
         ("deep", 1, "cannot be read"),
         ("empty", 1, "cannot be read"),
         ("of something else", 1, "it was edited"),
@@ -132,6 +130,45 @@ def test_a_damaged_record_is_named_and_never_used(tmp_path, how, line, what):
             read(tmp_path)
         assert f"{path}, line {line}: " in str(raised.value)
         assert "Delete the file" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["[1]\n", '{"text": "mine"}\n', '{"a": 1}\n{"a": 2}\n', "null\n", "not JSON"])
+def test_a_file_that_is_no_record_is_not_to_be_deleted(tmp_path, content):
+    folder = tmp_path / "a folder; echo"
+    folder.mkdir()
+    path = folder / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match="this is no record of rmsnorm") as raised:
+        runs.load(folder)
+    assert "Delete" not in str(raised.value)
+    assert str(raised.value).endswith(f"--set-aside '{folder}'")
+
+
+def test_a_file_that_was_set_aside_is_never_replaced(tmp_path):
+    for content in "abc":
+        (tmp_path / "x.jsonl").write_text(content)
+        runs.set_aside(tmp_path)
+    aside = {path.name: path.read_text() for path in (tmp_path / "aside").iterdir()}
+    assert aside == {"x.jsonl": "a", "x.1.jsonl": "b", "x.2.jsonl": "c"}
+
+
+@pytest.mark.parametrize(
+    ("out", "what"),
+    [
+        ("/dev/null", "'/dev/null' is a device or a pipe"),
+        ("plain", "plain' is a file"),
+        ("plain/in/it", "plain' is a file"),
+        ("link", "link' is a link to 'nowhere', which does not exist"),
+    ],
+)
+def test_what_lies_where_the_folder_would_be_is_said(tmp_path, out, what):
+    (tmp_path / "plain").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError) as raised, runs.opened(tmp_path / out):
+        pass
+    assert what in str(raised.value)
+    assert "File exists" not in str(raised.value)
+    assert (tmp_path / "plain").read_text() == "kept"
 
 
 def test_a_record_under_the_name_of_another_is_refused(tmp_path):

@@ -85,6 +85,27 @@ def test_what_cannot_be_is_refused_without_any_data(task, assignment, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("train.lr", "train.learning_rate"),
+        ("LR", "train.learning_rate"),
+        ("modle.width", "model.width"),
+        ("batch_size", "train.batch"),
+        ("train.warmup_rounds", "timing.warmup_rounds"),
+        ("train.x", None),
+        ("train.", None),
+        ("", None),
+    ],
+)
+def test_a_setting_is_suggested_by_the_part_after_the_dot(name, meant):
+    with pytest.raises(UserError) as raised:
+        changed(tasks.recipe("language"), [f"{name}=3"])
+    told = str(raised.value)
+    assert told.endswith(f"Did you mean {meant!r}?") if meant else "Did you mean" not in told
+    assert meant or "These are all" in told
+
+
 def test_settings_that_belong_together_are_checked_together():
     swapped = changed(tasks.recipe("translation"), ["data.source=de", "data.target=en"])
     assert (swapped.data.source, swapped.data.target) == ("de", "en")

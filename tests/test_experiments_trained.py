@@ -175,6 +175,41 @@ def test_a_line_that_is_too_long_is_named(trained):
         run.translate(["Tuesday", "", "é" * 4000], first=10)
 
 
+@pytest.mark.parametrize(
+    ("sentences", "error", "message"),
+    [
+        ("Monday", TypeError, "a sequence of str; got the str 'Monday'"),
+        (["Monday", 3], TypeError, "line 2 is int"),
+        ([b"Monday"], TypeError, "line 1 is bytes"),
+        (["", "\ud800"], UserError, r"UTF-8 can hold; line 2 is not: surrogates not allowed \('\\ud800'\)"),
+    ],
+)
+def test_what_is_no_list_of_sentences_is_refused(trained, sentences, error, message):
+    with pytest.raises(error, match=message):
+        experiments.load(trained("translation")[0]).translate(sentences)
+
+
+def test_arguments_from_python_are_checked_as_the_commands(trained):
+    run = experiments.load(trained("language")[0])
+    for arguments, message in (
+        ({"seed": -1}, "the seed must be from 0 to 9223372036854775807; got -1"),
+        ({"seed": 2**63}, "the seed must be from 0"),
+        ({"temperature": math.inf}, "must be finite, and 0 or above; got inf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.sample(**arguments)
+    with pytest.raises(UserError, match="--device must be one that this torch can use; got 'meta'"):
+        experiments.load(trained("language")[0], device="meta")
+
+
+def test_translate_needs_an_open_input(trained, monkeypatch, capsys):
+    out, _ = trained("translation")
+    monkeypatch.setattr(sys, "stdin", None)
+    capsys.readouterr()
+    assert main(["translate", str(out)]) == 2
+    assert "standard input; it is closed" in capsys.readouterr().err
+
+
 def test_sample_writes_as_many_characters_and_the_seed_decides_them(trained, capfd):
     out, _ = trained("language")
     capfd.readouterr()
@@ -219,11 +254,15 @@ def test_samples_come_from_the_models_distribution_of_the_known_ids():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["translate", "language"], "translate needs a network of translation or transformer; this one is of language"),
+        (
+            ["translate", "language"],
+            "translate needs a network of translation or transformer; this one is of language. Use sample.",
+        ),
+        (["sample", "transformer"], "sample needs a network of language; this one is of transformer. Use translate."),
         (["sample", "images"], "sample needs a network of language; this one is of images. Use evaluate."),
         (["evaluate", "language"], "the run was trained on 'words.txt', which is no stand-in. Pass these data (--data"),
-        (["sample", "language", "--temperature", "-1"], "the temperature must be 0 or above; got -1"),
-        (["sample", "language", "--temperature", "nan"], "the temperature must be 0 or above; got nan"),
+        (["sample", "language", "--temperature", "-1"], "the temperature must be finite, and 0 or above; got -1"),
+        (["sample", "language", "--temperature", "nan"], "the temperature must be finite, and 0 or above; got nan"),
         (["sample", "language", "--prompt", ""], "the prompt must have a character or more"),
         (["sample", "language", "--length", "0"], "--length must be at least 1; got 0"),
         (["sample", "language", "--seed", "-1"], "--seed must be at least 0; got -1"),
@@ -264,8 +303,9 @@ def test_a_run_is_named_by_its_record_or_a_folder_of_one(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for run, message in (
         (tmp_path / "empty", "holds none, and 0 records"),
-        (tmp_path / "nowhere", "got"),
+        (tmp_path / "nowhere", "nowhere' does not exist"),
         (tmp_path / "nowhere.jsonl", "does not exist"),
+        (networks.path_of(path), rf"Pass '{path}'"),
         (data, "RUN must be a record"),
     ):
         with pytest.raises(UserError, match=message):

@@ -10,10 +10,20 @@ class UserError(Exception):
 
 def nearest(got: str, known: Iterable[str]) -> str:
     """``" Did you mean 'rms'?"`` where ``got`` is much like something known, else nothing: the end of a message."""
+    return meant(closest(got, known))
+
+
+def meant(name: str | None) -> str:
+    """The end of a message that suggests a name, if there is one."""
+    return "" if name is None else f" Did you mean {name!r}?"
+
+
+def closest(got: str, known: Iterable[str]) -> str | None:
+    """What is known and most like ``got``; None where nothing is much like it."""
     # A flag's dashes are like those of every other flag, and count for nothing.
     plain = {name.lower().lstrip("-"): name for name in known}
     found = difflib.get_close_matches(got.lower().lstrip("-"), plain, n=1)
-    return f" Did you mean {plain[found[0]]!r}?" if found else ""
+    return plain[found[0]] if found else None
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")

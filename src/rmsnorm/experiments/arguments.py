@@ -93,7 +93,6 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def loaded(args: argparse.Namespace) -> "Trained":
     """The trained network that the command line names."""
-    imported("devices").check(args.device)
     trained = imported("trained")
     try:
         found: Trained = trained.load(args.run, args.device)

@@ -60,6 +60,10 @@ class Checkpoints:
                 return content
         return None
 
+    def exist(self) -> bool:
+        """Whether there is one of this run."""
+        return bool(self._paths())
+
     def remove(self) -> None:
         """All of this run's: it is recorded, or done again."""
         for path in self._paths():

@@ -18,6 +18,8 @@ from rmsnorm.files import write_whole
 
 _AGAIN = "Give rmsnorm train the settings of this run, and it is made, from the last checkpoint if one is left."
 
+SUFFIX = ".network.pt"
+
 
 class Network(NamedTuple):
     """What a network is built of, without its task's data."""
@@ -32,7 +34,7 @@ class Network(NamedTuple):
 
 def path_of(record: Path) -> Path:
     """Where the network of a record is."""
-    return record.with_suffix(".network.pt")
+    return record.with_suffix(SUFFIX)
 
 
 def keep(record: Path, sizes: dict[str, int], weights: dict[str, Tensor], files: dict[str, bytes]) -> None:

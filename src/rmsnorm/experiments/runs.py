@@ -7,8 +7,11 @@ a digest covers all of its content. A record that was damaged or edited is an er
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -26,6 +29,8 @@ ASIDE = "aside"
 """The folder, within that of the records, of files that were set aside."""
 _NAMED = 5
 """How many damaged records are named at most."""
+_OURS = re.compile(r".+-[0-9a-f]{12}(-[a-z_]+\d+)?\.jsonl")
+"""What file_name gives: a file that is called so is a record, even if nothing of it can be read."""
 
 
 def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:
@@ -55,10 +60,15 @@ def set_aside(folder: Path) -> list[Path]:
     """Move every file that is no record of this version into a folder of its own; returns where they are now."""
     moved = []
     for path in _read_all(folder)[1]:
-        target = folder / ASIDE / path.name
-        target.parent.mkdir(exist_ok=True)
-        moved.append(path.replace(target))
+        (folder / ASIDE).mkdir(exist_ok=True)
+        moved.append(path.rename(_free(folder / ASIDE / path.name)))
     return moved
+
+
+def _free(path: Path) -> Path:
+    """The path, or where a file has that name already the first of name.1.jsonl, name.2.jsonl, ... that is free."""
+    others = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))
 
 
 def _read_all(folder: Path) -> tuple[list[Record], dict[Path, str]]:
@@ -137,10 +147,20 @@ def opened(folder: Path) -> Iterator[RunStore]:
                 remove_unfinished(folder / "checkpoints", suffix)
         except OSError as error:
             raise UserError(
-                f"--out must be a folder that can be written and locked; {str(folder)!r} cannot: {error.strerror}. "
-                "Pass another one."
+                "--out must be a folder that can be written and locked; "
+                f"{_in_the_way(folder) or f'{str(folder)!r} cannot: {error.strerror}'}. Pass another one."
             ) from None
         yield RunStore(folder)
+
+
+def _in_the_way(folder: Path) -> str | None:
+    """What lies where the folder, or one that it is to lie in, would be made."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is None or os.path.isdir(there):
+        return None
+    if os.path.islink(there) and not os.path.exists(there):
+        return f"{str(there)!r} is a link to {os.readlink(there)!r}, which does not exist"
+    return f"{str(there)!r} is a {'file' if os.path.isfile(there) else 'device or a pipe'}"
 
 
 def _hash(value: Any) -> str:
@@ -158,25 +178,33 @@ def read(path: Path) -> Record:
         UserError: it is none of this version, or damaged; names the file and says what is wrong.
     """
 
-    def damaged(line: int, what: str) -> UserError:
+    def wrong(line: int, what: str, remedy: str) -> UserError:
         return UserError(
             f"{path}, line {line}: a record must be one whole JSON line as this version wrote it; {what}. "
-            "Delete the file, and the run is done again, or move all such files away: "
-            f"rmsnorm report --set-aside {path.parent}"
+            f"{remedy}, or move all such files away: rmsnorm report --set-aside {shlex.quote(str(path.parent))}"
         )
+
+    def damaged(line: int, what: str) -> UserError:
+        return wrong(line, what, "Delete the file, and the run is done again")
+
+    def foreign(what: str) -> UserError:
+        return wrong(1, f"this is no record of rmsnorm: {what}", "Move the file elsewhere")
 
     content = path.read_bytes()
     first, _, rest = content.partition(b"\n")
     try:
         record = json.loads(first)
     except (ValueError, RecursionError) as error:
-        raise damaged(1, f"it cannot be read: {error}") from None
+        unread = f"it cannot be read: {error}"
+        raise (damaged(1, unread) if _OURS.fullmatch(path.name) else foreign(unread)) from None
+    if not isinstance(record, dict):
+        raise foreign("it is not an object")
+    if "schema" not in record:
+        raise foreign("it has no schema")
     if rest or not content.endswith(b"\n"):
         raise damaged(2 if rest else 1, "something follows it" if rest else "its end is missing")
-    if not isinstance(record, dict):
-        raise damaged(1, "it is not an object")
-    if record.get("schema") != SCHEMA:
-        raise damaged(1, f"it has schema {record.get('schema')!r} and this version reads {SCHEMA}")
+    if record["schema"] != SCHEMA:
+        raise damaged(1, f"it has schema {record['schema']!r} and this version reads {SCHEMA}")
     try:
         whole = record.get("digest") == _hash({name: value for name, value in record.items() if name != "digest"})
         named = whole and path.name == file_name(record["task"], record["kind"], record["identity"])

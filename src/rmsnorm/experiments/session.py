@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import devices, interrupts, networks, sweep, sweep_p, tasks
+from rmsnorm.experiments.checkpoints import Checkpoints
 from rmsnorm.experiments.compare import quality_row, time_row
 from rmsnorm.experiments.jobs import (
     Advance,
@@ -181,9 +182,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
                     result = run.finish(listener)
                 weights = run.weights() if result.status == "finished" else None
         except KeyboardInterrupt:
-            progress.say(
-                f"interrupted: the steps taken are kept in {checkpoints.folder}; the same command goes on from there"
-            )
+            progress.say(_interrupted_training(checkpoints, args.overwrite))
             return 130
         if first and weights is not None:  # before the record: a run that is recorded can be used
             networks.keep(store.folder / job.file_name, task.sizes, weights, task.files())
@@ -262,6 +261,15 @@ def _setup(args: argparse.Namespace) -> Setup:
     if args.threads:
         torch.set_num_threads(args.threads)
     return Setup(kernels=args.kernels, device=args.device, precision=args.precision)
+
+
+def _interrupted_training(checkpoints: Checkpoints, overwrite: bool) -> str:
+    if not checkpoints.exist():
+        return "interrupted before the first checkpoint: nothing was trained yet; the same command starts again"
+    without = " without --overwrite" if overwrite else ""
+    return (
+        f"interrupted: the steps taken are kept in {checkpoints.folder}; the same command{without} goes on from there"
+    )
 
 
 def _interrupted(planned: list[Job], finished: int, args: argparse.Namespace) -> str:

@@ -13,12 +13,16 @@ import torch
 from torch import nn
 
 from rmsnorm.errors import UserError
-from rmsnorm.experiments import networks, runs, tasks
+from rmsnorm.experiments import devices, networks, runs, tasks
+from rmsnorm.experiments.arguments import MOST
 from rmsnorm.experiments.data.subwords import LONGEST
 from rmsnorm.experiments.learner import Setup, fabric_for
 from rmsnorm.experiments.recipes.common import Recipe
 from rmsnorm.experiments.sampling import sample
 from rmsnorm.experiments.task import Task
+
+VERBS = {"language": "sample", "translation": "translate", "transformer": "translate"}
+"""What a task's network can do beside evaluate."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,24 @@ class Trained:
             first: the number of the first sentence, for messages.
 
         Raises:
-            UserError: the run is of another task, or a sentence is too long.
+            TypeError: the sentences are no sequence of str.
+            UserError: the run is of another task, or a sentence is too long or no text of UTF-8.
         """
-        self._must_be("translate", "translation", "transformer")
+        self._must_be("translate")
+        if isinstance(sentences, str):
+            raise TypeError(f"sentences must be a sequence of str; got the str {sentences!r}. Pass a list of it.")
+        for place, sentence in enumerate(sentences, first):
+            if not isinstance(sentence, str):
+                raise TypeError(
+                    f"each sentence must be a str; line {place} is {type(sentence).__name__}. Decode or convert it."
+                )
+            try:
+                sentence.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"a sentence must be text that UTF-8 can hold; line {place} is not: {error.reason} "
+                    f"({sentence[error.start]!a}). Remove that character."
+                ) from None
         from rmsnorm.experiments.tasks.parallel_text import translate
 
         full = [place for place, sentence in enumerate(sentences) if sentence.strip()]
@@ -118,11 +137,13 @@ class Trained:
         Raises:
             UserError: the run is of another task, or an argument cannot be.
         """
-        self._must_be("sample", "language")
+        self._must_be("sample")
         if not prompt:
             raise UserError("the prompt must have a character or more; got none. Leave it out, or pass some text.")
         if not (0 <= temperature < math.inf):
-            raise UserError(f"the temperature must be 0 or above; got {temperature:g}. Pass another number.")
+            raise UserError(f"the temperature must be finite, and 0 or above; got {temperature:g}. Pass another.")
+        if not 0 <= seed <= MOST["seed"]:
+            raise UserError(f"the seed must be from 0 to {MOST['seed']}; got {seed}. Pass another one.")
         places = {character: place for place, character in enumerate(self.preprocessor)}
         ids = [places.get(character, len(places)) for character in prompt]
         drawn = sample(
@@ -135,13 +156,16 @@ class Trained:
         )
         return (self.preprocessor[place] for place in drawn)
 
-    def _must_be(self, verb: str, *of: str) -> None:
-        if self.task not in of:
-            raise UserError(f"{verb} needs a network of {' or '.join(of)}; this one is of {self.task}. Use evaluate.")
+    def _must_be(self, verb: str) -> None:
+        """Refuse a task that the verb is not of, and name the verb that is."""
+        if (own := VERBS.get(self.task, "evaluate")) != verb:
+            of = " or ".join(task for task, its in VERBS.items() if its == verb)
+            raise UserError(f"{verb} needs a network of {of}; this one is of {self.task}. Use {own}.")
 
 
 def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
     """See :func:`rmsnorm.experiments.load`."""
+    devices.check(device)
     path = _record_of(Path(run))
     record = runs.read(path)
     identity = record["identity"]
@@ -170,12 +194,14 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
 
 def _record_of(run: Path) -> Path:
     """The record that RUN names: itself, or the only one with a network in the folder."""
+    if not run.exists():
+        raise UserError(f"RUN must be a record or its folder; {str(run)!r} does not exist. Check the spelling.")
     if not run.is_dir():
-        if run.suffix != ".jsonl":
-            raise UserError(f"RUN must be a record (a .jsonl file) or its folder; got {str(run)!r}.")
-        if not run.is_file():
-            raise UserError(f"RUN must be a record or its folder; {str(run)!r} does not exist. Check the spelling.")
-        return run
+        if run.is_file() and run.suffix == ".jsonl":
+            return run
+        record = run.with_name(run.name.removesuffix(networks.SUFFIX) + ".jsonl")
+        pass_on = f"Pass {str(record)!r}." if run.name.endswith(networks.SUFFIX) else "Pass one of these."
+        raise UserError(f"RUN must be a record (a .jsonl file) or its folder; got {str(run)!r}. {pass_on}")
     records = sorted(run.glob("*.jsonl"))
     usable = [path for path in records if networks.path_of(path).is_file()]
     if len(usable) == 1:

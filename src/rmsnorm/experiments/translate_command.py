@@ -30,6 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Translate until the input ends; returns the exit status."""
     arguments.at_least(args, 1, "batch")
+    if sys.stdin is None:  # Python has none where the shell has closed it (<&-)
+        raise UserError("the lines must come from standard input; it is closed. Pass a file or a pipe (< FILE).")
     trained = arguments.loaded(args)
     trained.translate([])  # a network that cannot is refused before the first line is read
     details = trained.record["identity"]["source"]["details"]

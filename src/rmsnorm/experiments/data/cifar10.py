@@ -70,9 +70,16 @@ def _contents(path: Path) -> tuple[dict[str, bytes], Path]:
                 if missing := [name for name in (*TRAIN, TEST, META) if name not in present]:
                     raise UserError(f"{str(folder)!r} lacks {', '.join(missing)} of CIFAR-10. {REMEDY}")
                 return {name: read_bytes(folder / name) for name in (*TRAIN, TEST, META)}, folder
+        if not (path / ARCHIVE).exists():
+            raise UserError(
+                f"--data must name {ARCHIVE}, the folder {FOLDER}, or a folder that holds one of them; {str(path)!r} "
+                "holds neither. Check the path."
+            )
         path = path / ARCHIVE
     if not path.exists():
-        raise UserError(f"--data must name {ARCHIVE} or the folder {FOLDER}; {str(path)!r} is neither. Check the path.")
+        raise UserError(
+            f"--data must name {ARCHIVE} or the folder {FOLDER}; {str(path)!r} does not exist. Check the path."
+        )
     content = read_bytes(path)
     if (found := _md5(content)) != ARCHIVE_MD5:
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
-from rmsnorm.errors import UserError, nearest
+from rmsnorm.errors import UserError, closest, meant, nearest
 from rmsnorm.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
 
 LARGEST = 2**31 - 1
@@ -87,6 +87,10 @@ def changed(recipe: Recipe, assignments: Sequence[str], whose: str = "the recipe
     return made
 
 
+_ALIASES = {"lr": "learning_rate"}
+"""What settings are called elsewhere, too short to be like their names."""
+
+
 def _settings(part: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Everything in a recipe that can be set: name -> (type, present value)."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -123,8 +127,8 @@ def _value(name: str, text: str, kind: Any, present: Any) -> Any:
             f"An example is the recipe's value: {name}={_shown(present)}."
         ) from None
     if name in _CHOICES and value not in _CHOICES[name]:
-        meant = nearest(text, _CHOICES[name]) or " Pass one of these."
-        raise UserError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {text!r}.{meant}")
+        suggested = nearest(text, _CHOICES[name]) or " Pass one of these."
+        raise UserError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {text!r}.{suggested}")
     for each in value if isinstance(value, tuple) else (value,):
         if isinstance(each, int | float) and not isinstance(each, bool):
             _check(name, each)
@@ -190,8 +194,12 @@ def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
 
 def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
     must = f"--set must name a setting of {whose}; got {name!r}."
-    if meant := nearest(name, known):
-        return must + meant
+    section, _, last = name.lower().rpartition(".")
+    # Of settings that are called the same, the last counts: that of the section which was named.
+    ordered = sorted(known, key=lambda each: each.rpartition(".")[0] == section)
+    of_part = {each.rpartition(".")[2]: each for each in ordered}
+    if found := closest(_ALIASES.get(last, last), of_part):
+        return must + meant(of_part[found])
     sections: dict[str, list[str]] = {}
     for each, (_, present) in known.items():
         sections.setdefault(each.rpartition(".")[0], []).append(f"{each}={_shown(present)}")
