@@ -289,7 +289,9 @@ def test_tensors_without_memory():
     functionalize = torch.func.functionalize
     assert torch.allclose(functionalize(lambda x: rms_norm(x, 37, weight, bias=bias))(x), expected)
     assert torch.allclose(functionalize(lambda w: rms_norm(x, 37, w, bias=bias))(weight), expected)
-    assert torch.allclose(functionalize(lambda b: layer_norm(x, 37, weight, b))(bias), layer_norm(x, 37, weight, bias))
+    found, expected = functionalize(lambda b: layer_norm(x, 37, weight, b))(bias), layer_norm(x, 37, weight, bias)
+    # x̂·g and the bias, up to 4, may cancel: two roundings of their size are left, whatever the sum's.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2 * 4 * torch.finfo(torch.float32).eps)
     pair = functionalize(lambda r: add_rms_norm(x, r, 37, weight))(residual)
     assert all(map(torch.allclose, pair, add_rms_norm(x, residual, 37, weight)))
     zeros = torch._efficientzerotensor((5, 37))
