@@ -202,12 +202,21 @@ def test_arguments_from_python_are_checked_as_the_commands(trained):
         experiments.load(trained("language")[0], device="meta")
 
 
-def test_translate_needs_an_open_input(trained, monkeypatch, capsys):
-    out, _ = trained("translation")
-    monkeypatch.setattr(sys, "stdin", None)
+@pytest.mark.parametrize(
+    ("command", "stream", "name"),
+    [
+        (["translate", "translation"], "stdin", "input"),
+        (["translate", "translation"], "stdout", "output"),
+        (["sample", "language"], "stdout", "output"),
+    ],
+)
+def test_a_stream_that_the_shell_has_closed_is_said(trained, monkeypatch, capsys, command, stream, name):
+    verb, task = command
+    out, _ = trained(task)
     capsys.readouterr()
-    assert main(["translate", str(out)]) == 2
-    assert "standard input; it is closed" in capsys.readouterr().err
+    monkeypatch.setattr(sys, stream, None)
+    assert main([verb, str(out)]) == 2
+    assert f"rmsnorm {verb}: standard {name} must be open; it is closed" in capsys.readouterr().err
 
 
 def test_sample_writes_as_many_characters_and_the_seed_decides_them(trained, capfd):

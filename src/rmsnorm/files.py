@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from rmsnorm.errors import UserError
 
@@ -18,6 +18,13 @@ def named(text: str) -> Path:
             f"must name a file or a folder; got {text!r}. Pass a name (./- for a file that is called so)."
         )
     return Path(text)
+
+
+def bytes_of(stream: TextIO | None, name: str) -> BinaryIO:
+    """Standard input or output as bytes. Python has no such stream where the shell has closed it (``<&-``)."""
+    if stream is None:
+        raise UserError(f"{name} must be open; it is closed. Pass a file or a pipe.")
+    return stream.buffer
 
 
 def check_output(flag: str, path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from itertools import islice
 
 from rmsnorm.experiments import arguments
+from rmsnorm.files import bytes_of
 
 NEW_LINE = "\n"
 """What a text is begun with: the model must have something to go on from."""
@@ -30,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the prompt and what goes on from it; returns the exit status."""
     arguments.at_least(args, 1, "length")
     arguments.at_least(args, 0, "seed")
+    out = bytes_of(sys.stdout, "standard output")
     trained = arguments.loaded(args)
     drawn = trained.sample(args.prompt, args.temperature, args.seed)
     if unknown := "".join(sorted(set(args.prompt) - set(trained.preprocessor))):
         print(f"rmsnorm sample: the network does not know {unknown!r} of the prompt", file=sys.stderr)
-    out = sys.stdout.buffer
     if args.prompt != NEW_LINE:
         out.write(args.prompt.encode(errors="replace"))
     for character in islice(drawn, args.length):

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from rmsnorm.errors import UserError
 from rmsnorm.experiments import arguments
+from rmsnorm.files import bytes_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,19 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Translate until the input ends; returns the exit status."""
     arguments.at_least(args, 1, "batch")
-    if sys.stdin is None:  # Python has none where the shell has closed it (<&-)
-        raise UserError("the lines must come from standard input; it is closed. Pass a file or a pipe (< FILE).")
+    lines, out = _lines(bytes_of(sys.stdin, "standard input")), bytes_of(sys.stdout, "standard output")
     trained = arguments.loaded(args)
     trained.translate([])  # a network that cannot is refused before the first line is read
     details = trained.record["identity"]["source"]["details"]
     if details["text"] == "tokenised":
         print("rmsnorm translate: this network was trained on tokenised text; pass tokenised lines", file=sys.stderr)
-    lines = _lines(sys.stdin.buffer)
     size, first = 1 if sys.stdin.isatty() else args.batch, 1
     while batch := list(islice(lines, size)):
         for text in trained.translate(batch, first):
-            sys.stdout.buffer.write(text.encode() + b"\n")
-        sys.stdout.buffer.flush()
+            out.write(text.encode() + b"\n")
+        out.flush()
         first += len(batch)
     return 0
 
