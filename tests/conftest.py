@@ -59,8 +59,9 @@ def run_python():
     """Runs source in a fresh interpreter, with environment variables; returns its output, fails if it fails."""
 
     def run(source: str, status: int = 0, **environment: str) -> str:
-        here = os.path.dirname(__file__)
-        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        here = Path(__file__).parent
+        folders = [str(here / name) for name in ("support", ".", "torch", "lab/experiments")]
+        path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [sys.executable, "-c", source],
             env={**os.environ, "PYTHONPATH": path, **environment},

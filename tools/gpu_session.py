@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = ("src", "tools", "tests/support", "tests", "tests/torch", "tests/triton")
 WITHIN = 400.0  # seconds, for which the table below is made; another deadline scales it
 PATIENCE = 40.0  # seconds without a new line after which a stage's process is taken to hang
 KILLED = -9
@@ -101,7 +102,10 @@ class Session:
         self.stages = [s for s in STAGES if not only or s.name in only]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(
-                [*map(str, (ROOT / "src", ROOT / "tools", ROOT / "tests")), *_split(os.environ.get("PYTHONPATH"))]
+                [
+                    *(str(ROOT / name) for name in PATHS),
+                    *_split(os.environ.get("PYTHONPATH")),
+                ]
             ),
             "TRITON_CACHE_DIR": str(scratch / "triton"),
             "PYTHONUNBUFFERED": "1",
@@ -197,7 +201,7 @@ class Session:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         command += ["-n", "8"] * _there("xdist") + ["--timeout", "60"] * _there("pytest_timeout")
         process = subprocess.Popen(
-            [*command, "tests/test_gpu.py"],
+            [*command, "tests/triton/test_gpu.py"],
             cwd=ROOT,
             env=self.environment,
             stdout=(self.scratch / "tests.log").open("wb"),

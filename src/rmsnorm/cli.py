@@ -10,18 +10,18 @@ import io
 import sys
 from collections.abc import Sequence
 
-from rmsnorm import errors
+from rmsnorm_lab import errors
 
 COMMANDS = {
     "info": ("rmsnorm.info", "what this installation can do here, and why not the rest"),
-    "train": ("rmsnorm.experiments.train_command", "train one model with one normaliser"),
-    "compare": ("rmsnorm.experiments.command", "train the same model with each normaliser and compare"),
-    "evaluate": ("rmsnorm.experiments.evaluate_command", "measure a trained network on its task's data"),
-    "translate": ("rmsnorm.experiments.translate_command", "translate lines of text by a trained network"),
-    "sample": ("rmsnorm.experiments.sample_command", "write text by a trained language model"),
-    "invariance": ("rmsnorm.analysis.command", "measure the paper's Table 1 and its analysis of gradients"),
-    "report": ("rmsnorm.report.command", "put everything recorded into one HTML page"),
-    "bench": ("rmsnorm.bench.command", "time this project's kernels beside their peers"),
+    "train": ("rmsnorm_lab.experiments.train_command", "train one model with one normaliser"),
+    "compare": ("rmsnorm_lab.experiments.command", "train the same model with each normaliser and compare"),
+    "evaluate": ("rmsnorm_lab.experiments.evaluate_command", "measure a trained network on its task's data"),
+    "translate": ("rmsnorm_lab.experiments.translate_command", "translate lines of text by a trained network"),
+    "sample": ("rmsnorm_lab.experiments.sample_command", "write text by a trained language model"),
+    "invariance": ("rmsnorm_lab.analysis.command", "measure the paper's Table 1 and its analysis of gradients"),
+    "report": ("rmsnorm_lab.report.command", "put everything recorded into one HTML page"),
+    "bench": ("rmsnorm_lab.bench.command", "time this project's kernels beside their peers"),
 }
 
 

@@ -4,10 +4,13 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from rmsnorm import machine
-
+PACKAGES = ("rmsnorm", "numpy", "torch", "triton", "jax", "jaxlib", "onnxruntime", "ml_dtypes")
 FRAMEWORKS = ("numpy", "torch", "jax", "ml_dtypes")
 
 
@@ -25,15 +28,14 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> dict[str, Any]:
     """Everything ``rmsnorm info`` says, JSON-ready."""
-    here = machine.describe()
-    versions = {name: here["versions"].get(name) for name in FRAMEWORKS}
+    found = versions()
     return {
-        "rmsnorm": here["versions"].get("rmsnorm"),
-        "python": here["python"],
-        "cpu": here["cpu"],
-        "threads": here["threads"],
+        "rmsnorm": found.get("rmsnorm"),
+        "python": platform.python_version(),
+        "cpu": processor(),
+        "threads": usable_threads(),
         "native": _native(),
-        "frameworks": versions,
+        "frameworks": {name: found.get(name) for name in FRAMEWORKS},
         "backends": _backends(),
     }
 
@@ -135,3 +137,52 @@ def _text(facts: dict[str, Any]) -> str:
         rest = "; ".join(f"{k}: {v}" for k, v in backend.items() if k not in ("where", "served by"))
         lines.append(f"  {backend['where']}: {backend['served by']}" + (f" ({rest})" if rest else ""))
     return "\n".join(lines)
+
+
+def usable_threads() -> int:
+    """Logical processors this process may use: fewer than the machine has under taskset or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that matter here and are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpuinfo() -> list[dict[str, str]]:
+    """Linux's /proc/cpuinfo, one mapping a logical processor; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    blocks = [block for block in text.strip().split("\n\n") if block]
+    return [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in blocks
+    ]
+
+
+def processor() -> str:
+    """The processor's name; with family and model, because clouds call every server chip "Xeon Processor"."""
+    for cpu in cpuinfo():
+        if name := cpu.get("model name"):
+            numbers = [cpu.get(key) for key in ("cpu family", "model", "stepping")]
+            return f"{name} (family {'/'.join(map(str, numbers))})" if all(numbers) else name
+    return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def output(*command: str) -> str | None:
+    """What a command prints, or None if it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

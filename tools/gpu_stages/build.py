@@ -39,9 +39,9 @@ def items(setting: Setting) -> Iterator[Item]:
 
 def wanted(setting: Setting) -> list[Job]:
     """The kernels of all stages, each once, in the order in which they are needed."""
-    from rmsnorm.bench.oracle import make_inputs
-    from rmsnorm.bench.torch_providers import Ours
     from rmsnorm.torch.triton import plans
+    from rmsnorm_lab.bench.oracle import make_inputs
+    from rmsnorm_lab.bench.torch_providers import Ours
 
     found: dict[Job, None] = {}
 

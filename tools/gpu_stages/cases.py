@@ -1,7 +1,7 @@
 """Which cases the stages run, most wanted first: the compile stage makes the kernels of all of them."""
 
 from gpu_stages.stage import Setting
-from rmsnorm.bench.cases import Case
+from rmsnorm_lab.bench.cases import Case
 
 SMOKE = (64, 128, 1000, 1023, 2880, 4096, 5120, 16384, 16385, 131072)
 SHAPES = (4096, 1024, 8192, 2880, 5120, 7168, 16384, 128, 32768, 131072)

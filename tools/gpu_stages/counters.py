@@ -12,7 +12,7 @@ from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
-from rmsnorm.bench.cases import Case
+from rmsnorm_lab.bench.cases import Case
 
 METRICS = (
     "gpu__time_duration.sum",
@@ -29,9 +29,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from gpu_stages.stage import Setting
-from rmsnorm.bench import runner
-from rmsnorm.bench.cases import Case
-from rmsnorm.bench.torch_providers import Ours
+from rmsnorm_lab.bench import runner
+from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.torch_providers import Ours
 case = Case(*{case!r}, device="cuda")
 call = Ours().build(case, runner.make_inputs(case)).call
 call(), call()

@@ -9,8 +9,8 @@ import torch
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
-from rmsnorm.bench import cuda, gpu_providers, runner, torch_providers
-from rmsnorm.bench.cases import Case
+from rmsnorm_lab.bench import cuda, gpu_providers, runner, torch_providers
+from rmsnorm_lab.bench.cases import Case
 
 CALLS, IN_A_GRAPH = 2000, 20
 

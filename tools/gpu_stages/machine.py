@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gpu_stages.stage import Item, Setting
-from rmsnorm import machine
-from rmsnorm.bench import cuda
+from rmsnorm_lab import machine
+from rmsnorm_lab.bench import cuda
 
 
 def items(setting: Setting) -> Iterator[Item]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from gpu_stages import cases, sweep
 from gpu_stages.stage import Item, Setting
-from rmsnorm.bench import providers, records, runner
-from rmsnorm.bench.cases import Case
+from rmsnorm_lab.bench import providers, records, runner
+from rmsnorm_lab.bench.cases import Case
 
 RECORDS = "records.jsonl"
 AGAIN = "records-winners.jsonl"

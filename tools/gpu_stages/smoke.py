@@ -7,11 +7,11 @@ from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
-from rmsnorm.bench import cuda, runner
-from rmsnorm.bench.cases import Case
-from rmsnorm.bench.torch_providers import Ours
+from rmsnorm_lab.bench import cuda, runner
+from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.torch_providers import Ours
 
-# Tests of tests/test_gpu.py that need no case of their own.
+# Tests of tests/triton/test_gpu.py that need no case of their own.
 ON_A_DEVICE = (
     "test_in_a_cuda_graph",
     "test_on_another_stream_and_in_place",

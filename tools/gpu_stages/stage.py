@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rmsnorm.bench import cuda, timing
+from rmsnorm_lab.bench import cuda, timing
 
 IN_REHEARSAL = 7  # only every seventh item: a minute in all on two processors
 STICKY = 75  # exit status: the device answers nothing any more, the rest needs a new process

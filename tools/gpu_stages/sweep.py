@@ -10,11 +10,11 @@ from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
-from rmsnorm.bench import cuda, runner, timing
-from rmsnorm.bench.cases import DTYPES, Case
-from rmsnorm.bench.torch_providers import Ours
 from rmsnorm.torch.triton import choices, plans
 from rmsnorm.torch.triton.choices import Choice
+from rmsnorm_lab.bench import cuda, runner, timing
+from rmsnorm_lab.bench.cases import DTYPES, Case
+from rmsnorm_lab.bench.torch_providers import Ours
 
 FILE = "winners.json"
 ENOUGH = 0.98  # a choice is worth changing if it takes at most this share of the time

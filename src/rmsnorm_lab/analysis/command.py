@@ -1,0 +1,78 @@
+"""``rmsnorm invariance``: Table 1 and §4.2 of the paper, measured."""
+
+import argparse
+import json
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import arguments
+from rmsnorm_lab.files import check_output, named
+
+SIZES = {
+    "cases": (32, "cases in the data set"),
+    "inputs": (48, "inputs of the layer"),
+    "outputs": (64, "outputs of the layer, an even number"),
+}
+LARGEST = 4096
+PLOTS = (".png", ".svg", ".pdf")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.formatter_class = argparse.HelpFormatter
+    parser.description = (
+        "Applies the six transformations of the paper's Table 1 to random layers (float64, eps = 0) and says which "
+        "normaliser's output stays; then what re-scaling does to the gradient of the weights. "
+        "Exit status 1 if a measured cell is not as the paper has it."
+    )
+    for name, (default, text) in SIZES.items():
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (8 to {LARGEST}; default: %(default)s)"
+        )
+    add = parser.add_argument
+    add(
+        "--trials",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of random layers, the worst of which decides (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: %(default)s)")
+    add("--plot", type=named, metavar="FILE", help="draw the sizes of the gradients into FILE (.png, .svg or .pdf)")
+    add("--json", action="store_true", help="print everything measured as JSON, with the gradients' sweeps")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns 0, or 1 where the measured table is not the paper's."""
+    _check(args)
+    try:
+        from rmsnorm_lab.analysis import gradients, invariance, plot, report
+        from rmsnorm_lab.analysis.layers import Sizes
+    except ModuleNotFoundError as error:
+        raise arguments.missing(error) from None
+
+    sizes = Sizes(args.cases, args.inputs, args.outputs)
+    table = invariance.measure(sizes, args.trials, args.seed)
+    found = gradients.measure(sizes, args.seed)
+    if args.plot:
+        plot.write(args.plot, found)
+    if args.json:
+        print(json.dumps(report.as_json(vars(args), table, found), indent=2, allow_nan=False))
+    else:
+        report.show(args.trials, table, found)
+    return 0 if invariance.agrees(table) else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in SIZES:
+        if not 8 <= getattr(args, name) <= LARGEST:
+            raise UserError(f"--{name} must be 8 to {LARGEST}; got {getattr(args, name)}. Pass one of these.")
+    if args.outputs % 2:
+        raise UserError(f"--outputs must be even, for GroupNorm's two groups; got {args.outputs}. Pass another.")
+    if not 1 <= args.trials <= 1000:
+        raise UserError(f"--trials must be 1 to 1000; got {args.trials}. Pass one of these.")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed must be 0 to 2^63 - 1; got {args.seed}. Pass one of these.")
+    if args.plot and args.plot.suffix.lower() not in PLOTS:
+        raise UserError(f"--plot must name a file that ends in {', '.join(PLOTS)}; got {str(args.plot)!r}.")
+    if args.plot:
+        check_output("--plot", args.plot)

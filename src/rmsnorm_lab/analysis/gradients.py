@@ -1,0 +1,68 @@
+"""§4.2 of the paper, measured: what ∂L/∂W becomes when the inputs or the weights are re-scaled by δ.
+
+The paper derives for RMSNorm that ∂L/∂W does not change with the scale of x and shrinks as 1/δ with that of W: an
+implicit adaptation of the learning rate. From its R·a = 0 follows ⟨∂L/∂W, W⟩ = 0: a gradient step never shortens W.
+The gradient at the layer's output is held fixed, so that what is seen is the normaliser's part.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, gradient
+
+DELTAS = tuple(10 ** (exponent / 4) for exponent in range(-12, 13))
+"""1/1000 to 1000, four a decade."""
+POWER_WITHIN = 1e-9
+"""A gradient that follows a power of δ does so up to rounding, about 1e-15; one that does not is off by percents."""
+PAPER = {"rms": (0, -1)}
+"""The exponents of δ that §4.2 derives, of x and of W."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """∂L/∂W along :data:`DELTAS`."""
+
+    length: list[float]
+    """‖∂L/∂W‖ as a multiple of that at δ = 1."""
+    exponent: int | None
+    """The e with ∂L/∂W(δ) = δᵉ ∂L/∂W(1) at every δ; None where there is none."""
+    deviation: float
+    """The largest ‖∂L/∂W(δ) − δᵉ ∂L/∂W(1)‖ / ‖δᵉ ∂L/∂W(1)‖, with the nearest e where no power holds."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """One normaliser's gradient."""
+
+    inputs: Sweep
+    """x times δ."""
+    weights: Sweep
+    """W times δ."""
+    along_weights: float
+    """|⟨∂L/∂W, W⟩| / (‖∂L/∂W‖ ‖W‖): 0 where a gradient step never shortens W."""
+
+
+def measure(sizes: Sizes, seed: int) -> dict[str, Gradients]:
+    """Every normaliser on one random layer."""
+    draw = Draw.random(sizes, torch.Generator().manual_seed(seed))
+    found = {}
+    for norm in NORMS:
+        start = gradient(norm, draw, draw.x_NI, draw.w_OI)
+        found[norm] = Gradients(
+            inputs=_sweep(start, [gradient(norm, draw, draw.x_NI * delta, draw.w_OI) for delta in DELTAS]),
+            weights=_sweep(start, [gradient(norm, draw, draw.x_NI, draw.w_OI * delta) for delta in DELTAS]),
+            along_weights=float((start * draw.w_OI).sum().abs() / (start.norm() * draw.w_OI.norm())),
+        )
+    return found
+
+
+def _sweep(start: Tensor, gradients: list[Tensor]) -> Sweep:
+    length = (torch.stack([each.norm() for each in gradients]) / start.norm()).tolist()
+    above = next(place for place, delta in enumerate(DELTAS) if delta > 1)  # far from 1 a DyT's can be 0
+    exponent = round(math.log(length[above]) / math.log(DELTAS[above]))
+    off = [(each / delta**exponent - start).norm() for each, delta in zip(gradients, DELTAS, strict=True)]
+    deviation = float(torch.stack(off).max() / start.norm())
+    return Sweep(length, exponent if deviation < POWER_WITHIN else None, deviation)

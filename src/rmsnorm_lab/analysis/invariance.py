@@ -1,0 +1,101 @@
+"""Table 1 of the paper, measured: which change of weights or data leaves a normalised layer's output as it was.
+
+Every transformation is applied to random layers and data; the largest deviation over all trials, max|y' − y| / max|y|,
+decides. Source: Zhang & Sennrich (2019), §4.1 and Table 1.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, output
+
+KEPT_BELOW = 1e-9
+"""Rounding in float64 leaves less than 1e-12 of a kept invariance; a broken one moves the output by over 1e-3."""
+
+Transform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""(x, W, randomness) -> (x', W')."""
+
+
+def _factor(generator: torch.Generator) -> float:
+    """A positive δ that is far from 1: 2 to 100, or one over that."""
+    exponent, side = torch.rand(2, generator=generator).tolist()
+    return (2 * 50**exponent) ** (1 if side < 0.5 else -1)
+
+
+def _one_of(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _shift(like_I: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like_I.shape, generator=generator, dtype=like_I.dtype)
+
+
+def _one_row_scaled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    scaled = rows.clone()
+    scaled[_one_of(len(rows), generator)] *= _factor(generator)
+    return scaled
+
+
+TRANSFORMATIONS: dict[str, Transform] = {
+    "weight matrix re-scaling": lambda x, w, rng: (x, w * _factor(rng)),
+    "weight matrix re-centring": lambda x, w, rng: (x, w + _shift(w[0], rng)),
+    "weight vector re-scaling": lambda x, w, rng: (x, _one_row_scaled(w, rng)),
+    "dataset re-scaling": lambda x, w, rng: (x * _factor(rng), w),
+    "dataset re-centring": lambda x, w, rng: (x + _shift(x[0], rng), w),
+    "single case re-scaling": lambda x, w, rng: (_one_row_scaled(x, rng), w),
+}
+"""W' = δW; every row of W + γ; one row of W times δ; x' = δx; every case + γ; one case times δ."""
+
+PAPER = {
+    "batch": (True, False, True, True, True, False),
+    "weight": (True, False, True, False, False, False),
+    "layer": (True, True, False, True, False, True),
+    "rms": (True, False, False, True, False, True),
+    "prms": (True, False, False, True, False, True),
+}
+"""The paper's Table 1, its columns in the order of :data:`TRANSFORMATIONS`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One normaliser under one transformation."""
+
+    deviation: float
+    """The largest max|y' − y| / max|y| over the trials."""
+    paper: bool | None
+    """Whether the paper's table has it invariant; None where it does not say."""
+
+    @property
+    def invariant(self) -> bool:
+        return self.deviation < KEPT_BELOW
+
+    @property
+    def agrees(self) -> bool:
+        return self.paper in (None, self.invariant)
+
+
+def measure(sizes: Sizes, trials: int, seed: int) -> dict[str, dict[str, Cell]]:
+    """The table: normaliser -> transformation -> :class:`Cell`, every normaliser on the same draws."""
+    generator = torch.Generator().manual_seed(seed)
+    deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in NORMS}
+    for _ in range(trials):
+        draw = Draw.random(sizes, generator)
+        changed = {name: change(draw.x_NI, draw.w_OI, generator) for name, change in TRANSFORMATIONS.items()}
+        for norm, row in deviations.items():
+            before = output(norm, draw, draw.x_NI, draw.w_OI)
+            for name, (x_NI, w_OI) in changed.items():
+                moved = (output(norm, draw, x_NI, w_OI) - before).abs().max() / before.abs().max()
+                row[name] = max(row[name], float(moved.nan_to_num(nan=math.inf)))  # max() would lose a NaN
+    return {
+        norm: {name: Cell(row[name], said) for name, said in zip(row, PAPER.get(norm, (None,) * len(row)), strict=True)}
+        for norm, row in deviations.items()
+    }
+
+
+def agrees(table: dict[str, dict[str, Cell]]) -> bool:
+    """Whether every cell that the paper's table has is as the paper has it."""
+    return all(cell.agrees for row in table.values() for cell in row.values())

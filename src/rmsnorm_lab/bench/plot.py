@@ -1,0 +1,83 @@
+"""The plot: for each group of cases the rate beside the copy's, and this project's time beside its peers'."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from rmsnorm_lab.bench.records import Record
+from rmsnorm_lab.bench.report import LIMIT, OURS, RECURRENT_LIMIT, about, rows
+from rmsnorm_lab.files import write_whole
+
+FORMATS = (".png", ".svg", ".pdf")
+GROUPS = 4  # columns that remain legible on one page: those with most shapes
+# Okabe and Ito's colours, told apart by colour-blind readers; this project's two are the darkest and heaviest.
+COLOURS = {
+    "rmsnorm": "#000000",
+    "rmsnorm-out": "#000000",
+    "rmsnorm-full": "#666666",
+    "rmsnorm-numpy": "#666666",
+    "F.rms_norm": "#D55E00",
+    "F.layer_norm": "#0072B2",
+    "torch.compile": "#CC79A7",
+    "onnxruntime": "#009E73",
+    "onnxruntime-out": "#009E73",
+    "jax": "#56B4E9",
+    "numpy": "#E69F00",
+    "torch.nn": "#0072B2",
+    "loop-none": "#56B4E9",
+    "loop-layer": "#D55E00",
+    "loop-rms": "#CC79A7",
+    "loop-prms": "#E69F00",
+    "clone": "#AAAAAA",
+    "copy": "#AAAAAA",
+    "products": "#AAAAAA",
+}
+
+
+def plot(records: Iterable[Record], path: Path) -> None:
+    """Write the figure: one column a group (at most four, see ``GROUPS``), shapes from small to large."""
+    from matplotlib.figure import Figure  # no pyplot: no display and no state is needed
+
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(record.case.group, []).append(record)
+    largest = sorted(grouped, key=lambda heading: -len(grouped[heading]))[:GROUPS]
+    shown = {heading: sorted(grouped[heading], key=lambda r: r.case.bytes) for heading in grouped if heading in largest}
+
+    figure = Figure(figsize=(4.6 * len(shown) + 1.6, 7.2), layout="constrained")
+    axes = figure.subplots(2, len(shown), squeeze=False, sharex="col", sharey="row")
+    labelled = {}
+    for column, (heading, members) in enumerate(shown.items()):
+        rate, time = axes[:, column]
+        for name in dict.fromkeys(name for record in members for name in record.results):
+            points = [(place, row) for place, record in enumerate(members) for row in rows(record) if row.name == name]
+            result = points[0][1].result
+            style = {
+                "color": COLOURS.get(name),
+                "linestyle": "-" if result.fresh else "--",
+                "linewidth": 2.2 if name in OURS.values() else 1.2,
+                "marker": None if result.limit else "o",
+                "markersize": 3.5,
+            }
+            places = [place for place, _ in points]
+            (line,) = rate.plot(places, [row.rate for _, row in points], **style)
+            labelled[name] = line
+            if name not in (*OURS.values(), *LIMIT.values(), RECURRENT_LIMIT):
+                compared = [(place, 1 / row.ours_over) for place, row in points if row.ours_over]
+                time.plot(*zip(*compared, strict=True) if compared else ([], []), **style)
+        rate.set_title(heading, fontsize=9)
+        rate.set_yscale("log")
+        time.set_yscale("log")
+        time.axhline(1, color=COLOURS["rmsnorm"], linewidth=2.2)
+        labels = [record.case.shape.replace("x", " × ") for record in members]
+        time.set_xticks(range(len(members)), labels, rotation=45, ha="right", fontsize=8)
+        for axis in (rate, time):
+            axis.grid(alpha=0.3, which="both", linewidth=0.5)
+    units = dict.fromkeys(members[0].case.work[1] for members in shown.values())
+    axes[0, 0].set_ylabel(" or ".join(units) + " (dashed: warm output)")
+    axes[1, 0].set_ylabel("peer's time ÷ rmsnorm's (above 1: slower)")
+    figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
+    figure.supxlabel(about(next(iter(shown.values()))[-1].machine), fontsize=6, color="#666666")
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower(), dpi=130)
+    write_whole(path, image.getvalue())

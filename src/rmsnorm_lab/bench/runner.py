@@ -1,0 +1,150 @@
+"""One case from its inputs to its record: build, verify, and only then time."""
+
+import gc
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from rmsnorm_lab import machine
+from rmsnorm_lab.bench import cuda, device_oracle, oracle, recurrent_oracle
+from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
+from rmsnorm_lab.bench.providers import Prepared, Provider
+from rmsnorm_lab.bench.records import Record, Result
+from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
+from rmsnorm_lab.bench.timing import Call, Plan, measure, wall_clock
+
+
+def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:
+    """Verify and time the installed ``providers`` on one case; ``tell`` hears what is being done, never while timing.
+
+    A provider that fails or returns wrong numbers is recorded as such and not timed.
+    """
+    torch.set_num_threads(case.threads)
+    inputs = make_inputs(case)
+    oracles: dict[Case, Oracle | RecurrentOracle] = {}
+    calls: dict[str, Call] = {}
+    spins_s: dict[str, float] = {}
+    errors: dict[str, dict[str, float]] = {}
+    skipped: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    providers = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    device = cuda.describe() if case.device == "cuda" else {}
+    for provider in providers:
+        if why := provider.refuses(case):
+            skipped[provider.name] = why
+            continue
+        tell(f"verifying {provider.name}")
+        try:
+            if device:
+                calls[provider.name], errors[provider.name] = _on_cuda(provider, case, inputs, oracles, device)
+                spins_s[provider.name] = 0.0
+                continue
+            prepared = provider.build(case, inputs)
+            errors[provider.name] = verify(provider, prepared, case, inputs, oracles)
+            calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
+        except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
+            wrong[provider.name] = reason(error)
+    oracles.clear()
+
+    gc.collect()
+    gc.disable()
+    start, before = perf_counter(), machine.others_seconds()
+    try:
+        times = measure(
+            calls,
+            plan,
+            spins_s=spins_s,
+            sample=cuda.sample if device else wall_clock,
+            drop=lambda name, error: wrong.update({name: reason(error)}),
+            pause=lambda done, rounds: tell(f"round {done + 1} of {rounds}"),
+        )
+    finally:
+        gc.enable()
+    after, elapsed = machine.others_seconds(), perf_counter() - start
+    others = None if before is None or after is None else round(max(0.0, after - before) / elapsed, 2)
+    results = {}
+    for provider in providers:
+        if provider.name in times:
+            results[provider.name] = Result(
+                computes=provider.computes(case).operation,
+                fresh=provider.fresh and not case.inplace,
+                limit=provider.limit,
+                errors={name: float(f"{error:.3g}") for name, error in errors[provider.name].items()},
+                times_ns=[round(time, 1) for time in times[provider.name]],
+            )
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Record(case, now, machine.describe() | device, others, results, skipped, wrong)
+
+
+def _on_cuda(
+    provider: Provider,
+    case: Case,
+    inputs: Inputs,
+    oracles: dict[Case, Oracle | RecurrentOracle],
+    device: dict[str, Any],
+) -> tuple[Call, dict[str, float]]:
+    """The call to be timed, over sets of inputs in turn, and the provider's errors on the first of them."""
+    first = provider.build(case, inputs)
+    cuda.poison(inputs)
+    errors = verify(provider, first, case, inputs, oracles)
+    more = range(1, cuda.copies(case, int(device["l2_mib"] * 2**20)))
+    others = (provider.build(case, {name: t.clone() for name, t in inputs.items()}).call for _ in more)
+    return cuda.in_turn([first.call, *others]), errors
+
+
+def make_inputs(case: Case) -> Inputs:
+    if case.recurrent:
+        return recurrent_oracle.make_inputs(case)
+    return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
+
+
+def _oracle(case: Case, inputs: Inputs) -> Oracle | RecurrentOracle:
+    if case.recurrent:
+        return RecurrentOracle(case, inputs)
+    return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
+
+
+def reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, WrongError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def verify(
+    provider: Provider,
+    prepared: Prepared,
+    case: Case,
+    inputs: Inputs,
+    oracles: dict[Case, Oracle | RecurrentOracle],
+) -> dict[str, float]:
+    """The provider's errors, or WrongError; the oracle is computed once for each thing computed."""
+    if provider.limit:
+        return {}
+    computed = provider.computes(case)
+    if computed not in oracles:
+        oracles[computed] = _oracle(computed, inputs)
+    return oracles[computed].check(prepared.outputs(prepared.call()))
+
+
+def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
+    """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
+    there = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    names = [p.name for p in there if p.refuses(case) is None]
+    if case.device == "cuda":  # the oracle, compiling, the rounds
+        return 2.0 + len(names) + 15.0 * ("torch.compile" in names)
+    if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
+        a_round = len(names) * case.work[0] / 1e11
+        return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
+    building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
+    a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
+    oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)
+    return building + oracle + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
+
+
+# Times the copy's, in the large cases that rule the estimate.
+_SLOWNESS = {"copy": 1, "rmsnorm-out": 1, "onnxruntime-out": 1.5, "F.rms_norm": 12, "formula": 12, "numpy": 12}

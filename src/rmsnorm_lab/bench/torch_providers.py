@@ -1,0 +1,234 @@
+"""Providers that take torch tensors: this project, torch's own operations, the compiled formula and the limits.
+
+Forward is one bound call without gradients. Forward+backward is the forward and ``torch.autograd.grad`` for input and
+parameters, the same wrapper for all: what a layer costs inside a training step, without an optimiser's accumulation.
+Backward is ``torch.autograd.grad`` alone, of a graph that is kept.
+"""
+
+import os
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
+from rmsnorm_lab.bench.formulas import formula
+from rmsnorm_lab.bench.oracle import Inputs
+from rmsnorm_lab.bench.providers import Prepared, Provider, only
+
+
+class TorchProvider(Provider):
+    """An operation given as a forward; autograd makes the rest of it."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def refuses(self, case: Case) -> str | None:
+        return None
+
+    @abstractmethod
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        """A call without arguments that returns y, or y and the sum for ``add_rms_norm``."""
+
+    def build(self, case: Case, inputs: Inputs) -> Prepared:
+        computed = self.computes(case)
+        if case.inplace:  # what others read stays as it is
+            inputs = inputs | {name: inputs[name].clone() for name in ("x", "residual")}
+        if not case.backward:
+            return Prepared(self.forward(computed, inputs))
+        leaves = {name: inputs[name].detach().requires_grad_() for name in computed.operands}
+        make = _backward_alone if case.alone else _with_backward
+        return Prepared(make(self.forward(computed, inputs | leaves), tuple(leaves.values()), inputs))
+
+
+def _backward_alone(forward: Callable[[], Any], leaves: tuple[torch.Tensor, ...], inputs: Inputs) -> Callable[[], Any]:
+    outputs = forward()
+    gradients = (inputs["dy"], inputs["dh"]) if "dh" in inputs else inputs["dy"]
+    return partial(torch.autograd.grad, outputs, leaves, gradients, retain_graph=True)
+
+
+def _with_backward(forward: Callable[[], Any], leaves: tuple[torch.Tensor, ...], inputs: Inputs) -> Callable[[], Any]:
+    grad, dy = torch.autograd.grad, inputs["dy"]
+    if "dh" in inputs:
+        both = (dy, inputs["dh"])
+
+        def step() -> Any:
+            outputs = forward()
+            return (*outputs, *grad(outputs, leaves, both))
+    else:
+
+        def step() -> Any:
+            y = forward()
+            return (y, *grad(y, leaves, dy))
+
+    return step
+
+
+def _added(norm: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Callable[[], Any]:
+    """The addition and the norm as two operations, as they are written without a fused one."""
+    x, residual = inputs["x"], inputs["residual"]
+
+    def call() -> Any:
+        h = x + residual
+        return norm(h), h
+
+    return call
+
+
+class Ours(TorchProvider):
+    name = "rmsnorm"
+    summary = "this project, rmsnorm.torch, new output"
+
+    def refuses(self, case: Case) -> str | None:
+        return "in place is rmsnorm-out's" if case.inplace else None
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        return _ours(case, inputs)
+
+
+class OursOut(TorchProvider):
+    name = "rmsnorm-out"
+    summary = "this project, rmsnorm.torch, into out= or in place"
+    fresh = False
+
+    def refuses(self, case: Case) -> str | None:
+        if case.backward or case.op not in ("rms_norm", "rms_norm_heads", "layer_norm", "add_rms_norm_inplace"):
+            return "out= is offered for the forward of rms_norm and layer_norm"
+        return None
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        if case.inplace:
+            return _ours(case, inputs, inplace=True)
+        return _ours(case, inputs, out=torch.empty_like(inputs["x"]))
+
+
+class OursFull(Ours):
+    name = "rmsnorm-full"
+    summary = "this project with p = 1, beside pRMSNorm"
+
+    def refuses(self, case: Case) -> str | None:
+        return "a stand-in for p < 1 only" if case.p == 1 else super().refuses(case)
+
+    def computes(self, case: Case) -> Case:
+        return replace(case, p=1.0)
+
+
+def _ours(case: Case, inputs: Inputs, **options: Any) -> Callable[[], Any]:
+    import rmsnorm.torch as ours
+
+    shape = (case.n,)
+    if case.op == "layer_norm":
+        return partial(ours.layer_norm, inputs["x"], shape, inputs["weight"], inputs["bias"], EPS, **options)
+    functions: dict[str, Callable[..., Any]] = {
+        "add_rms_norm": ours.add_rms_norm,
+        "add_rms_norm_inplace": ours.add_rms_norm,
+        "rms_norm_gated": ours.rms_norm_gated,
+        "rms_norm_quantized": ours.rms_norm_quantized,
+    }
+    if case.p != 1:
+        options["p"] = case.p
+    *tensors, weight = (inputs[name] for name in case.operands)
+    return partial(functions.get(case.op, ours.rms_norm), *tensors, shape, weight, EPS, **options)
+
+
+class TorchRMSNorm(TorchProvider):
+    name = "F.rms_norm"
+    summary = "torch.nn.functional.rms_norm"
+
+    def refuses(self, case: Case) -> str | None:
+        return "no RMSNorm of a part of the row" if case.p != 1 else only(case, "rms_norm", "add_rms_norm")
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        options: dict[str, Any] = {"normalized_shape": (case.n,), "weight": inputs["weight"], "eps": EPS}
+        if case.op == "add_rms_norm":
+            return _added(partial(F.rms_norm, **options), inputs)
+        return partial(F.rms_norm, inputs["x"], **options)
+
+
+class TorchLayerNorm(TorchProvider):
+    name = "F.layer_norm"
+    summary = "torch.nn.functional.layer_norm, the norm to replace"
+
+    def refuses(self, case: Case) -> str | None:
+        return "compared at p = 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
+
+    def computes(self, case: Case) -> Case:
+        return replace(case, op="layer_norm")
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        return partial(F.layer_norm, inputs["x"], (case.n,), inputs["weight"], inputs["bias"], EPS)
+
+
+class Formula(TorchProvider):
+    name = "formula"
+    summary = "the formula in torch operations, where torch has no function of its own"
+
+    def refuses(self, case: Case) -> str | None:
+        return "torch has a function for it" if case.op in PLAIN else None
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        return partial(formula(case), *(inputs[name] for name in case.operands))
+
+
+class Compiled(TorchProvider):
+    name = "torch.compile"
+    summary = "the formula under torch.compile, recompiled for each shape"
+
+    def __init__(self) -> None:
+        self._compiled: tuple[Case, Callable[..., Any]] | None = None
+
+    def missing(self) -> str | None:
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return "needs a C++ compiler: install g++, or name one in CXX"
+        return None
+
+    def refuses(self, case: Case) -> str | None:
+        return "Inductor of torch 2.13 fails on the formula in place: KeyError: 'buf1'" if case.inplace else None
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        if self._compiled is None or self._compiled[0] != case:  # once a case, however many sets of inputs it has
+            torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
+            torch._functorch.config.donated_buffer = not case.alone  # a graph that is kept donates nothing
+            self._compiled = case, torch.compile(formula(case), fullgraph=True, dynamic=False)
+        return partial(self._compiled[1], *(inputs[name] for name in case.operands))
+
+
+class Copy(Provider):
+    name = "copy"
+    summary = "limit: the same bytes read and written, y.copy_(x), into warm memory"
+    fresh = False
+    limit = True
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def refuses(self, case: Case) -> str | None:
+        return None
+
+    def build(self, case: Case, inputs: Inputs) -> Prepared:
+        if case.op == "rms_norm_quantized":  # what is written is smaller than what is read: half of both together
+            half = inputs["x"].view(torch.uint8).flatten()[: case.bytes_moved // 2]
+            return _moves([_move([half], fresh=self.fresh)])
+        return _moves([_move([inputs[name] for name in reads], fresh=self.fresh) for reads in case.traffic])
+
+
+class Clone(Copy):
+    name = "clone"
+    summary = "limit: the same bytes read and written, x.clone(), into new memory"
+    fresh = True
+
+    def refuses(self, case: Case) -> str | None:
+        return "nothing is new in place" if case.inplace else None
+
+
+def _move(sources: list[torch.Tensor], fresh: bool) -> Callable[[], torch.Tensor]:
+    """One array written from one (a copy) or two (their sum)."""
+    if len(sources) == 1:
+        return sources[0].clone if fresh else partial(torch.empty_like(sources[0]).copy_, sources[0])
+    return partial(torch.add, *sources) if fresh else partial(torch.add, *sources, out=torch.empty_like(sources[0]))
+
+
+def _moves(moves: list[Callable[[], torch.Tensor]]) -> Prepared:
+    return Prepared(moves[0] if len(moves) == 1 else lambda: [move() for move in moves])

@@ -1,0 +1,204 @@
+"""What ``rmsnorm train`` and ``rmsnorm compare`` have in common on the command line. Nothing heavy is imported here."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rmsnorm_lab.errors import UserError, nearest
+from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments.recipes import settings
+from rmsnorm_lab.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
+from rmsnorm_lab.files import named
+
+if TYPE_CHECKING:
+    from rmsnorm_lab.experiments.trained import Trained
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments of both commands."""
+    parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
+    parser.epilog = "Every setting of a task's recipe can be changed by --set NAME=VALUE; --set x lists them."
+    add = parser.add_argument
+    add(
+        "--data",
+        type=named,
+        metavar="PATH",
+        help="the task's official files, or your own in the same form (default: a stand-in from installed packages)",
+    )
+    add(
+        "--size",
+        choices=tasks.SIZES,
+        default="small",
+        help="the recipe: small takes minutes on two cores, paper has the paper's dimensions (default: %(default)s)",
+    )
+    add("--steps", type=int, metavar="N", help="training steps of each run (default: the recipe's)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change settings of the recipe, such as train.learning_rate=0.001 model.width=256 p=0.125; "
+        "--set x lists all settings with their values",
+    )
+    add(
+        "--kernels",
+        choices=KERNELS,
+        default="rmsnorm",
+        help="the kernels to train with. unfused: every norm is written in framework operators; rmsnorm: LayerNorm and "
+        "RMSNorm are this project's; best: LayerNorm is torch's and RMSNorm this project's (default: %(default)s)",
+    )
+    add("--device", default="cpu", help="the device to train on: cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="32-true",
+        help="32-true: all numbers are float32; bf16-mixed: matrix products are in bfloat16 (default: %(default)s)",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--out",
+        type=named,
+        default="runs",
+        metavar="FOLDER",
+        help="the folder for records, plots and checkpoints (default: %(default)s)",
+    )
+    add(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="training steps between two checkpoints; the last two are kept (default: at each evaluation)",
+    )
+    add("--overwrite", action="store_true", help="run again what is recorded already, and replace its record")
+    add("--json", action="store_true", help="print the result as JSON")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the commands that use a trained network."""
+    parser.formatter_class = argparse.HelpFormatter
+    parser.add_argument(
+        "run",
+        type=named,
+        metavar="RUN",
+        help="a record that `rmsnorm train` has written (a .jsonl file, with its network beside it), or a folder with "
+        "one such run",
+    )
+    parser.add_argument("--device", default="cpu", help="the device to compute on (default: %(default)s)")
+
+
+def loaded(args: argparse.Namespace) -> "Trained":
+    """The trained network that the command line names."""
+    trained = imported("trained")
+    try:
+        found: Trained = trained.load(args.run, args.device)
+    except ModuleNotFoundError as error:  # of the run's task
+        raise missing(error) from None
+    return found
+
+
+def norms_help() -> str:
+    """The normalisers of each task; tasks with the same ones together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for task, norms in tasks.NORMS.items():
+        alike.setdefault(norms, []).append(task)
+    return "; ".join(f"{', '.join(names)}: {' '.join(norms)}" for norms, names in alike.items())
+
+
+def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[str], *more: str) -> list[str]:
+    """The tasks of the command line, each once; ``more`` are other names that are taken for one.
+
+    One that stands after an option with several values (`compare --norm layer rms language`) argparse has taken for a
+    value of that option. No such value is a task's name, so it is taken out of them: ``several`` are their places.
+    """
+    known = (*tasks.TASKS, *more)
+    found, others = list(named), []
+    for option in several:
+        if values := getattr(args, option):
+            found += [value for value in values if value in known]
+            setattr(args, option, [value for value in values if value not in known])
+            others += getattr(args, option)
+    must = f"TASK must be one of {', '.join(known)}"
+    if not found:
+        meant = next(filter(None, (nearest(value, known) for value in others)), " Pass one of these.")
+        raise UserError(f"{must}; got none.{meant}")
+    for name in found:
+        if name not in known:
+            raise UserError(f"{must}; got {name!r}.{nearest(name, known) or ' Pass one of these.'}")
+    return list(dict.fromkeys(found))
+
+
+MOST = {"threads": 1024, "seeds": 10_000, "seed": 2**63 - 1}
+"""OpenMP keeps its team on the stack, which 99,999 threads overflow; every seed is a planned run of each normaliser;
+torch's generators take 64 bits. Other numbers: settings.LARGEST."""
+
+
+def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
+    """Refuse smaller numbers, and larger ones than can be."""
+    for flag in flags:
+        number, most = getattr(args, flag.replace("-", "_")), MOST.get(flag, settings.LARGEST)
+        if number is not None and number < least:
+            raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
+        if number is not None and number > most:
+            raise UserError(f"--{flag} must be at most {most}; got {number}. Pass a smaller number.")
+
+
+def numbers(flag: str, values: Sequence[str] | None) -> list[float] | None:
+    """The values of a flag as numbers, each once."""
+    try:
+        return None if values is None else list(dict.fromkeys(map(float, values)))
+    except ValueError as error:
+        raise UserError(f"{flag} must be numbers; {error}. Pass others.") from None
+
+
+def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
+    """The chosen normalisers of a task in the order of its table; 'rms layer' and 'rms,layer' are the same."""
+    allowed = tasks.NORMS[task]
+    chosen = {name for part in names or tasks.DEFAULT_NORMS[task] for name in part.split(",") if name}
+    must = f"--norm must name some of {', '.join(allowed)} for {task}"
+    if unknown := sorted(chosen - set(allowed)):
+        raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or ' Pass one of these.'}")
+    if not chosen:
+        raise UserError(f"{must}; got none. Pass one of these.")
+    return [name for name in allowed if name in chosen]
+
+
+def recipe_of(args: argparse.Namespace, task: str, norms: Sequence[str]) -> Recipe:
+    """The task's recipe with what the command line changes, for a command that takes these normalisers."""
+    if "prms" not in norms and any(assignment.startswith("p=") for assignment in args.set):
+        raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(norms)}. Pass --norm prms, or leave p out.")
+    flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
+    of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
+    recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
+    timing, rounds = recipe.timing, flags["timing.rounds"]
+    if rounds and not any(assignment.startswith("timing.warmup_rounds=") for assignment in args.set):
+        # Who asks for few rounds does not want to wait for more rounds that are not shown.
+        recipe = replace(recipe, timing=replace(timing, warmup_rounds=min(timing.warmup_rounds, rounds)))
+    return recipe
+
+
+def imported(first: str, *others: str) -> ModuleType:
+    """A module of rmsnorm_lab.experiments. ``others`` are imported too, so that a missing package is reported now."""
+    # Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    try:
+        found, *_ = (importlib.import_module(f"rmsnorm_lab.experiments.{name}") for name in (first, *others))
+    except ModuleNotFoundError as error:
+        raise missing(error) from None
+    return found
+
+
+def missing(error: ModuleNotFoundError) -> UserError:
+    """A package of the experiments is not installed."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "rmsnorm"):
+        raise error
+    return UserError(
+        f"this command needs the experiments' packages; {package!r} is not installed. "
+        f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
+    )

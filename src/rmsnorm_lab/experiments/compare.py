@@ -1,0 +1,98 @@
+"""What a comparison comes to: quality over seeds, and time against LayerNorm in one setting."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rmsnorm_lab.experiments import timing
+from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.timing import Spread
+
+MOST_NAMED = 3
+"""Commits and versions: more of them say no more."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric over seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation; None for a single run."""
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """What the runs of one normaliser come to."""
+
+    norm: str
+    runs: int
+    diverged: int
+    metrics: dict[str, Quality]
+    """Of each metric, over the runs that did not diverge; empty where all did."""
+
+
+def quality_row(norm: str, records: Sequence[Record]) -> QualityRow:
+    finished = [record["result"]["quality"] for record in records if record["result"]["status"] == "finished"]
+    columns = {key: [quality[key] for quality in finished] for key in (finished[0] if finished else ())}
+    metrics = {
+        key: Quality(statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else None)
+        for key, column in columns.items()
+    }
+    return QualityRow(norm, len(records), len(records) - len(finished), metrics)
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """What a step with one normaliser costs in one setting."""
+
+    norm: str
+    milliseconds: float
+    """LayerNorm's median step less what is saved: two medians of unpaired times could contradict the ratio. The
+    median step itself where LayerNorm was not timed."""
+    saved: Spread | None
+    """The share of LayerNorm's step that is saved; None for LayerNorm itself, and where it was not timed."""
+    norm_share: Spread | None
+    """The share of the step that the normalisers take, by ablation; None for no norm, and where that was not timed."""
+    profiled_share: float | None
+    """The same by torch.profiler; None for no norm, and where the norm has no call of its own (fused recurrences)."""
+    peak_memory: int
+    """Bytes of tensors at the fullest moment of a step."""
+
+
+def time_row(norm: str, record: Record) -> TimeRow:
+    result = record["result"]
+    times = result["milliseconds"]
+    layer, none = (times.get(reference) if norm != reference else None for reference in ("layer", "none"))
+    saved = None if layer is None else timing.saved_against(layer, times[norm])
+    median = timing.spread(times[norm] if layer is None else layer).median
+    return TimeRow(
+        norm=norm,
+        milliseconds=median if saved is None else median * (1 - saved.median),
+        saved=saved,
+        norm_share=None if none is None else timing.share_beyond(none, times[norm]),
+        profiled_share=result["profiled_share"][norm],
+        peak_memory=result["peak_memory"][norm],
+    )
+
+
+def mixed_machines(records: Sequence[Record]) -> list[str]:
+    """What the records were made with in more than one way: 'torch 2.12.0, 2.13.0'."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        made = record["machine"]
+        named = {
+            **made["versions"],
+            "cpu": made["cpu"],
+            "python": made["python"],
+            "commit": (made["commit"] or "")[:12],
+        }
+        for name, value in named.items():
+            found.setdefault(name, set()).add(value or "unknown")
+    return [f"{name} {_some(sorted(values))}" for name, values in found.items() if len(values) > 1]
+
+
+def _some(values: Sequence[str]) -> str:
+    return ", ".join(values[:MOST_NAMED]) + (
+        f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED else ""
+    )

@@ -1,0 +1,77 @@
+"""Batches of sentences of like lengths, as a pure function of step and seed.
+
+Sorted by length (of the target, then of the source, then by lot), the sentences are cut into batches; an epoch takes
+the batches in an order drawn for it. The sorted lengths, and with them the number of batches, are the same in every
+epoch; which of the equally long sentences meet is drawn again each epoch.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rmsnorm_lab.experiments.data.ragged import Ragged
+from rmsnorm_lab.experiments.data.subwords import PAD
+
+
+class Batch(NamedTuple):
+    """Ids padded with PAD behind each sentence's END: source (B, S), target (B, T)."""
+
+    source: Tensor
+    target: Tensor
+
+
+def padded(sentences: Ragged, chosen: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """The ``chosen`` sentences as one tensor (B, longest), int64."""
+    rows = [sentences[index] for index in chosen]
+    ids = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
+    for row, sentence in zip(ids, rows, strict=True):
+        row[: len(sentence)] = sentence
+    return torch.from_numpy(ids)
+
+
+class Batches:
+    """The training batches of a pair of sides.
+
+    Arguments:
+        size: sentences a batch; or, with ``by_tokens``, tokens of the longer side, padding included.
+    """
+
+    def __init__(self, source: Ragged, target: Ragged, size: int, by_tokens: bool) -> None:
+        self.source, self.target = source, target
+        order = np.lexsort((source.lengths, target.lengths))
+        longest = np.maximum(source.lengths, target.lengths)[order]
+        self._cuts = _cuts(longest, size) if by_tokens else [*range(0, len(order), size), len(order)]
+        self._epoch = lru_cache(maxsize=1)(self._draw)  # one epoch's order at a time
+
+    @property
+    def epoch(self) -> int:
+        """Batches that see every sentence once."""
+        return len(self._cuts) - 1
+
+    def __call__(self, step: int, seed: int) -> Batch:
+        """The batch of one step: nothing else decides it."""
+        sentences, batches = self._epoch(step // self.epoch, seed)
+        place = batches[step % self.epoch]
+        chosen = sentences[self._cuts[place] : self._cuts[place + 1]]
+        return Batch(padded(self.source, chosen), padded(self.target, chosen))
+
+    def _draw(self, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+        lots = generator.permutation(len(self.source))
+        return np.lexsort((lots, self.source.lengths, self.target.lengths)), generator.permutation(self.epoch)
+
+
+def _cuts(longest: NDArray[np.int64], tokens: int) -> list[int]:
+    """Where batches begin, and the end: as many sentences each as keep rows × longest row within ``tokens``."""
+    cuts, width = [0], 0
+    for index, length in enumerate(longest.tolist()):
+        width = max(width, length)
+        if index > cuts[-1] and (index + 1 - cuts[-1]) * width > tokens:
+            cuts.append(index)
+            width = length
+    return [*cuts, len(longest)]

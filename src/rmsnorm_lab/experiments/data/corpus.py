@@ -1,0 +1,109 @@
+"""Sets of sentence pairs. The training set is not held in memory: it is read again, line by line, each time."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import compress, islice, zip_longest
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.data.lines import read_lines
+from rmsnorm_lab.experiments.data.loading import Loading
+from rmsnorm_lab.experiments.data.tokenised import without_joints
+
+_CHUNK = 10_000
+
+
+class Texts(Protocol):
+    """Sentences that can be counted, and gone through as often as one likes."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+
+
+class Lines:
+    """The sentences of a text file, of which ``kept`` (a byte for each line) says which count."""
+
+    def __init__(self, path: Path, joints: bool, kept: bytes = b"") -> None:
+        self.path, self.joints, self.kept = path, joints, kept
+
+    def __len__(self) -> int:
+        return self.kept.count(1)
+
+    def __iter__(self) -> Iterator[str]:
+        return compress(self.all(), self.kept)
+
+    def all(self) -> Iterator[str]:
+        """Every line, with BPE undone."""
+        lines = read_lines(self.path)
+        return map(without_joints, lines) if self.joints else lines
+
+
+T = TypeVar("T", bound=Texts, covariant=True)
+
+
+@dataclass(frozen=True)
+class Pairs(Generic[T]):
+    """Sentences and their translations: ``target[i]`` is the reference of ``source[i]``."""
+
+    name: str
+    source: T
+    target: T
+    tokenised: bool = False
+    """Words and punctuation apart (Moses): BLEU of such text is not comparable to BLEU of plain text."""
+    without_text: int = 0
+    """Training pairs left out because one side was empty."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    train: Pairs[Texts]
+    valid: Pairs[list[str]]
+    tests: tuple[Pairs[list[str]], ...]
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for pairs in (self.train, self.valid, *self.tests):
+            for side in (pairs.source, pairs.target):
+                digest.update(f"{pairs.name} {len(side)} ".encode())
+                lines, joint = iter(side), ""
+                while chunk := list(islice(lines, _CHUNK)):
+                    digest.update((joint + "\n".join(chunk)).encode())
+                    joint = "\n"
+        return digest.hexdigest()
+
+
+def training_pairs(name: str, source: Lines, target: Lines, tokenised: bool, loading: Loading) -> Pairs[Texts]:
+    """Both sides, checked; pairs with an empty line are left out and counted."""
+    lengths, kept = [0, 0], bytearray()
+    for pair in loading.over("checking the text", zip_longest(source.all(), target.all())):
+        for side, line in enumerate(pair):
+            lengths[side] += line is not None
+        kept.append(all(pair))
+    _check_lengths(source, target, *lengths)
+    if not any(kept):
+        raise UserError(f"{source.path} and {target.path} must hold sentences; they hold none. Get both again.")
+    sides = [Lines(side.path, side.joints, bytes(kept)) for side in (source, target)]
+    return Pairs(name, sides[0], sides[1], tokenised, kept.count(0))
+
+
+def evaluation_pairs(name: str, source: Lines, target: Lines, tokenised: bool) -> Pairs[list[str]]:
+    """Both sides as lists; an empty line is an error, for nothing of such a set may be left out."""
+    sides = [list(source.all()), list(target.all())]
+    _check_lengths(source, target, len(sides[0]), len(sides[1]))
+    for side, lines in zip((source, target), sides, strict=True):
+        if "" in lines:
+            raise UserError(
+                f"{side.path}, line {lines.index('') + 1:,}: there must be a sentence; the line is empty. "
+                "Get the file again."
+            )
+    return Pairs(name, sides[0], sides[1], tokenised)
+
+
+def _check_lengths(source: Lines, target: Lines, sources: int, targets: int) -> None:
+    if sources != targets:
+        raise UserError(
+            f"{source.path} and {target.path} must have the same number of lines; they have {sources:,} and "
+            f"{targets:,}. One of them is cut short or belongs to another set; get both again."
+        )

@@ -1,0 +1,63 @@
+"""A text file as its lines, checked; and the hash that says what was read."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.data.files import opened, unreadable
+
+BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
+
+
+def decode(content: bytes, path: Path, line: int = 1) -> str:
+    """The text of a UTF-8 file from ``line`` on, or the error that names the file and the line."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{path}, line {line:,}: text must be UTF-8; this is not: {error.reason}. "
+            "Convert the file (iconv -f ENCODING -t UTF-8) or take it out."
+        ) from None
+    if (place := text.find("\0")) >= 0:
+        line += text.count("\n", 0, place)
+        raise UserError(f"{path}, line {line:,}: text must hold no zero bytes; this does. Is it a text file?")
+    return text.removeprefix(BOM) if line == 1 else text
+
+
+def read_lines(path: Path, hashed: Any = None) -> Iterator[str]:
+    """The lines of a UTF-8 file one by one, without white space around them; one at least.
+
+    Only a line feed ends a line: the Unicode line separators occur within sentences. The last line need not have one.
+
+    Arguments:
+        hashed: is updated with the file's bytes as they are read (a hash of hashlib).
+    """
+    number = 0
+    with opened(path) as file:
+        try:
+            for content in file:
+                number += 1
+                if hashed is not None:
+                    hashed.update(content)
+                yield decode(content, path, number).strip()
+        except OSError as error:
+            raise unreadable(path, error) from None
+    if not number:
+        raise UserError(f"{path} must hold text; it is empty. Get the file again.")
+
+
+def begin(hashed: Any, name: str, size: int) -> None:
+    """What comes before the content of each file in :func:`digest`."""
+    hashed.update(f"{name!r} {size} ".encode())
+
+
+def digest(parts: Iterable[tuple[str, bytes]]) -> str:
+    """One SHA-256 of (name, content) in the order given."""
+    found = hashlib.sha256()
+    for name, content in parts:
+        begin(found, name, len(content))
+        found.update(content)
+    return found.hexdigest()

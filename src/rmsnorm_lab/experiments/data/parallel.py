@@ -1,0 +1,168 @@
+"""Parallel text in the forms in which WMT's sets are handed around.
+
+A folder gives a training, a validation and one or more test sets. Each is a pair of text files, one sentence a line::
+
+    train.en                          train.de                          Stanford's (tokenised), fairseq's
+    train.tok.clean.bpe.32000.en      train.tok.clean.bpe.32000.de      NVIDIA's GNMT: BPE is undone
+    newstest2014.tok.bpe.32000.en     newstest2014.tok.bpe.32000.de
+
+or, for validation and test, a pair of WMT's own ``.sgm`` files (``newstest2014-deen-src.en.sgm`` and
+``newstest2014-deen-ref.de.sgm``). newstest2014 and newstest2017 (test) and newstest2013 (validation) are taken from
+sacrebleu's cache when the folder has none and the cache does; nothing is downloaded.
+
+All sets are plain or all are tokenised, because a network that writes the one cannot be scored on the other: the first
+of these kinds is taken in which every set is there. A file that is damaged is an error that names the file and the
+record; nothing is skipped but training pairs with an empty side, which are counted.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.data.corpus import Corpus, Lines, Pairs, Texts, evaluation_pairs, training_pairs
+from rmsnorm_lab.experiments.data.files import names_in
+from rmsnorm_lab.experiments.data.loading import Loading
+from rmsnorm_lab.experiments.data.sgm import read_sgm
+from rmsnorm_lab.experiments.data.tokenised import has_joints, looks_tokenised
+
+TRAIN = ("train",)
+VALID = ("valid", "dev", "newstest_dev", "newstest2013")
+TEST = ("test", "newstest2014", "newstest2017")
+_CACHED = {"newstest2013": "wmt13", "newstest2014": "wmt14/full", "newstest2017": "wmt17"}
+"""The name of sacrebleu's set, which is also its folder."""
+_KINDS = {False: "plain", True: "tokenised"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Two files that make a set."""
+
+    name: str
+    paths: tuple[Path, Path]
+    joints: tuple[bool, bool] = (False, False)
+    """Whether BPE must be undone."""
+    tokenised: bool = False
+
+    @classmethod
+    def of_text(cls, name: str, source: Path, target: Path) -> "Form":
+        """Text files: their names or else their beginnings tell what was done to them."""
+        of_source, of_target = (".bpe" in path.name or has_joints(path) for path in (source, target))
+        tokenised = ".tok" in source.name or of_source or of_target or any(map(looks_tokenised, (source, target)))
+        return cls(name, (source, target), (of_source, of_target), tokenised)
+
+    def lines(self) -> tuple[Lines, Lines]:
+        """Both sides of text files."""
+        return Lines(self.paths[0], self.joints[0]), Lines(self.paths[1], self.joints[1])
+
+    def read(self) -> Pairs[list[str]]:
+        """A validation or test set."""
+        if self.paths[0].suffix == ".sgm":
+            return Pairs(self.name, *read_sgm(*self.paths))
+        return evaluation_pairs(self.name, *self.lines(), self.tokenised)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What a folder offers, found by names and beginnings."""
+
+    train: Form
+    valid: Form
+    tests: tuple[Form, ...]
+
+    def files(self) -> list[Path]:
+        return [path for form in (self.train, self.valid, *self.tests) for path in form.paths]
+
+    def read(self, loading: Loading) -> Corpus:
+        """Every set, checked."""
+        train: Pairs[Texts] = training_pairs("train", *self.train.lines(), self.train.tokenised, loading)
+        return Corpus(train, self.valid.read(), tuple(form.read() for form in self.tests))
+
+
+def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
+    """The sets of ``folder`` for one direction: plain ones if all are there so, else tokenised ones.
+
+    Raises:
+        UserError: a set is missing, lacks a side, or is there in the other kind alone.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"--data must name the folder of the parallel text; {str(folder)!r} is no folder. Check the spelling."
+        )
+    languages = (source, target)
+    forms = {stem: _forms(folder, stem, languages) for stem in (*TRAIN, *VALID, *TEST)}
+    absent = [stem for stem in TEST if not forms[stem]]
+    if not any(forms[stem] for stem in VALID):
+        absent += VALID
+    cached = {stem: [form] for stem in absent if (form := _cached(stem, languages)) is not None}
+    for kind in _KINDS:
+        fit = {stem: [form for form in own if form.tokenised == kind][:1] for stem, own in forms.items()}
+        lacking = [stem for stem in TEST if forms[stem] and not fit[stem]]
+        if not kind:
+            fit |= cached
+        train, valid, tests = ([form for stem in stems for form in fit[stem]] for stems in (TRAIN, VALID, TEST))
+        if train and valid and tests and not lacking:
+            return Sets(train[0], valid[0], tuple(tests))
+    for stems, what in ((TRAIN, "training"), (VALID, "validation"), (TEST, "test")):
+        if not any(forms[stem] or cached.get(stem) for stem in stems):
+            names = ", ".join(f"{stem}.{source} and {stem}.{target}" for stem in stems)
+            raise UserError(
+                f"{folder}: there must be a {what} set; none is there. Put in one of: {names}"
+                + (" (or WMT's .sgm files)." if stems is not TRAIN else ".")
+            )
+    said = ", ".join(
+        f"{stem} is {' or '.join(dict.fromkeys(_KINDS[form.tokenised] for form in own))}"
+        for stem, own in forms.items()
+        if own
+    )
+    raise UserError(f"{folder}: the sets must be all plain or all tokenised; {said}. Put in all in one form.")
+
+
+def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:
+    """The pairs of files of a set: cleaned text first, then the one with fewer steps of somebody's preparation."""
+    names = names_in(folder)
+    pattern = re.compile(rf"{re.escape(stem)}((?:\.(?:tok|clean|bpe|\d+))*)\.(\w+)")
+    present: dict[str, set[str]] = {}
+    for name in names:
+        if (match := pattern.fullmatch(name)) and match[2] in languages:
+            present.setdefault(match[1], set()).add(match[2])
+    whole = [form for form, there in present.items() if len(there) == len(set(languages))]
+    whole.sort(key=lambda form: (".clean" not in form, len(form), form))
+    found = [
+        Form.of_text(stem, *(folder / f"{stem}{form}.{language}" for language in languages)) for form in whole
+    ] + list(_sgm(folder, names, stem, languages))
+    if present and not found:
+        (form, there), *others = sorted(present.items(), key=lambda item: -len(item[0]))
+        (here,) = there
+        (missing,) = set(languages) - there
+        apart = f" {stem}{others[0][0]}.{missing} is of another form." if others else ""
+        raise UserError(
+            f"{folder / f'{stem}{form}.{here}'} must have its other side; {stem}{form}.{missing} is not there.{apart} "
+            "Put it in."
+        )
+    return found
+
+
+def _sgm(folder: Path, names: list[str], stem: str, languages: tuple[str, str]) -> Iterator[Form]:
+    source, target = languages
+    pattern = re.compile(rf"{re.escape(stem)}(-\w+)?-src\.{re.escape(source)}\.sgm")
+    for name in names:
+        if match := pattern.fullmatch(name):
+            reference = f"{stem}{match[1] or ''}-ref.{target}.sgm"
+            if reference not in names:
+                raise UserError(f"{folder / name} must have its reference; {reference} is not there. Put it in.")
+            yield Form(stem, (folder / name, folder / reference))
+
+
+def _cached(stem: str, languages: tuple[str, str]) -> Form | None:
+    """The set as sacrebleu keeps it after a download of its own."""
+    if stem not in _CACHED:
+        return None
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    name = _CACHED[stem]
+    base = Path(SACREBLEU_DIR, name, f"{name.replace('/', '_')}.{'-'.join(languages)}")
+    paths = base.with_name(f"{base.name}.src"), base.with_name(f"{base.name}.ref")
+    return Form(stem, paths) if all(map(os.path.isfile, paths)) else None

@@ -1,0 +1,84 @@
+"""The bidirectional attentive reader (Hermann et al. 2015), any normaliser inside its LSTMs and nowhere else.
+
+Legend of the shape suffixes: B questions, T words of the context, Q words of the question, D = 2 · LSTM width.
+"""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmsnorm_lab.experiments.models.recurrent import Ragged, initialise, lstm_layer
+from rmsnorm_lab.experiments.models.step_batch_norm import active
+from rmsnorm_lab.experiments.recipes.reading import ModelConfig
+
+
+def uniform(weight: Tensor) -> None:
+    """±√(6 / (n_in + n_out + 1))."""
+    bound = math.sqrt(6 / (sum(weight.shape) + 1))
+    nn.init.uniform_(weight, -bound, bound)
+
+
+class AttentiveReader(nn.Module):
+    """(context (B, T), its lengths, question (B, Q), its lengths) -> logits (B, vocabulary).
+
+    With d_t the states of a bidirectional LSTM over the context and q the last states of another's two directions over
+    the question,
+
+        s_t = w · tanh(W_c d_t + W_q q + ⟨d_t B, q B⟩), the last term a number added to every element,
+        r = Σ_t softmax(s)_t d_t, logits = V tanh(W_1 r + W_2 q + W_3 mean_t d_t).
+
+    One table of word vectors for both; dropout on what is read from it and on the read-out. Start: uniform in
+    ±√(6/(n_in + n_out + 1)), recurrent weights orthogonal × 0.05 gate by gate, biases and h₀ (learned) 0.
+    """
+
+    def __init__(self, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        both = 2 * config.width
+        self.words = nn.Embedding(vocabulary, config.word_width)
+        make = partial(lstm_layer, config.word_width, config.width, norm, kernels, p)
+        self.context = Ragged(make, bidirectional=True, learned_start=True)
+        self.question = Ragged(make, bidirectional=True, learned_start=True)
+        self.of_context = nn.Linear(both, both)
+        self.of_question = nn.Linear(both, both, bias=False)
+        self.bilinear = nn.Linear(both, both, bias=False)
+        self.score = nn.Linear(both, 1, bias=False)
+        self.attended = nn.Linear(both, both)
+        self.asked = nn.Linear(both, both, bias=False)
+        self.average = nn.Linear(both, both, bias=False)
+        self.logits = nn.Linear(both, vocabulary)
+
+        for layer in (*self.context.directions, *self.question.directions):
+            initialise(layer, "weight_ih", uniform)
+            initialise(layer, "weight_hh", partial(nn.init.orthogonal_, gain=0.05))
+            for bias in ("bias_ih_l0", "bias_hh_l0"):
+                nn.init.zeros_(layer.get_parameter(bias))
+        for module in self.modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                uniform(module.weight)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if config.word_bound is not None:
+            nn.init.uniform_(self.words.weight, -config.word_bound, config.word_bound)
+
+    def forward(
+        self, context_BT: Tensor, context_lengths_B: Tensor, question_BQ: Tensor, question_lengths_B: Tensor
+    ) -> Tensor:
+        d_TBD, _ = self.context(self._read(context_BT), context_lengths_B)
+        _, q_BD = self.question(self._read(question_BQ), question_lengths_B)
+
+        match_TB1 = (self.bilinear(d_TBD) * self.bilinear(q_BD)).sum(-1, keepdim=True)
+        scores_TB = self.score(torch.tanh(self.of_context(d_TBD) + self.of_question(q_BD) + match_TB1))[..., 0]
+        valid_TB = active(context_lengths_B, len(d_TBD))
+        weights_TB = scores_TB.masked_fill(~valid_TB, -torch.inf).softmax(0)
+        r_BD = (weights_TB[..., None] * d_TBD).sum(0)
+        mean_BD = d_TBD.sum(0) / context_lengths_B[:, None]  # beyond the end d is 0
+
+        y_BD = torch.tanh(self.attended(r_BD) + self.asked(q_BD) + self.average(mean_BD))
+        return self.logits(F.dropout(y_BD, self.dropout, self.training))
+
+    def _read(self, ids_BT: Tensor) -> Tensor:
+        return F.dropout(self.words(ids_BT.T), self.dropout, self.training)

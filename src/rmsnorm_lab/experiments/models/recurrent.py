@@ -1,0 +1,268 @@
+"""GRU and LSTM over any normaliser, where the paper puts the norms: this project's layers or plain loops of operators.
+
+Legend of the shape suffixes: T steps, B sequences, I input width, H hidden width, G gates · H.
+
+With N(·) the norm and its gain, x-side and state-side normalised apart, the bias of the x-side before the norm and that
+of the state-side after it (with ``norm="none"`` this is torch's own GRU and LSTM):
+
+    GRU    a = N(W_ih x + b_ih), c = N(W_hh h) + b_hh       one statistic for the gates r and z together, one for n
+           r = σ(a_r + c_r), z = σ(a_z + c_z), n = tanh(a_n + r ⊙ c_n), h' = (1 − z) ⊙ n + z ⊙ h
+    LSTM   a = N(W_ih x + b_ih), c = N(W_hh h) + b_hh       one statistic for the four gates i, f, g, o
+           m' = σ(a_f + c_f) ⊙ m + σ(a_i + c_i) ⊙ tanh(a_g + c_g), h' = σ(a_o + c_o) ⊙ tanh(N(m'))
+
+Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell; "weight" is torch's parametrization of
+the two weights. Functions that draw weights go through :func:`initialise`, which minds that.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from rmsnorm.torch import GRU, LSTM
+from rmsnorm_lab.experiments.models.step_batch_norm import Running, StepBatchNorm, active, still_running
+from rmsnorm_lab.experiments.recipes.common import EPS, P
+from rmsnorm_lab.experiments.vector_norms import vector_norm
+
+GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
+LSTM_NORMS = (*GRU_NORMS, "batch")
+_NATIVE = {"unfused": (), "rmsnorm": ("none", "layer", "rms", "prms"), "best": ("none", "rms", "prms")}
+"""Which norms this project's recurrent layers serve in each setting; the best LayerNorm is torch's, in a loop."""
+_NORMS = {"layer": "layer", "rms": "rms", "prms": "rms"}
+Draw = Callable[[Tensor], object]
+"""Fills a tensor in place, as the functions of torch.nn.init do."""
+
+
+class _Recurrent(nn.Module):
+    """The parameters of one cell: (G, I), (G, H), (G), (G), and gains of 1."""
+
+    gates: int
+    norms: tuple[str, ...] = ()
+    suffix = ""
+
+    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
+        super().__init__()
+        if norm not in self.norms:
+            raise ValueError(f"norm of a {type(self).__name__} must be one of {self.norms}, got {norm!r}")
+        self.input_size, self.hidden_size, self.norm = input_size, hidden_size, norm
+        width = self.gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (width, input_size), "weight_hh": (width, hidden_size)}
+        shapes |= {"bias_ih": (width,), "bias_hh": (width,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name + self.suffix, nn.Parameter(torch.empty(shape)))
+        for name, size in self.gain_sizes().items():
+            self.register_parameter(name + self.suffix, nn.Parameter(torch.ones(size)))
+        bound = 1 / math.sqrt(hidden_size)  # torch's own start
+        for name in shapes:
+            nn.init.uniform_(self.parameter(name), -bound, bound)
+        if norm == "weight":
+            for name in ("weight_ih", "weight_hh"):
+                parametrizations.weight_norm(self, name + self.suffix)
+        self.normalise = vector_norm(norm, kernels, p) if norm in ("l2", "layer", "rms", "prms") else None
+
+    def gain_sizes(self) -> dict[str, int]:
+        width = self.gates * self.hidden_size
+        return {} if self.norm in ("none", "weight") else {"gain_ih": width, "gain_hh": width}
+
+    def parameter(self, name: str) -> Tensor:
+        """The parameter, its suffix left out; a weight under parametrization is computed again by each call."""
+        return getattr(self, name + self.suffix)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, norm={self.norm}"
+
+
+class _GRU(_Recurrent):
+    gates = 3
+    norms: tuple[str, ...] = GRU_NORMS
+
+    def input_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """N(W_ih x + b_ih) of (..., I), all steps at once: the gates' part (..., 2H), the proposal's (..., H).
+
+        The gates' part of b_hh, which is added to the sum of both sides, is added here: once instead of at every step.
+        """
+        a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
+        gates, proposal = self._normalise(a, "gain_ih")
+        return gates + self.parameter("bias_hh")[: 2 * self.hidden_size], proposal
+
+    def hidden_side(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """N(W_hh h) of (..., H), its bias not yet added: the gates' part (..., 2H), the proposal's (..., H)."""
+        return self._normalise(nn.functional.linear(h, self.parameter("weight_hh")), "gain_hh")
+
+    def _normalise(self, a: Tensor, gain: str) -> tuple[Tensor, Tensor]:
+        cut = 2 * self.hidden_size
+        gates, proposal = a[..., :cut], a[..., cut:]
+        if self.normalise is None:
+            return gates, proposal
+        g = self.parameter(gain)
+        return self.normalise(gates, g[:cut]), self.normalise(proposal, g[cut:])
+
+    def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
+        c, bias_n = self.hidden_side(h_BH), self.parameter("bias_hh")[2 * self.hidden_size :]
+        r, z = torch.sigmoid(a[0] + c[0]).chunk(2, dim=-1)
+        n = torch.tanh(torch.addcmul(a[1], r, c[1] + bias_n))
+        return torch.lerp(n, h_BH, z)
+
+
+class LoopGRUCell(_GRU):
+    """One step: (x_BI, h_BH) -> h_BH. Its ``input_side`` may be taken for all steps beforehand, then ``step``."""
+
+    def forward(self, x_BI: Tensor, h_BH: Tensor) -> Tensor:
+        return self.step(self.input_side(x_BI), h_BH)
+
+
+class LoopGRU(_GRU):
+    """One layer, one direction: (x_TBI, h_1BH) -> (outputs_TBH, h_1BH), as torch.nn.GRU."""
+
+    suffix = "_l0"
+
+    def forward(self, x_TBI: Tensor, h_1BH: Tensor) -> tuple[Tensor, Tensor]:
+        h_BH, outputs = h_1BH[0], []
+        with parametrize.cached():  # WeightNorm's weight is the same at every step
+            for a in zip(*self.input_side(x_TBI), strict=True):
+                h_BH = self.step(a, h_BH)
+                outputs.append(h_BH)
+        return torch.stack(outputs), h_BH[None]
+
+
+class _LSTM(_Recurrent):
+    gates = 4
+    norms: tuple[str, ...] = LSTM_NORMS
+
+    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
+        super().__init__(input_size, hidden_size, norm, kernels, p)
+        if norm == "batch":
+            unfused = kernels == "unfused"
+            self.batch_norms = nn.ModuleDict({n: StepBatchNorm(size, unfused) for n, size in self.gain_sizes().items()})
+            for name in self.gain_sizes():  # Cooijmans et al. 2017, §4: at 1 the tanh's gradients vanish
+                nn.init.constant_(self.parameter(name), 0.1)
+
+    def gain_sizes(self) -> dict[str, int]:
+        gains = super().gain_sizes()
+        return gains | {"gain_cell": self.hidden_size} if gains else gains
+
+    def _normalise(self, x: Tensor, gain: str, rows: Tensor | None = None, step: int = 0) -> Tensor:
+        if self.norm == "batch":
+            return self.batch_norms[gain](x, self.parameter(gain), rows, step)
+        return x if self.normalise is None else self.normalise(x, self.parameter(gain))
+
+    def input_side(self, x: Tensor) -> Tensor:
+        """N(W_ih x + b_ih), (..., I) -> (..., G), all steps at once; batch norm is left to each step."""
+        a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
+        return a if self.norm == "batch" else self._normalise(a, "gain_ih")
+
+    def step(
+        self, a_BG: Tensor, state: tuple[Tensor, Tensor], weight_hh: Tensor, rows: Tensor | None = None, step: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        h_BH, m_BH = state
+        a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm == "batch" else a_BG
+        c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh", rows, step)
+        i, f, g, o = (a_BG + c_BG + self.parameter("bias_hh")).chunk(4, dim=-1)
+        m_BH = torch.sigmoid(f) * m_BH + torch.sigmoid(i) * torch.tanh(g)
+        seen_BH = self._normalise(m_BH, "gain_cell", rows, step)
+        return torch.sigmoid(o) * torch.tanh(seen_BH), m_BH
+
+
+class LoopLSTMCell(_LSTM):
+    """One step: (x_BI, (h_BH, m_BH)) -> (h_BH, m_BH), as torch.nn.LSTMCell. Not for batch norm, which counts steps."""
+
+    norms: tuple[str, ...] = GRU_NORMS
+
+    def forward(self, x_BI: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.step(self.input_side(x_BI), state, self.parameter("weight_hh"))
+
+
+class LoopLSTM(_LSTM):
+    """One layer, one direction: (x_TBI, (h_1BH, m_1BH)) -> (outputs_TBH, (h_1BH, m_1BH)), as torch.nn.LSTM.
+
+    ``lengths_B`` says which examples batch norm's statistics are taken of at each step; nothing else heeds it.
+    """
+
+    suffix = "_l0"
+
+    def forward(
+        self, x_TBI: Tensor, state: tuple[Tensor, Tensor], lengths_B: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        rows: Running = [None] * len(x_TBI)
+        if self.norm == "batch" and lengths_B is not None:
+            rows = still_running(lengths_B, len(x_TBI))
+        weight_hh, current, outputs = self.parameter("weight_hh"), (state[0][0], state[1][0]), []
+        for t, a_BG in enumerate(self.input_side(x_TBI)):
+            current = self.step(a_BG, current, weight_hh, rows[t], t)
+            outputs.append(current[0])
+        return torch.stack(outputs), (current[0][None], current[1][None])
+
+
+def gru_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+    """One layer, one direction: :class:`rmsnorm.torch.GRU` where ``kernels`` and ``norm`` allow it, or the loop.
+
+    Whichever it is, parameters, their names and what is drawn for them are the same.
+    """
+    if norm in _NATIVE[kernels]:
+        return GRU(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
+    return LoopGRU(input_size, hidden_size, norm, kernels, p)
+
+
+def lstm_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+    """The same for :class:`rmsnorm.torch.LSTM`."""
+    if norm in _NATIVE[kernels]:
+        return LSTM(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
+    return LoopLSTM(input_size, hidden_size, norm, kernels, p)
+
+
+def initialise(module: Any, name: str, draw: Draw) -> None:
+    """Draw a weight of a cell or layer (``"weight_ih"``, …) gate by gate: each (H, I) or (H, H) block by itself."""
+    suffix = "" if hasattr(module, name) else "_l0"
+    drawn = torch.empty_like(getattr(module, name + suffix))
+    for block in drawn.split(module.hidden_size):
+        draw(block)
+    with torch.no_grad():
+        if parametrize.is_parametrized(module, name + suffix):
+            setattr(module, name + suffix, drawn)  # the gain becomes the norm of what was drawn
+        else:
+            getattr(module, name + suffix).copy_(drawn)
+
+
+class Ragged(nn.Module):
+    """One recurrent layer over sequences of unequal length, in one direction or in both; padding changes nothing.
+
+    (x_TBI, lengths_B) -> (outputs_TB(D·H), zero beyond a sequence's end; last_B(D·H), the state after the last step of
+    each direction). The backward direction reads each sequence from its own end.
+
+    Args:
+        make: the layer of one direction, called once for each; all calls draw weights in the same order.
+        bidirectional: D is 2 instead of 1.
+        learned_start: h₀ is a parameter, 0 at the start, instead of 0.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], bidirectional: bool = False, learned_start: bool = False) -> None:
+        super().__init__()
+        layers: list[Any] = [make() for _ in range(1 + bidirectional)]
+        self.directions, self.hidden_size = nn.ModuleList(layers), layers[0].hidden_size
+        start = torch.zeros(len(self.directions), self.hidden_size)
+        self.start = nn.Parameter(start) if learned_start else None
+
+    def forward(self, x_TBI: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        steps = torch.arange(len(x_TBI), device=x_TBI.device)[:, None]
+        valid_TB1 = active(lengths_B, len(x_TBI))[..., None]
+        mirrored_TB1 = torch.where(valid_TB1[..., 0], lengths_B - 1 - steps, steps)[..., None]
+        last_1B1 = (lengths_B - 1)[None, :, None]
+        outputs, finals = [], []
+        for d, layer in enumerate(self.directions):
+            x = x_TBI if d == 0 else x_TBI.gather(0, mirrored_TB1.expand_as(x_TBI))
+            y_TBH = self._run(layer, d, x, lengths_B)
+            finals.append(y_TBH.gather(0, last_1B1.expand(1, -1, y_TBH.shape[-1]))[0])
+            y_TBH = y_TBH if d == 0 else y_TBH.gather(0, mirrored_TB1.expand_as(y_TBH))
+            outputs.append(y_TBH.masked_fill(~valid_TB1, 0.0))
+        return torch.cat(outputs, dim=-1), torch.cat(finals, dim=-1)
+
+    def _run(self, layer: nn.Module, d: int, x_TBI: Tensor, lengths_B: Tensor) -> Tensor:
+        shape = (1, x_TBI.shape[1], self.hidden_size)
+        h_1BH = x_TBI.new_zeros(shape) if self.start is None else self.start[d].expand(shape)
+        if isinstance(layer, _GRU | GRU):
+            return layer(x_TBI, h_1BH)[0]
+        state = (h_1BH, torch.zeros_like(h_1BH))
+        return layer(x_TBI, state, lengths_B)[0] if isinstance(layer, LoopLSTM) else layer(x_TBI, state)[0]

@@ -1,0 +1,139 @@
+"""One training step under torch.profiler: the time inside the normalisers, and the most memory tensors held.
+
+Forward: the calls of the modules that normalise. Backward: the autograd nodes that those calls made, found by their
+sequence numbers. The profiler's own cost makes such a step slower than a plain one: its share stands beside the one by
+ablation (timing.share_beyond), which is of plain steps and cannot say where their time went.
+"""
+
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rmsnorm_lab.experiments.task import Task
+
+if TYPE_CHECKING:  # it needs Lightning Fabric, and what is here besides `steps` does not
+    from rmsnorm_lab.experiments.learner import Learner, Setup
+
+STEPS, WARM_UP = 3, 2
+_NORM, _STEP = "rmsnorm: norm", "rmsnorm: step"
+
+
+@dataclass(frozen=True)
+class Profile:
+    norm_share: float | None
+    """Of a step, forward and backward; median over STEPS. None where nothing normalises, where a recurrence normalises
+    within one kernel, and on other devices, whose time the calls do not tell."""
+    peak_memory: int
+    """Bytes of tensors at the fullest moment of a step: what is there before it, and what it adds."""
+
+
+def steps(task: Task, setup: "Setup", norm: str) -> Profile:
+    """Profile the step that ``timing.measure`` times, after WARM_UP unmeasured ones."""
+    from rmsnorm_lab.experiments.learner import Learner
+
+    learner = Learner(task, setup, norm, task.recipe.timing.seed)
+    batch, beta1 = task.batch(0, task.recipe.timing.seed), task.recipe.train.betas[0]
+    network = learner.network()
+    told = setup.device == "cpu" and not any(map(_fused, network.modules())) and _mark(network) > 0
+    for _ in range(WARM_UP):
+        learner.step(batch, 0.0, beta1)
+    before = _bytes_held(learner)
+
+    def step() -> None:
+        learner.step(batch, 0.0, beta1)
+
+    found = [_profiled(step) for _ in range(STEPS)]
+    shares, peaks = zip(*found, strict=True)
+    return Profile(round(statistics.median(shares), 5) if told else None, before + max(peaks))
+
+
+def _profiled(step: Callable[[], None]) -> tuple[float, int]:
+    """(share of norms, bytes added at the peak) of one step. Its events, a gigabyte of a recurrence's, go with it."""
+    with torch.profiler.profile(profile_memory=True) as profiler, torch.profiler.record_function(_STEP):
+        step()
+    events = profiler.profiler.kineto_results.events()
+    return _norm_share(events), _peak(events)
+
+
+def _mark(model: nn.Module) -> int:
+    """Wrap what normalises so that the profiler names it; returns how many were found."""
+    found = 0
+    for module in model.modules():
+        for name in ("forward", "normalise"):
+            if name == "normalise" or normalises(module):
+                function = getattr(module, name, None)
+                if function is not None:
+                    setattr(module, name, _named(function))
+                    found += 1
+    return found
+
+
+def _fused(module: nn.Module) -> bool:
+    """Whether a module is a recurrence of this project's with norms inside."""
+    return type(module).__module__.startswith("rmsnorm.torch") and getattr(module, "norm", None) is not None
+
+
+def normalises(module: nn.Module) -> bool:
+    """Whether all that a module does is to normalise: by its name, as every framework calls them."""
+    return type(module).__name__.endswith(("Norm", "Norm1d", "Norm2d", "DyT")) or isinstance(
+        module, nn.utils.parametrize.ParametrizationList
+    )
+
+
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(_NORM):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _norm_share(events: Sequence[Any]) -> float:
+    """Of the raw events: torch's own list of them costs seconds for a recurrence's step."""
+    spans = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == _NORM]
+    outermost: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if not outermost or start >= outermost[-1][1]:
+            outermost.append((start, end))
+    starts = [start for start, _ in outermost]
+
+    def within(moment: int) -> bool:
+        place = bisect_right(starts, moment) - 1
+        return place >= 0 and moment < outermost[place][1]
+
+    made: dict[int, int] = {}  # the number of an autograd node -> when the operator began that made it
+    backward: list[tuple[int, int]] = []
+    for event in events:
+        number = event.sequence_nr()
+        if event.name().startswith("autograd::engine::evaluate_function"):
+            backward.append((number, event.duration_ns()))
+        elif number >= 0 and event.scope() == 0:  # 1: the node itself, running
+            # An operator reports the number of the node to come: the last to report one is the one that made it.
+            made[number] = max(made.get(number, 0), event.start_ns())
+    forward = sum(end - start for start, end in outermost)
+    of_norms = sum(duration for number, duration in backward if number in made and within(made[number]))
+    whole = next(event.duration_ns() for event in events if event.name() == _STEP)
+    return float((forward + of_norms) / whole)
+
+
+def _peak(events: Sequence[Any]) -> int:
+    """The most that was allocated beyond the start, over the allocations and deallocations of the step in order."""
+    now = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def _bytes_held(learner: "Learner") -> int:
+    """Parameters, buffers, gradients and the optimizer's state."""
+    tensors = [*learner.model.parameters(), *learner.model.buffers()]
+    tensors += [parameter.grad for parameter in learner.model.parameters() if parameter.grad is not None]
+    for state in learner.optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

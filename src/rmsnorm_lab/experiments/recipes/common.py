@@ -1,0 +1,118 @@
+"""What all recipes are made of, and the names that all tasks share."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rmsnorm_lab.errors import UserError
+
+NORMS = ("none", "l2", "weight", "batch", "group", "layer", "rms", "prms", "dyt")
+"""Every normaliser, in the order of tables; a task takes those that make sense for it."""
+LABELS = {
+    "none": "no norm",
+    "l2": "L2-Norm",
+    "weight": "WeightNorm",
+    "batch": "BatchNorm",
+    "group": "GroupNorm",
+    "layer": "LayerNorm",
+    "rms": "RMSNorm",
+    "prms": "pRMSNorm",
+    "dyt": "DyT",
+}
+KERNELS = ("unfused", "rmsnorm", "best")
+"""Three comparisons that are never mixed: every norm written in framework operators, as the paper had it; LayerNorm
+and RMSNorm both in this project's kernels; the best available LayerNorm against this project's RMSNorm."""
+PRECISIONS = ("32-true", "bf16-mixed")
+
+EPS = 1e-5
+"""Inside the root, the same for every normaliser (torch's own defaults differ between LayerNorm and RMSNorm)."""
+P = 0.0625
+"""The paper's choice for pRMSNorm: the RMS of the first 6.25 % of the elements (12.5 % for images)."""
+
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear_second_half")
+CLIPS = ("none", "global", "per_tensor")
+
+
+ADDED = {"added": True}
+"""Metadata of a setting that older records lack: at its default it is no part of a run's identity."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Steps and schedules count optimizer steps."""
+
+    steps: int
+    batch: int
+    """Examples (sequences, images, pairs) of one step, over all processes."""
+    learning_rate: float
+    """Where the warm-up ends; ``Recipe.learning_rates`` may name another for a normaliser."""
+    optimizer: str = "adam"
+    """One of OPTIMIZERS; ``weight_decay`` goes to matrices alone."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    optimizer_eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    """One of SCHEDULES, after a linear warm-up: ``cosine`` and ``linear_second_half`` (constant for half of the
+    steps) end at ``final_share``; ``inverse_sqrt`` falls as √(warmup_steps / step)."""
+    warmup_steps: int = 0
+    final_share: float = 0.0
+    """Of the learning rate."""
+    late_beta1: float | None = None
+    """Adam's β₁ in the second half of the steps; None: as before."""
+    clip: str = "none"
+    """One of CLIPS: by the norm of all gradients together, or of each parameter's on its own."""
+    clip_norm: float = 1.0
+    evaluations: int = 8
+    """Points of the validation curve after the one before the first step."""
+    best: bool = False
+    """Test the weights of the point whose headline metric was best, not the last ones."""
+    accumulate: int = field(default=1, metadata=ADDED)
+    """Parts in which each process takes its examples of a step, one after the other, for less memory. The gradient is
+    the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
+
+
+def identity_of(settings: Any) -> dict[str, Any]:
+    """A frozen dataclass of settings as a run's identity holds it."""
+    found = asdict(settings)
+    for each in fields(settings):
+        if each.metadata.get("added") and getattr(settings, each.name) == each.default:
+            del found[each.name]
+    return found
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """One training step of each normaliser a round, in a new random order each round."""
+
+    warmup_rounds: int = 5
+    rounds: int = 60
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete experiment but for the data's content, the normaliser, the kernels and the seed."""
+
+    size: str
+    """``small`` or ``paper``."""
+    model: Any
+    """The task's own frozen dataclass of dimensions."""
+    train: TrainConfig
+    timing: TimingConfig = TimingConfig()
+    data: Any = None
+    """The task's own frozen dataclass of how data are cut (vocabulary, lengths, counts), if it needs one."""
+    p: float = P
+    """pRMSNorm takes the first ⌈n·p⌉ elements."""
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    """(normaliser, learning rate) where it is not ``train.learning_rate``."""
+
+    def learning_rate(self, norm: str) -> float:
+        return dict(self.learning_rates).get(norm, self.train.learning_rate)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Each head of a Transformer takes an equal and even part of the width (positions are pairs of numbers)."""
+    if width % (2 * heads):
+        raise UserError(
+            f"model.width must be an even multiple of model.heads; got {width} and {heads}. Set one of them to fit."
+        )

@@ -1,0 +1,60 @@
+"""What the two translation tasks share: how parallel text is cut."""
+
+from dataclasses import dataclass
+
+from rmsnorm_lab.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a translation task."""
+
+    vocabulary: int
+    """Subwords of both languages together."""
+    max_length: int
+    """Subwords of a training sentence, its end not counted; longer pairs are left out, and counted."""
+    by_tokens: bool
+    """Whether ``TrainConfig.batch`` counts tokens of the longer side with padding, or sentences."""
+    valid_pairs: int
+    """How many pairs of the validation set the curve uses, from its beginning."""
+    beam: int
+    """Of the search at the end; the curve is taken greedily."""
+    length_penalty: float
+    """Hypotheses are compared by log-probability / length^penalty."""
+    source: str = "en"
+    target: str = "de"
+    stand_in_pairs: tuple[int, int, int] = (0, 0, 0)
+    """Training, validation and test pairs of the stand-in: of the ``small`` recipes."""
+
+    def __post_init__(self) -> None:
+        if self.source == self.target:
+            raise UserError(
+                f"data.source and data.target must be two languages; got {self.source!r} for both. Copying the source "
+                "would be a perfect translation. Set one of them to another language."
+            )
+
+
+def small(*, by_tokens: bool, length_penalty: float) -> DataConfig:
+    """Dates."""
+    return DataConfig(
+        vocabulary=512,
+        max_length=80,
+        by_tokens=by_tokens,
+        valid_pairs=200,
+        beam=4,
+        length_penalty=length_penalty,
+        stand_in_pairs=(20_000, 200, 500),
+    )
+
+
+def paper(*, by_tokens: bool, max_length: int, length_penalty: float) -> DataConfig:
+    """WMT14 En-De, 32k joint subwords."""
+    return DataConfig(
+        vocabulary=32_000,
+        max_length=max_length,
+        by_tokens=by_tokens,
+        valid_pairs=3000,
+        beam=4,
+        length_penalty=length_penalty,
+        stand_in_pairs=(60_000, 1000, 3000),
+    )

@@ -1,0 +1,219 @@
+"""``--set train.learning_rate=0.001``: a recipe with single values changed, each read as its field's type."""
+
+import math
+import textwrap
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, get_args, get_type_hints
+
+from rmsnorm_lab.errors import UserError, closest, meant, nearest
+from rmsnorm_lab.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
+
+LARGEST = 2**31 - 1
+"""No count that a recipe has is larger; torch's own limits on sizes raise errors that name no setting."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The numbers that a setting takes."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """``low`` itself is not one of them."""
+    below: bool = False
+    """``high`` itself is not one of them."""
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low = [f"{'above' if self.above else 'at least'} {self.low:g}"] if math.isfinite(self.low) else []
+        high = [f"{'below' if self.below else 'at most'} {self.high:g}"] if math.isfinite(self.high) else []
+        return " and ".join(low + high)
+
+
+_COUNT, _POSITIVE, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0, above=True), _Range(0), _Range(0, 1, below=True)
+_RANGES = {
+    "p": _Range(0, 1, above=True),
+    "data.held_out": _NOT_NEGATIVE,
+    "model.dropout": _SHARE,
+    "model.init_mean": _Range(),
+    "model.label_smoothing": _SHARE,
+    "timing.seed": _NOT_NEGATIVE,
+    "timing.warmup_rounds": _NOT_NEGATIVE,
+    "train.betas": _SHARE,
+    "train.clip_norm": _POSITIVE,
+    "train.late_beta1": _SHARE,
+    "train.learning_rate": _POSITIVE,
+    "train.warmup_steps": _NOT_NEGATIVE,
+}
+"""Of settings that differ from the rest: whole numbers are counts, other numbers are not negative."""
+_CHOICES = {"train.optimizer": OPTIMIZERS, "train.schedule": SCHEDULES, "train.clip": CLIPS}
+_IDLE = {
+    "train.clip_norm": ("train.clip", ("none",)),
+    "train.final_share": ("train.schedule", ("constant", "inverse_sqrt")),
+}
+"""Setting -> another one, and its values with which the first has no effect."""
+_NOT_SINGLE = {"size", "learning_rates", "data"}
+
+
+def changed(recipe: Recipe, assignments: Sequence[str], whose: str = "the recipe") -> Recipe:
+    """``recipe`` with each "name=value" applied; a learning rate that is set holds for every normaliser.
+
+    ``whose``: what messages call the recipe.
+    """
+    known = _settings(recipe)
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if name not in known:
+            raise UserError(_unknown(name, known, whose))
+        kind, present = known[name]
+        if not equals or not text:
+            raise UserError(f"--set must be NAME=VALUE; got {assignment!r}. An example: {name}={_shown(present)}.")
+        if name in values:
+            same = {"train.steps": " --steps N is", "timing.rounds": " --timing-rounds N is"}.get(name)
+            also = f"{same} --set {name}=N." if same else ""
+            raise UserError(f"{name} must be set once; got {_shown(values[name])} and {text}. Pass one of them.{also}")
+        values[name] = _value(name, text, kind, present)
+    made = _replaced(recipe, values)
+    if "train.learning_rate" in values:
+        made = replace(made, learning_rates=())
+    _check_together(made, values)
+    return made
+
+
+_ALIASES = {"lr": "learning_rate"}
+"""What settings are called elsewhere, too short to be like their names."""
+
+
+def _settings(part: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Everything in a recipe that can be set: name -> (type, present value)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    kinds = get_type_hints(type(part))
+    for each in fields(part):
+        value, name = getattr(part, each.name), prefix + each.name
+        if is_dataclass(value):
+            found |= _settings(value, f"{name}.")
+        elif name not in _NOT_SINGLE:
+            found[name] = kinds[each.name], value
+    return found
+
+
+def _replaced(part: Any, values: dict[str, Any]) -> Any:
+    """``part`` with all of the values at once: a part's own checks see the whole of it."""
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        head, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            own[head] = value
+    return replace(part, **own, **{head: _replaced(getattr(part, head), of_part) for head, of_part in inner.items()})
+
+
+def _value(name: str, text: str, kind: Any, present: Any) -> Any:
+    """``text`` as what the field takes, or an error that says what that is."""
+    try:
+        value = _read(kind, text)
+    except (ValueError, KeyError):
+        raise UserError(
+            f"{name} must be {_in_words(kind)}; got {text!r}. "
+            f"An example is the recipe's value: {name}={_shown(present)}."
+        ) from None
+    if name in _CHOICES and value not in _CHOICES[name]:
+        suggested = nearest(text, _CHOICES[name]) or " Pass one of these."
+        raise UserError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {text!r}.{suggested}")
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, int | float) and not isinstance(each, bool):
+            _check(name, each)
+    return value
+
+
+def _read(kind: Any, text: str) -> Any:
+    """``text`` as a value of a field's type; ValueError or KeyError where it is none."""
+    parts = get_args(kind)
+    if types.NoneType in parts:  # "float | None"
+        (other,) = set(parts) - {types.NoneType}
+        return None if text.lower() in ("null", "none") else _read(other, text)
+    if parts:  # a tuple: (0.9, 0.99), [0.9, 0.99] and 0.9,0.99 are the same
+        words = text.strip().removeprefix("(").removeprefix("[").removesuffix(")").removesuffix("]").split(",")
+        return tuple(_read(part, word) for part, word in zip(parts, words, strict=True))
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return kind(text)
+
+
+def _in_words(kind: Any) -> str:
+    parts = get_args(kind)
+    if types.NoneType in parts:
+        (other,) = set(parts) - {types.NoneType}
+        return f"{_in_words(other)} or null"
+    if parts:
+        return f"{len(parts)} {'whole ' if parts[0] is int else ''}numbers"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
+
+
+def _check(name: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be finite; got {value:g}. Pass another number.")
+    allowed = _RANGES.get(name, _COUNT if isinstance(value, int) else _NOT_NEGATIVE)
+    if value not in allowed:
+        raise UserError(f"{name} must be {allowed}; got {value}. Pass another number.")
+    if isinstance(value, int) and value > LARGEST:
+        raise UserError(f"{name} must be at most {LARGEST}; got {value}. Pass a smaller number.")
+
+
+def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
+    """Refuse what is set against something else. (What a part cannot be at all it refuses itself.)"""
+    train = recipe.train
+    if train.accumulate > train.batch:
+        raise UserError(
+            f"train.accumulate must be at most the batch, {train.batch}; got {train.accumulate}. "
+            "Set it to less: each part has an example."
+        )
+    # Where the recipe's own warm-up is longer than a run that was cut short, the heading says so.
+    if train.warmup_steps > train.steps and "train.warmup_steps" in values:
+        raise UserError(
+            f"train.warmup_steps must be at most the run's {train.steps} steps; got {train.warmup_steps}. "
+            "Pass a shorter warm-up or more steps."
+        )
+    now = _settings(recipe)
+    for name, (other, without_effect) in _IDLE.items():
+        if name in values and now[other][1] in without_effect:
+            raise UserError(
+                f"{name} has no effect where {other} is {now[other][1]}; got {name}={_shown(values[name])}. "
+                f"Set {other} too, or leave {name} out."
+            )
+
+
+def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
+    must = f"--set must name a setting of {whose}; got {name!r}."
+    section, _, last = name.lower().rpartition(".")
+    # Of settings that are called the same, the last counts: that of the section which was named.
+    ordered = sorted(known, key=lambda each: each.rpartition(".")[0] == section)
+    of_part = {each.rpartition(".")[2]: each for each in ordered}
+    if found := closest(_ALIASES.get(last, last), of_part):
+        return must + meant(of_part[found])
+    sections: dict[str, list[str]] = {}
+    for each, (_, present) in known.items():
+        sections.setdefault(each.rpartition(".")[0], []).append(f"{each}={_shown(present)}")
+    lines = "\n".join(
+        textwrap.fill(" ".join(settings), 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for settings in sections.values()
+    )
+    return f"{must} These are all, with their values:\n{lines}"
+
+
+def _shown(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,46 @@
+"""Translation by a recurrent network: RNNSearch, the paper's first experiment."""
+
+from dataclasses import dataclass
+
+from rmsnorm_lab.experiments.recipes import parallel_text
+from rmsnorm_lab.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """RNNSearch of models/rnnsearch.py."""
+
+    embedding: int
+    hidden: int
+    init_std: float = 0.01
+    init_mean: float = 0.0
+    """What all weights are drawn around: 0.2 in the paper's Fig. 4."""
+    label_smoothing: float = 0.1
+
+
+def small() -> Recipe:
+    """Dates on two cores."""
+    return Recipe(
+        "small",
+        ModelConfig(embedding=64, hidden=96, init_std=0.1),
+        TrainConfig(
+            steps=200,
+            batch=128,
+            learning_rate=1e-2,
+            schedule="cosine",
+            warmup_steps=10,
+            evaluations=8,
+        ),
+        TimingConfig(rounds=40),
+        parallel_text.small(by_tokens=False, length_penalty=1.0),
+    )
+
+
+def paper() -> Recipe:
+    """§2 of the paper: WMT14 En-De, 32k joint subwords."""
+    return Recipe(
+        "paper",
+        ModelConfig(embedding=512, hidden=1024),
+        TrainConfig(steps=300_000, batch=80, learning_rate=1e-4, evaluations=60),
+        data=parallel_text.paper(by_tokens=False, max_length=80, length_penalty=1.0),
+    )

@@ -1,0 +1,86 @@
+"""A small sweep of the learning rate, the same for every normaliser: what chose the recipes' rates, by a command.
+
+Each rate is judged by the headline metric on the validation split, never on the split that comparisons report.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from rmsnorm_lab.experiments.jobs import Job, training
+from rmsnorm_lab.experiments.learner import Setup
+from rmsnorm_lab.experiments.recipes.common import LABELS
+from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.table import ruled, source_of
+from rmsnorm_lab.experiments.task import Metric, Task, validation_label
+
+
+def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequence[float]) -> list[Job]:
+    """Every normaliser at every rate and seed; a rate that the recipe has anyway is the comparison's own run."""
+    return [training(task, setup, norm, seed, rate) for seed in range(seeds) for rate in rates for norm in norms]
+
+
+def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: Sequence[Record]) -> dict[str, Any]:
+    """Mean over seeds of the last (or best, if the recipe takes that) validation figure; None where a run diverged."""
+    metric = task.metrics[0]
+    best = max if metric.higher_is_better else min
+    table: dict[str, dict[str, float | None]] = {}
+    for norm in norms:
+        row: dict[str, float | None] = {}
+        for rate in rates:
+            runs = [
+                record["result"]
+                for record in records
+                if record["identity"]["norm"] == norm and record["identity"]["train"]["learning_rate"] == rate
+            ]
+            figures = [figure for run in runs if (figure := _figure(run, metric, task.recipe.train.best)) is not None]
+            row[f"{rate:g}"] = statistics.fmean(figures) if len(figures) == len(runs) else None
+        table[norm] = row
+    ends_of_grid = {f"{end(rates):g}" for end in (min, max)}
+    chosen = {}
+    for norm, row in table.items():
+        of_rate = {rate: value for rate, value in row.items() if value is not None}
+        chosen[norm] = best(of_rate, key=of_rate.__getitem__) if of_rate else None
+    label = validation_label(asdict(metric))
+    return {
+        "task": task.name,
+        "source": source_of(task),
+        "metric": label,
+        "form": metric.form,
+        "valid": table,
+        "best": chosen,
+        "best_at_an_end": [norm for norm, rate in chosen.items() if rate in ends_of_grid],
+    }
+
+
+def _figure(run: dict[str, Any], metric: Metric, best: bool) -> float | None:
+    """The validation figure that stands for a run; None if it diverged."""
+    column: list[float | None] = run["curve"]["valid"][metric.key]
+    seen = [value for value in column if value is not None]
+    if run["status"] != "finished" or not seen:
+        return None
+    return (max if metric.higher_is_better else min)(seen) if best else column[-1]
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the sweep; the best of each row is marked."""
+    title = f"sweep of the learning rate · {found['task']} · {found['metric']}, validation · {found['source']}"
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    table = ruled("norm", list(next(iter(found["valid"].values()))))
+    for norm, row in found["valid"].items():
+        cells = (
+            "diverged" if value is None else f"{value:{found['form']}}" + (" *" if rate == found["best"][norm] else "")
+            for rate, value in row.items()
+        )
+        table.add_row(LABELS[norm], *cells)
+    console.print(table, highlight=False)
+    console.print("* the best of its row", highlight=False)
+    if ends := found["best_at_an_end"]:
+        console.print(
+            f"at an end of the rates tried: {', '.join(LABELS[norm] for norm in ends)}; a rate beyond it may be better",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,225 @@
+"""The tables of a comparison: quality with the paper's row beneath each, and time in each setting on its own."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rmsnorm_lab.experiments.compare import QualityRow, TimeRow, mixed_machines
+from rmsnorm_lab.experiments.data.official import is_official
+from rmsnorm_lab.experiments.learner import Setup
+from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published, label
+from rmsnorm_lab.experiments.recipes.common import LABELS
+from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.task import Metric, Task
+from rmsnorm_lab.experiments.timing import Spread
+
+SETTINGS = {
+    "unfused": "time, unfused: every norm in framework operators, as the paper had it",
+    "rmsnorm": "time, this project's kernels for LayerNorm and RMSNorm both",
+    "best": "time, torch's LayerNorm against this project's RMSNorm",
+}
+METRICS_A_TABLE = 5
+"""More columns do not fit a terminal."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables of one task say."""
+
+    task: Task
+    setup: Setup
+    quality: list[QualityRow]
+    times: dict[str, list[TimeRow]]
+    """By setting; empty where none were asked for."""
+    records: list[Record]
+    plot: str
+
+
+def source_of(task: Task) -> str:
+    """What it is trained on, in a heading."""
+    return f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
+
+
+def heading(task: Task, setup: Setup) -> str:
+    size = "" if task.recipe.size == "small" else f"{task.recipe.size} size · "
+    device = "" if setup.device == "cpu" else f" · {setup.device}"
+    train = task.recipe.train
+    warm = f", within the warm-up of {train.warmup_steps}" if train.steps < train.warmup_steps else ""
+    return f"compare {task.name} · {source_of(task)} · {size}{train.steps} steps{warm}{device}"
+
+
+def show_quality(comparison: Comparison, console: Console) -> None:
+    """Print what was trained for; it is there before the times are."""
+    task = comparison.task
+    paper = PAPER.get(task.name, Published(""))
+    console.print(heading(task, comparison.setup), style="bold", highlight=False, markup=False, soft_wrap=True)
+    tables = -(-len(task.metrics) // METRICS_A_TABLE)
+    each = -(-len(task.metrics) // tables)
+    for start in range(0, len(task.metrics), each):
+        metrics = task.metrics[start : start + each]
+        console.print(_quality_table(comparison.quality, metrics, paper, _official(task)), highlight=False)
+
+
+def show_times(comparison: Comparison, console: Console) -> None:
+    """Print the times, and what has to be known of both."""
+    paper = PAPER.get(comparison.task.name, Published(""))
+    for kernels, rows in comparison.times.items():
+        console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
+        console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
+    for note in notes(comparison):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def ruled(first: str, headings: Sequence[str]) -> Table:
+    """A table without rows, narrow enough for 80 columns. Headings are text: a file's name in brackets is no markup."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for each in headings:
+        table.add_column(Text(each), justify="right", no_wrap=True)
+    return table
+
+
+def _official(task: Task) -> bool:
+    return is_official(task.name, asdict(task.source))
+
+
+def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
+    table = ruled("norm", [metric.label for metric in metrics])
+    for each in rows:
+        table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
+        published = paper.quality.get(each.norm, {})
+        if any(metric.key in published for metric in metrics):
+            cells = (f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics)
+            table.add_row(f"  {label(official)}", *cells, style="dim")
+    return table
+
+
+def quality_cell(each: QualityRow, metric: Metric) -> str:
+    """'2.345 ± 0.012'; never a mere number where a run diverged."""
+    if metric.key not in each.metrics:
+        return "diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})"
+    quality = each.metrics[metric.key]
+    spread = "" if quality.sd is None else f" ± {quality.sd:{metric.form}}"
+    diverged = f"\n{each.diverged} of {each.runs} diverged" if each.diverged else ""
+    return f"{quality.mean:{metric.form}}{spread}{diverged}"
+
+
+def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
+    published = ["saved in the\npaper, %"] if paper.saved else []
+    table = ruled("norm", ["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
+    for each in rows:
+        table.add_row(
+            LABELS[each.norm],
+            f"{each.milliseconds:.1f}",
+            "" if each.saved is None else _interval(each.saved),
+            *([paper.saved.get(each.norm, "")] if paper.saved else []),
+            "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
+            "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
+            f"{each.peak_memory / 2**20:.1f}",
+        )
+    return table
+
+
+_SHARES = ("in norms, %\nablation", "\nprofiler")
+
+
+def _interval(spread: Spread) -> str:
+    if spread.interval is None:
+        return f"{100 * spread.median:.1f} [too few rounds]"
+    low, high = spread.interval
+    return f"{100 * spread.median:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be known to read the tables, a line each."""
+    task, records = comparison.task, comparison.records
+    found = [*_about_quality(comparison), _about_data(task)]
+    timed = [record for record in records if record["kind"] == "timing"]
+    if timed:
+        machine, rounds = timed[0]["machine"], len(next(iter(timed[0]["result"]["milliseconds"].values())))
+        saved = [
+            "ms of a step: LayerNorm's median step, less the time that is saved",
+            "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
+        ]
+        if "layer" not in timed[0]["identity"]["norms"]:
+            saved = ["ms of a step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
+        processor = machine["cpu"] if comparison.setup.device == "cpu" else f"{machine['gpu'] or machine['cpu']}"
+        found += [
+            f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
+            *saved,
+            "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
+            "peak: the memory of all tensors at the fullest moment of a step",
+            f"timed on: {processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}, "
+            f"{timed[0]['finished']}",
+        ]
+    if task.name in PAPER:
+        found.append(f"paper: {PAPER[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
+    found.append(f"records: {comparison.plot.rpartition('/')[0] or '.'}; plot: {comparison.plot}")
+    if mixed := mixed_machines(records):
+        found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
+    return found
+
+
+def _about_quality(comparison: Comparison) -> list[str]:
+    recipe, headline = comparison.task.recipe, comparison.task.metrics[0]
+    seeds = comparison.quality[0].runs
+    rates = {LABELS[each.norm]: recipe.learning_rate(each.norm) for each in comparison.quality}
+    if len(set(rates.values())) == 1:
+        rate = f"{next(iter(rates.values())):g} for all"
+    else:
+        rate = ", ".join(f"{norm} {value:g}" for norm, value in rates.items())
+    found = [
+        f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"trained with the {comparison.setup.kernels} kernels",
+        f"learning rate: {rate}",
+    ]
+    if "prms" in (each.norm for each in comparison.quality):
+        found.append(f"pRMSNorm: the RMS is taken of the first {100 * recipe.p:g} % of the elements")
+    if references := comparison.task.references:
+        measured = headline.label.replace("\n", " ")
+        listed = ", ".join(f"{name} {value:{headline.form}}" for name, value in references.items())
+        found.append(f"without learning: {listed} ({measured})")
+    return found
+
+
+_OF_RECORDS = ("subwords sha256", "BLEU", "chrF")
+"""Details that the records and --json have: hashes, and sacrebleu's signatures."""
+
+
+def _about_data(task: Task) -> str:
+    source = task.source
+    details = [f"{key} {_said(value)}" for key, value in source.details.items() if key not in _OF_RECORDS]
+    return f"data: {', '.join([source.name, *details])}"
+
+
+def _said(value: Any) -> str:
+    """A value of a source's details in words."""
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_said(inner)}' for key, inner in value.items())})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The same for a program."""
+    task = comparison.task
+    return {
+        "task": task.name,
+        "setup": asdict(comparison.setup),
+        "recipe": asdict(task.recipe),
+        "source": asdict(task.source),
+        "references": dict(task.references),
+        "paper": asdict(PAPER[task.name]) if task.name in PAPER else None,
+        "paper_data": _official(task),
+        "machine": comparison.records[0]["machine"],
+        "quality": [asdict(each) for each in comparison.quality],
+        "time": {kernels: [asdict(each) for each in rows] for kernels, rows in comparison.times.items()},
+        "notes": notes(comparison),
+        "plot": comparison.plot,
+    }

@@ -1,0 +1,107 @@
+"""What an experiment is to the trainer, the timing and the reports: the contract between them and the tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rmsnorm_lab.experiments.recipes.common import Recipe
+
+Batch = tuple[Any, ...]
+"""Tensors (a NamedTuple of them) whose first dimension is the example: each process takes its slice."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was trained on; part of every record's identity, so never a path of this machine."""
+
+    name: str
+    """"scikit-learn 1.7.2 load_digits", or the name of the user's file or folder."""
+    stand_in: bool
+    sha256: str
+    """Of the content."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Counts, the split, whatever a table should say; JSON values."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of quality."""
+
+    key: str
+    """Its name in records: "accuracy", "bleu", "bits"."""
+    label: str
+    """Its heading in a table, in at most two lines: "held-out bits\\nper character"."""
+    higher_is_better: bool
+    form: str
+    """As in ``format``: ".3f"."""
+    on_validation: str = ""
+    """Its name on the validation set; empty where ``label`` does not name the test set."""
+
+
+def validation_label(metric: Mapping[str, Any]) -> str:
+    """What a curve shows, in one line, of a metric as records have it (older ones without a name of its own)."""
+    label: str = metric.get("on_validation") or metric["label"]
+    return label.replace("\n", " ")
+
+
+class Task(Protocol):
+    """One experiment on one data source with one recipe."""
+
+    name: str
+    norms: tuple[str, ...]
+    """Those of recipes.common.NORMS that make sense here, in the order of the table."""
+    default_norms: tuple[str, ...]
+    """Those that are compared unless the user names others."""
+    metrics: tuple[Metric, ...]
+    """The first is the headline."""
+    recipe: Recipe
+    source: Source
+    references: Mapping[str, float]
+    """What the headline metric is without learning: {"guessing": 7.77, "character frequencies alone": 4.42}."""
+    sizes: dict[str, int]
+    """What of the network's shape the data decide: {"vocabulary": 515}. With it the module's
+    ``network(recipe, sizes, norm, kernels)`` makes the network of ``model`` without the data."""
+
+    def model(self, norm: str, kernels: str) -> nn.Module:
+        """A new network on the CPU. torch is seeded already; the draws are the same whatever the normaliser."""
+
+    def batch(self, step: int, seed: int) -> Batch:
+        """The whole batch of a step (from 0), on the CPU: a pure function of its arguments, so that a resumed run and
+        any number of processes see the same examples."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum of the losses of ``batch``, the whole one or a slice of it, on the model's device.
+
+        The network is run by calling ``model`` itself and nothing else of it: under DDP and FSDP it is wrapped. A loss
+        that couples examples gathers them over the processes on its own, differentiably.
+        """
+
+    def weight(self, batch: Batch) -> float:
+        """What the sum over ``batch`` is divided by: its tokens or examples. Slices' weights add up to the whole's."""
+
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Every metric, and "loss", on ``split``: "valid" (the curve) or "test" (the end).
+
+        The model is the plain one of ``model()``, in evaluation mode, without gradients; its methods may be called.
+        Data are brought to ``next(model.parameters()).device``. All processes call it together; parts of the work go
+        through :func:`processes.shared`, which deals them out.
+        """
+
+    def initialise(self, model: nn.Module, batch: Batch) -> None:
+        """Initialisation that depends on data; mostly nothing. Called once, before the first step, with batch 0."""
+
+    def files(self) -> dict[str, bytes]:
+        """Name -> content of what a trained network cannot be used without, kept beside the run: what was learnt from
+        the training data to prepare its inputs (subwords, words, a whitening)."""
+
+
+def generator(*key: int) -> torch.Generator:
+    """Random numbers that are a function of the whole key, such as (step, seed).
+
+    torch's own seeding of the CPU takes no more than 32 bits, so two numbers packed into one seed would lose one.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

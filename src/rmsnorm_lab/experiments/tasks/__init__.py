@@ -1,0 +1,71 @@
+"""The experiments by name. Each module offers ``load(data: Path | None, recipe) -> Task`` (None: the stand-in)."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.data.files import unreadable
+from rmsnorm_lab.experiments.recipes.common import Recipe
+
+if TYPE_CHECKING:
+    from rmsnorm_lab.experiments.task import Task
+
+TASKS = {
+    "translation": "parallel text (WMT14 En-De), RNNSearch",
+    "transformer": "the same by the Transformer, post-norm or pre-norm",
+    "images": "CIFAR-10, ConvPool-CNN-C with statistics over positions",
+    "retrieval": "captions of images (COCO) and images of captions, order embeddings with a GRU",
+    "reading": "cloze questions (CNN/Daily Mail), the attentive reader with LSTMs",
+    "language": "characters of real text, a small decoder-only transformer",
+}
+"""Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
+NORMS = {
+    "translation": ("none", "l2", "weight", "layer", "rms", "prms"),
+    "transformer": ("none", "layer", "rms", "prms"),
+    "images": ("none", "weight", "batch", "layer", "rms", "prms"),
+    "retrieval": ("none", "l2", "weight", "layer", "rms", "prms"),
+    "reading": ("none", "l2", "weight", "batch", "layer", "rms", "prms"),
+    "language": ("none", "l2", "batch", "group", "layer", "rms", "prms", "dyt"),
+}
+"""Name -> the normalisers of recipes.common.NORMS that make sense there, in the order of the table. They lie here,
+not in the tasks' modules, so that a wrong one is refused before any data are read."""
+DEFAULT_NORMS = {
+    **NORMS,
+    "retrieval": ("none", "layer", "rms", "prms"),
+    "reading": ("none", "batch", "layer", "rms", "prms"),
+    "language": ("none", "layer", "rms", "prms"),
+}
+"""Name -> the normalisers that are compared unless the user names others."""
+SIZES = ("small", "paper")
+
+
+def recipe(name: str, size: str = "small") -> Recipe:
+    """The task's recipe; nothing heavy is imported."""
+    module = importlib.import_module(f"rmsnorm_lab.experiments.recipes.{name}")
+    made: Recipe = getattr(module, size)()
+    return made
+
+
+def module(name: str) -> ModuleType:
+    """The task's module; what it offers beside ``load``:
+
+    ``network(recipe, sizes, norm, kernels)``: the untrained network, without the data (``sizes``: the task's).
+    ``preprocessor(files)``: what turns an input into what the network takes, from the task's ``files()``.
+    """
+    return importlib.import_module(f"rmsnorm_lab.experiments.tasks.{name}")
+
+
+def load(name: str, data: Path | None, recipe: Recipe) -> "Task":
+    """The task on ``data``, or on its stand-in."""
+    try:
+        task: Task = module(name).load(data, recipe)
+    except OSError as error:  # such as a folder on the way that cannot be entered
+        raise unreadable(error.filename or data or "the stand-in", error) from None
+    except MemoryError:
+        raise UserError(
+            f"there must be memory for the data; it ran out while {str(data or 'the stand-in')!r} was loaded. "
+            "Free memory, or pass less data."
+        ) from None
+    return task

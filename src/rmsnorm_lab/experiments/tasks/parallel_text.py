@@ -1,0 +1,226 @@
+"""What the two translation tasks share: parallel text, the loss by the word, the search and the scores."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import hidden_states, tasks
+from rmsnorm_lab.experiments.data import dates, encoded_pairs, parallel
+from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
+from rmsnorm_lab.experiments.data.corpus import Pairs
+from rmsnorm_lab.experiments.data.encoded_pairs import SUBWORDS, check_lengths
+from rmsnorm_lab.experiments.data.epochs import check_enough
+from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
+from rmsnorm_lab.experiments.data.ragged import Ragged
+from rmsnorm_lab.experiments.data.subwords import PAD, SMALLEST, Subwords
+from rmsnorm_lab.experiments.models.search import search
+from rmsnorm_lab.experiments.processes import shared
+from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.recipes.parallel_text import DataConfig
+from rmsnorm_lab.experiments.scores import score, signatures
+from rmsnorm_lab.experiments.task import Metric, Source
+
+EVALUATED_TOGETHER = 128
+"""Sentences that are searched at a time."""
+IDS_TOGETHER = 8192
+"""Ids at a time, padding included: 1 GB of logits for 32,000 subwords."""
+
+Network = Callable[[Recipe, dict[str, int], str, str], nn.Module]
+"""(recipe, sizes, norm, kernels) -> the untrained network."""
+
+
+class ParallelTextTask:
+    """A translation task, whatever the network (task.Task)."""
+
+    def __init__(self, name: str, network: Network, data: Path | None, recipe: Recipe) -> None:
+        config: DataConfig = recipe.data
+        if config.vocabulary < SMALLEST:  # every byte, and the marks
+            raise UserError(
+                f"data.vocabulary must be at least {SMALLEST}; got {config.vocabulary}. Set it to {SMALLEST} or more."
+            )
+        self.name, self.recipe, self._network = name, recipe, network
+        self.norms, self.default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
+        if data is None:
+            corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
+            found = temporary(partial(encoded_pairs.prepare, lambda _: corpus, None, config))
+            valid, tests, tokenised = corpus.valid, corpus.tests, False
+        else:
+            sets = parallel.find(data, config.source, config.target)
+            found = _prepared(data, sets, config)
+            valid, tests, tokenised = sets.valid.read(), tuple(form.read() for form in sets.tests), sets.train.tokenised
+        self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
+        self.sizes = {"vocabulary": self.subwords.size}
+        source, target = found.ragged("train.source"), found.ragged("train.target")
+        self._batches = Batches(source, target, recipe.train.batch, config.by_tokens)
+        self._valid, self._tests, self._tokenised = _first(valid, config.valid_pairs), tests, tokenised
+        for pairs in (self._valid, *tests):
+            for language, side in ((config.source, pairs.source), (config.target, pairs.target)):
+                check_lengths(self.subwords.encode(side), f"{pairs.name}, {language}")
+        self.metrics = _metrics(tests, tokenised, stand_in=data is None)
+        self.source = Source(
+            name=dates.name() if data is None else data.resolve().name,
+            stand_in=data is None,
+            sha256=found.info["sha256"],
+            details={
+                "direction": f"{config.source}-{config.target}",
+                "train pairs": found.info["train pairs"],
+                **{f"{pairs.name} pairs": len(pairs.source) for pairs in (valid, *tests)},
+                **{name: found.info[name] for name in ("left out with an empty side", "left out as too long")},
+                "text": "tokenised" if tokenised else "plain",
+                "subwords": self.subwords.size,
+                "subwords sha256": hashlib.sha256(self.subwords.dumps()).hexdigest()[:12],
+                **signatures(tokenised),
+            },
+        )
+        longer = np.maximum(source.lengths, target.lengths)
+        amount, what = (int(longer.sum()), "tokens") if config.by_tokens else (len(longer), "sentences")
+        check_enough(amount, recipe.train.batch, self.source.name, what)
+        first = tests[0]
+        headline = self.metrics[0].key
+        self.references = {"copying the source": score(first.source, first.target, tokenised)[headline]}
+
+    def files(self) -> dict[str, bytes]:
+        """What belongs beside the run: without its subwords a trained network can be used by nobody."""
+        return {SUBWORDS: self.subwords.dumps()}
+
+    def model(self, norm: str, kernels: str) -> nn.Module:
+        return self._network(self.recipe, self.sizes, norm, kernels)
+
+    def batch(self, step: int, seed: int) -> Batch:
+        return self._batches(step, seed)
+
+    def initialise(self, model: nn.Module, batch: Any) -> None:
+        """Nothing depends on data."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Cross-entropy in nats with label smoothing, summed over the target's ids."""
+        source, target = batch
+        logits = model(source, target).float()
+        smoothing = self.recipe.model.label_smoothing
+        return F.cross_entropy(
+            logits.flatten(0, 1), target.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
+        )
+
+    def weight(self, batch: Any) -> float:
+        """The target's ids without padding."""
+        return int((batch[1] != PAD).sum())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        if split == "valid":
+            return self._scores(model, self._valid, beam=1)
+        first, *others = self._tests
+        found = self._scores(model, first, self.recipe.data.beam)
+        for pairs in others:
+            scores = self._scores(model, pairs, self.recipe.data.beam)
+            found |= {f"bleu_{pairs.name}": scores["bleu"], f"chrf_{pairs.name}": scores["chrf"]}
+        if hasattr(model, "trace"):  # RNNSearch's; the Transformer has no recurrence
+            found |= hidden_states.figures(self._traced(model))
+        return found
+
+    def _traced(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """The decoder's hidden-to-hidden activations on the validation pairs, and where their targets have words."""
+        source, target = self.subwords.encode(self._valid.source), self.subwords.encode(self._valid.target)
+        device = next(model.parameters()).device
+        for chosen in _chunks(source, target):
+            ids = padded(target, chosen).to(device)
+            yield model.trace(padded(source, chosen).to(device), ids).recurrent_BTG, ids != PAD  # type: ignore[operator]
+
+    def _scores(self, model: nn.Module, pairs: Pairs[list[str]], beam: int) -> dict[str, float]:
+        source, target = self.subwords.encode(pairs.source), self.subwords.encode(pairs.target)
+        device = next(model.parameters()).device
+
+        def lost(chosen: Any) -> tuple[float, float]:
+            batch = padded(source, chosen).to(device), padded(target, chosen).to(device)
+            return float(self.loss(model, batch)), self.weight(batch)
+
+        total, words = (sum(column) for column in zip(*shared(lost, _chunks(source, target)), strict=True))
+        translations = translate(model, self.subwords, pairs.source, beam, self.recipe.data.length_penalty)
+        found = score(translations, pairs.target, self._tokenised)
+        return {"loss": total / words, **found}
+
+
+def preprocessor(files: Mapping[str, bytes]) -> Subwords:
+    """The subwords."""
+    return Subwords.loads(files[SUBWORDS].decode(), Path(SUBWORDS))
+
+
+def translate(
+    model: nn.Module, subwords: Subwords, sentences: Sequence[str], beam: int, length_penalty: float
+) -> list[str]:
+    """The translations in the sentences' order; which of them are searched together does not matter."""
+    source = subwords.encode(sentences)
+    device = next(model.parameters()).device
+
+    def translated(chosen: Any) -> list[str]:
+        ids = padded(source, chosen).to(device)
+        limits = torch.from_numpy(source.lengths[chosen]) * 2 + 10
+        found, _ = search(model, ids, limits, beam, length_penalty)  # type: ignore[arg-type]
+        return [subwords.decode(words) for words in found.tolist()]
+
+    translations, chunks = [""] * len(sentences), _chunks(source)
+    for chosen, texts in zip(chunks, shared(translated, chunks), strict=True):
+        for index, text in zip(chosen, texts, strict=True):
+            translations[index] = text
+    return translations
+
+
+def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
+    given = data / SUBWORDS if (data / SUBWORDS).exists() else None
+
+    def files() -> list[Path]:
+        return [*sets.files(), *([given] if given else [])]
+
+    settings = {
+        "vocabulary": config.vocabulary,
+        "max_length": config.max_length,
+        "train": sets.train.paths[0].name,
+        "tokenizers": version("tokenizers"),
+    }
+    return prepare("translation", data, files, settings, partial(encoded_pairs.prepare, sets.read, given, config))
+
+
+def _first(pairs: Pairs[list[str]], count: int) -> Pairs[list[str]]:
+    return Pairs(pairs.name, pairs.source[:count], pairs.target[:count], pairs.tokenised)
+
+
+def _chunks(source: Ragged, target: Ragged | None = None) -> list[NDArray[np.int64]]:
+    """Sentences of like lengths together, and the longest in smaller numbers."""
+    chunks: list[NDArray[np.int64]] = []
+    order = np.argsort(source.lengths, kind="stable")
+    longest = (source.lengths if target is None else np.maximum(source.lengths, target.lengths))[order]
+    start = 0
+    while start < len(order):
+        widths = np.maximum.accumulate(longest[start : start + EVALUATED_TOGETHER])
+        count = max(int((widths * np.arange(1, len(widths) + 1) <= IDS_TOGETHER).sum()), 1)
+        chunks.append(order[start : start + count])
+        start += count
+    return chunks
+
+
+def _metrics(tests: Sequence[Pairs[list[str]]], tokenised: bool, stand_in: bool) -> tuple[Metric, ...]:
+    """BLEU leads on text of people; on the stand-in, which has one right answer, exact match does."""
+    of = " (tokenised)" if tokenised else ""
+    exact = Metric("exact", "exact match\n%", True, ".1f")
+    if stand_in:
+        return (
+            exact,
+            Metric("bleu", "BLEU\nof this set", True, ".1f"),
+            Metric("chrf", "chrF\nof this set", True, ".1f"),
+        )
+    metrics = []
+    for number, pairs in enumerate(tests):
+        suffix = f"_{pairs.name}" if number else ""
+        metrics.append(Metric(f"bleu{suffix}", f"BLEU{of}\n{pairs.name}", True, ".1f", f"BLEU{of}"))
+        metrics.append(Metric(f"chrf{suffix}", f"chrF\n{pairs.name}", True, ".1f", "chrF"))
+    return (*metrics, exact)

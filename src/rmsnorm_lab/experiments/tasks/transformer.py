@@ -1,0 +1,22 @@
+"""Translation by the Transformer (§2 of the paper), on WMT's En-De or any parallel text; without data, on dates."""
+
+from pathlib import Path
+
+from torch import nn
+
+from rmsnorm_lab.experiments.models.encoder_decoder import EncoderDecoder
+from rmsnorm_lab.experiments.normalizers import norm_maker
+from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
+
+__all__ = ["load", "network", "preprocessor"]
+
+
+def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
+    """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
+    return ParallelTextTask("transformer", network, data, recipe)
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return EncoderDecoder(sizes["vocabulary"], recipe.model, norm_maker(norm, kernels, recipe.p))

@@ -1,0 +1,21 @@
+"""Translation by RNNSearch (§2 of the paper), on WMT's En-De or any parallel text; without data, on dates."""
+
+from pathlib import Path
+
+from torch import nn
+
+from rmsnorm_lab.experiments.models.rnnsearch import RNNSearch
+from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
+
+__all__ = ["load", "network", "preprocessor"]
+
+
+def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
+    """The task on the folder ``data`` (data/parallel.py says what it must hold), or on the stand-in."""
+    return ParallelTextTask("translation", network, data, recipe)
+
+
+def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
+    """The untrained network."""
+    return RNNSearch(sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)

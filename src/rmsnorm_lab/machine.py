@@ -1,0 +1,117 @@
+"""What a measurement was made on: machine, versions and commit, as a record that can be published.
+
+Nothing here imports a framework (versions come from the packages' metadata) and nothing names the host, the user
+or a path.
+"""
+
+import functools
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from rmsnorm.info import cpuinfo, output, processor, usable_threads, versions
+
+# Variables that change times by factors: threads, their waiting, and where memory comes from.
+SETTINGS = (
+    "RMSNORM_ISA",
+    "RMSNORM_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "GOMP_SPINCOUNT",
+    "THP_MEM_ALLOC_ENABLE",
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+)
+
+
+@functools.cache
+def describe() -> dict[str, Any]:
+    """The machine and the software, JSON-ready; a value that cannot be found out is None.
+
+    ``commit`` is the checkout's that the sources lie in (None for an installed wheel), and ``dirty`` whether
+    ``src`` or the build files differ from it: a figure of a dirty tree belongs to no commit.
+    """
+    return {
+        "cpu": processor(),
+        "isa": _isa(),
+        "cores": _cores(),
+        "threads": usable_threads(),
+        "caches": _caches(),
+        "memory_gib": _memory_gib(),
+        "os": _os(),
+        "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "python": platform.python_version(),
+        "versions": versions(),
+        **_commit(),
+    }
+
+
+def others_seconds() -> float | None:
+    """Processor time since boot that went to anything but this process, other guests of the host included.
+
+    None where the system does not tell. Its growth during a measurement says whether the machine was quiet.
+    """
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    own = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def _cores() -> int | None:
+    pairs = {(cpu.get("physical id"), cpu["core id"]) for cpu in cpuinfo() if "core id" in cpu}
+    if pairs:
+        return len(pairs)
+    counted = output("sysctl", "-n", "hw.physicalcpu")
+    return int(counted) if counted else None
+
+
+def _caches() -> dict[str, str]:
+    """Data and unified caches as the first processor sees them, for example {"L1": "48K", "L2": "2048K"}."""
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            caches[f"L{level}"] = size
+    return caches
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _os() -> str:
+    """System, kernel's first two numbers (the rest often names a cloud), architecture and C library."""
+    release = ".".join(platform.release().split(".")[:2])
+    libc = " ".join(platform.libc_ver()).strip()
+    return ", ".join(filter(None, [f"{platform.system()} {release}", platform.machine(), libc]))
+
+
+def _isa() -> str | None:
+    """The instruction-set level that the native kernels were loaded for."""
+    try:
+        from rmsnorm.native import level
+
+        return level()
+    except ImportError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+    # An installed copy can lie inside somebody else's repository; only a file that git tracks proves a checkout.
+    if output("git", "-C", str(here), "ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    sources = [":/src", ":/CMakeLists.txt", ":/pyproject.toml"]
+    changed = output("git", "-C", str(here), "status", "--porcelain", "--", *sources)
+    return {"commit": output("git", "-C", str(here), "rev-parse", "HEAD"), "dirty": bool(changed)}

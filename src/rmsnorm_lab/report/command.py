@@ -1,0 +1,44 @@
+"""``rmsnorm report``: the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import arguments
+from rmsnorm_lab.files import check_output, named, write_whole
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.formatter_class = argparse.HelpFormatter
+    parser.description = (
+        "Writes one self-contained HTML page from the records of `rmsnorm compare`: tables with the paper's figures "
+        "beside them, curves, machines and versions. It measures the paper's Table 1 and trains nothing."
+    )
+    add = parser.add_argument
+    add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
+    add("--set-aside", action="store_true", help="move the files that are no records of this version to RUNS/aside")
+    add("--out", type=named, metavar="FILE", help="the page (default: report.html in RUNS)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, draw, write; returns the exit status."""
+    try:
+        from rmsnorm_lab.experiments import runs
+        from rmsnorm_lab.report.page import render
+    except ModuleNotFoundError as error:
+        raise arguments.missing(error) from None
+
+    out = args.out or args.folder / "report.html"
+    if args.set_aside:
+        for path in runs.set_aside(args.folder):
+            print(f"set aside: {path}", file=sys.stderr)
+    records = runs.load(args.folder)
+    if not records:
+        raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
+    check_output("--out", out)
+    write_whole(out, render(records).encode(errors="backslashreplace"))  # names of files may be no UTF-8
+    if out.is_file():  # else it may be standard output
+        print(f"{out}: {len(records)} record{'s' * (len(records) != 1)}")
+    return 0

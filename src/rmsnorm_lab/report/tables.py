@@ -1,0 +1,138 @@
+"""The report's tables: figures put into words, with the paper's beneath them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rmsnorm_lab.experiments import hidden_states
+from rmsnorm_lab.experiments.compare import QualityRow, quality_row, time_row
+from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
+from rmsnorm_lab.experiments.recipes.common import LABELS
+from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.table import SETTINGS
+from rmsnorm_lab.experiments.timing import Spread
+from rmsnorm_lab.report.collect import Experiment, processor, rounds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure; beneath it its confidence interval, and the paper's with the word for that."""
+
+    text: str
+    interval: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headings, the first column being the normaliser."""
+
+    title: str
+    headings: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    note: str = ""
+
+
+def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
+    """Every metric of every normaliser."""
+    metrics, word = experiment.result["metrics"], label(experiment.official)
+    rows = []
+    for line in experiment.main(kernels):
+        row, published = quality_row(line.norm, line.records), paper.quality.get(line.norm, {})
+        cells = [
+            Cell(
+                quality_text(row, metric),
+                paper=f"{word} {published[metric['key']]:g}" if metric["key"] in published else "",
+            )
+            for metric in metrics
+        ]
+        rows.append((LABELS[line.norm], cells))
+    seeds = sorted({len(line.records) for line in experiment.main(kernels)})
+    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    taken = "one seed each" if seeds == [1] else f"mean ± standard deviation over seeds ({over} each)"
+    title = f"Quality on the test split, {_KERNELS[kernels]}: {taken}"
+    return Table(title, [heading(metric) for metric in metrics], rows)
+
+
+_KERNELS = {
+    "unfused": "norms in framework operators",
+    "rmsnorm": "this project's kernels",
+    "best": "torch's LayerNorm, this project's kernels for the others",
+}
+
+
+def states_table(experiment: Experiment, kernels: str) -> Table | None:
+    """The paper's Table 5, where the network has a decoder to look into."""
+    rows = []
+    for line in experiment.main(kernels):
+        found = quality_row(line.norm, line.records).metrics
+        cells = []
+        for part, keys in hidden_states.KEYS.items():
+            published = HIDDEN_STATES.get(line.norm, {}).get(part, ("",) * len(keys))
+            for key, said in zip(keys, published, strict=True):
+                measured = _signed(found[key].mean, 2) if key in found else "–"
+                cells.append(Cell(measured, paper=f"paper {_signed(said, 2)}" if isinstance(said, float) else ""))
+        if any(key in found for key in hidden_states.KEYS["mean"]):
+            rows.append((LABELS[line.norm], cells))
+    words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
+    headings = [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
+    title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5"
+    title += ")" if experiment.official else ", on other data)"
+    return Table(title, headings, rows) if rows else None
+
+
+def heading(metric: dict[str, Any]) -> str:
+    """A metric's label, and which way is better."""
+    return f"{metric['label']}\N{NO-BREAK SPACE}{'↑' if metric['higher_is_better'] else '↓'}".replace("\n", " ")
+
+
+def quality_text(row: QualityRow, metric: dict[str, Any]) -> str:
+    """'2.345 ± 0.012'; never a mere number where a run diverged."""
+    diverged = f"{row.diverged} of {row.runs} diverged"
+    if metric["key"] not in row.metrics:
+        return "diverged" if row.runs == 1 else diverged
+    quality, form = row.metrics[metric["key"]], metric["form"]
+    spread = "" if quality.sd is None else f" ± {quality.sd:{form}}"
+    return f"{quality.mean:{form}}{spread}" + (f", {diverged}" if row.diverged else "")
+
+
+def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
+    """What a step costs; the paper's saving stands beneath the unfused one alone, which is how it was measured."""
+    record = experiment.timings[kernels]
+    saved = paper.saved if kernels == "unfused" else {}
+    rows = []
+    for norm in record["identity"]["norms"]:
+        row = time_row(norm, record)
+        cells = [
+            Cell(f"{row.milliseconds:.1f}"),
+            percent(row.saved, f"paper {saved[norm]}" if norm in saved else ""),
+            percent(row.norm_share),
+            Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
+            Cell(f"{row.peak_memory / 2**20:.1f}"),
+        ]
+        rows.append((LABELS[norm], cells))
+    headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
+    machine = record["machine"]
+    torch = machine["versions"]["torch"]
+    note = f"one step each in turn, {_when(record)}; {machine['torch_threads']} threads, torch {torch}"
+    if others := experiment.other_timings.get(kernels):
+        note += f". Timed too, and not shown: {'; '.join(map(_when, others))}"
+    return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
+
+
+def _when(timing: Record) -> str:
+    when = timing["finished"][:16].replace("T", " ")
+    return f"{rounds(timing)} rounds on {processor(timing)}, {when} UTC"
+
+
+def percent(spread: Spread | None, paper: str = "") -> Cell:
+    """A share with its confidence interval."""
+    if spread is None:
+        return Cell("–", paper=paper)
+    if spread.interval is None:
+        return Cell(_signed(100 * spread.median), "too few rounds", paper)
+    low, high = spread.interval
+    return Cell(_signed(100 * spread.median), f"[{_signed(100 * low)}, {_signed(100 * high)}]", paper)
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no "−0.0"

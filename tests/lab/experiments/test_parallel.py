@@ -1,0 +1,128 @@
+"""Several processes under torchrun (gloo): the same losses as one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("lightning_fabric", "rich", "matplotlib"):
+    pytest.importorskip(_package)
+
+from rmsnorm.cli import main  # noqa: E402
+from rmsnorm_lab import experiments  # noqa: E402
+from rmsnorm_lab.errors import UserError  # noqa: E402
+from rmsnorm_lab.experiments import tasks  # noqa: E402
+from rmsnorm_lab.experiments.learner import (  # noqa: E402
+    Learner,
+    Setup,
+    fabric_for,
+)
+from rmsnorm_lab.experiments.recipes import settings  # noqa: E402
+from test_command import TINY, corpus  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("text"))
+
+
+def arguments(text, out, *more, steps=12):
+    # 15 windows over two processes: parts of unequal size
+    where = ["--data", str(text), "--out", str(out), "--threads", "1", "--steps", str(steps)]
+    return ["train", "language", "--norm", "rms", *where, "--set", *TINY, "train.batch=15", *more]
+
+
+def torchrun(processes, command):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*run, "-m", "rmsnorm.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def result(out):
+    (path,) = out.glob("*.jsonl")
+    return json.loads(path.read_text())["result"]
+
+
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    assert main(arguments(text, out, "train.clip=global")) == 0
+    torch.set_num_threads(threads)
+    return result(out)
+
+
+@pytest.mark.parametrize(("strategy", "parts"), [("ddp", 1), ("ddp", 3), ("fsdp", 3)])
+def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy, parts):
+    accumulate = f"train.accumulate={parts}"
+    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy))
+    both = result(tmp_path)
+    assert both["curve"]["step"] == alone["curve"]["step"]
+    for key in ("train_loss", "valid"):
+        ours, theirs = ((r["curve"]["valid"]["bits"] if key == "valid" else r["curve"][key]) for r in (both, alone))
+        assert ours[1:] == pytest.approx(theirs[1:], rel=1e-5)
+    assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
+    assert done.stdout.count("record: ") == 1  # one process speaks
+    assert "distributed" not in done.stderr  # and no library
+    found = experiments.load(tmp_path).evaluate(text)[1]  # the network that is kept is whole, whoever trained it
+    assert found["bits"] == pytest.approx(both["quality"]["bits"], rel=1e-6)
+    (path,) = tmp_path.glob("*.jsonl")
+    assert path.name.endswith(f"-{strategy}2.jsonl")
+    assert json.loads(path.read_text())["identity"]["processes"] == f"{strategy}2"
+    if parts == 1:
+        command = arguments(text, tmp_path, "train.clip=global", accumulate)
+        assert "recorded in" in torchrun(2, command).stderr
+        assert main(command) == 0  # one process: another run, from the start
+        (own,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.jsonl") if each != path)
+        assert "processes" not in own["identity"]
+        assert own["result"]["curve"]["valid"] == alone["curve"]["valid"]
+
+
+def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone, capsys):
+    """A checkpoint is whole, whoever wrote it."""
+    command = arguments(text, tmp_path, "train.clip=global")
+    torchrun(2, [*command, "--strategy", "fsdp", "--checkpoint-every", "5"])
+    (record,) = tmp_path.glob("*.jsonl")
+    record.unlink()
+    kept = sorted((tmp_path / "checkpoints").glob("*.pt"))
+    kept[-1].unlink()  # the one at the end
+    assert main(command) == 0
+    assert result(tmp_path)["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
+    (record,) = tmp_path.glob("*.jsonl")
+    assert json.loads(record.read_text())["identity"]["processes"] == "fsdp2-then-1"
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "recorded in" in capsys.readouterr().err
+
+
+def test_a_numbered_device_is_refused_under_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="takes a device of its own; got --device cuda:0"):
+        fabric_for(Setup(device="cuda:0"))
+
+
+def test_a_batch_normalised_network_is_evaluated_as_it_is_kept(text, tmp_path):
+    """Each process has running statistics of its own slices: the figures must be those of what a checkpoint keeps."""
+    chunks = ["model.context=8", "data.evaluation_windows=120"]  # two of evaluation: each process has one
+    sizes = [*(size for size in TINY if "context" not in size and "windows" not in size), *chunks]
+    command = [each for each in arguments(text, tmp_path, steps=6) if each not in TINY] + sizes
+    command[command.index("--norm") + 1] = "batch"
+    torchrun(2, command)
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.jsonl"))
+    recipe = settings.changed(tasks.recipe("language"), [*sizes, "train.batch=15", "train.steps=6"])
+    learner = Learner(tasks.load("language", text, recipe), Setup(), "batch", 0)
+    last = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    learner.network().load_state_dict(torch.load(last, weights_only=True)["model"])
+    assert learner.evaluate("test")["bits"] == pytest.approx(record["result"]["quality"]["bits"], rel=1e-5)

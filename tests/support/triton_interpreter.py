@@ -1,0 +1,72 @@
+"""Triton's interpreter, mended, and this project's kernels in it in place of the native ones, on tensors of a CPU.
+
+The interpreter truncates float32 to bfloat16 and takes bfloat16's bits for an integer in other conversions; here both
+go through ml_dtypes. It reduces tuples number by number, here by whole arrays. It knows nothing of races, registers or
+32-bit addresses: tests/triton/test_compile.py.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
+
+import ml_dtypes
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def _cast(self, src, dst_type):
+    to = interpreter._get_np_dtype(dst_type)
+    values = src.data.view(ml_dtypes.bfloat16) if src.dtype.scalar == tl.bfloat16 else src.data
+    with np.errstate(over="ignore"):
+        bf16 = dst_type.scalar == tl.bfloat16
+        values = values.astype(ml_dtypes.bfloat16).view(to) if bf16 else values.astype(to)
+    return interpreter.TensorHandle(values, dst_type.scalar)
+
+
+interpreter.InterpreterBuilder.cast_impl = _cast
+
+
+def _reduce(self, input):
+    """A reduction by a function of ours, by halves of whole arrays: the interpreter calls it for each element."""
+    parts = [part.handle.data for part in input]
+    types = [part.dtype for part in input]
+
+    def tensors(arrays):
+        return [self.to_tensor(array, of) for array, of in zip(arrays, types, strict=True)]
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        while (size := parts[0].shape[self.axis]) > 1:
+            halves = [np.split(part, [size // 2], axis=self.axis) for part in parts]
+            low, high = zip(*halves, strict=True)
+            parts = [part.handle.data for part in self.combine_fn.fn(*tensors(low), *tensors(high))]
+    return tensors([part if self.keep_dims else np.squeeze(part, self.axis) for part in parts])
+
+
+interpreter.ReduceOps.generic_reduce = _reduce
+
+from rmsnorm.torch import functional, kernels
+from rmsnorm.torch.triton import functions, launch
+
+assert launch.INTERPRETED
+
+served = {}  # name of a kernel's function → how often it has done the work
+
+
+def install() -> None:
+    """Every call of the package's functions goes to the interpreted kernels from now on, native ones to none."""
+    plain = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
+    for name in (*plain, "rms_norm_gated", "rms_norm_gated_backward", "rms_norm_quantized"):
+        setattr(kernels, name, _counted(name))
+    functional.usual = None  # which knows the native ones alone
+
+
+def _counted(name):
+    function = getattr(functions, name)
+
+    def call(*args):
+        done = function(*args)
+        served[name] = served.get(name, 0) + done
+        return done
+
+    return call

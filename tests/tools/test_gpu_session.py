@@ -1,0 +1,187 @@
+"""tools/gpu_session.py as far as it goes without a device: its rehearsal, and what it does when things go wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import gpu_session
+from gpu_stages import build, cases, stage, summary, sweep
+from rmsnorm_lab.bench.records import load
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return stage.Setting(tmp_path, True, 1 << 12)
+
+
+def session(out, scratch, deadline=400.0, only=None):
+    return gpu_session.Session(out, deadline, True, only, scratch)
+
+
+def rehearse(out, *stages, **environment):
+    command = [sys.executable, ROOT / "tools/gpu_session.py", "--rehearse", "--out", out, "--deadline", "3000"]
+    said = subprocess.run(
+        [*command, "--only", *stages], capture_output=True, text=True, env=os.environ | environment, check=True
+    )
+    found = lines(out / "session.jsonl")
+    assert [line for line in found if "error" in line] == []
+    assert {line["stage"] for line in found} == set(stages)
+    return said.stdout, found
+
+
+def test_a_rehearsal_reaches_every_kind_of_stage(tmp_path):
+    said, found = rehearse(tmp_path, "machine", "host", "sweep")
+    assert "| sweep |" in said
+    assert any(line.get("ratios") for line in found)
+    assert {p.name for p in tmp_path.iterdir()} <= {"session.jsonl", "summary.md", "winners.json"}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["this Triton", "Triton 3.6.0"])
+def test_kernels_are_compiled_without_a_device(older, tmp_path):
+    folder = ROOT / "build/triton-3.6.0"
+    if older and not folder.is_dir():
+        pytest.skip("needs build/triton-3.6.0: make test")
+    _, found = rehearse(tmp_path, "build", **({"PYTHONPATH": str(folder)} if older else {}))
+    assert {line["triton"] for line in found} == {"3.6.0" if older else triton.__version__}
+
+
+def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
+    from gpu_stages import shapes
+    from rmsnorm_lab.bench import cuda, timing
+
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "sample", timing.wall_clock)
+    monkeypatch.setattr(cuda, "describe", stage._no_device)
+    monkeypatch.setattr(cases, "SHAPES", (1024, 2880))
+    status = stage.run("shapes", shapes.items(setting), setting.folder / "shapes.jsonl", 600, 0, setting)
+    line, _ = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
+    assert status == 0
+    assert line["wrong"] == {}
+    assert set(line["us"]) >= {"rmsnorm", "F.rms_norm", "copy"}
+    assert line["share_of_copy"]["copy"] == 1
+    record, _ = load(setting.folder / shapes.RECORDS)
+    assert str(record.case) == line["item"]
+    assert "| shapes: rms_norm, forward" in summary.markdown([line])
+
+
+def test_the_kernels_to_compile_are_those_of_the_cases(setting, monkeypatch):
+    monkeypatch.setattr(cases, "SMOKE", (64, 131072))
+    monkeypatch.setattr(cases, "SHAPES", (4096,))
+    monkeypatch.setattr(cases, "SWEPT", (4096,))
+    monkeypatch.setattr(cases, "PARTIAL", (16384,))
+    jobs = build.wanted(setting)
+    assert len(set(jobs)) == len(jobs)
+    names = {job[0].fn.__name__ for job in jobs}
+    assert {"forward_kernel", "backward_kernel", "finish_kernel", "gated_kernel", "quantized_kernel"} <= names
+    lengths = {dict(job[3]).get("N") for job in jobs}
+    assert {64, 131072, 4096, 16384, 128} <= lengths
+    case = cases.swept(setting)[0]
+    choices_made = [job[4] for job in jobs if job[0].fn.__name__ == "forward_kernel" and dict(job[3])["N"] == case.n]
+    assert set(sweep.candidates(case)) <= set(choices_made)
+
+
+def test_neighbours_of_a_choice_are_launchable(setting):
+    for case in cases.swept(setting):
+        found = sweep.candidates(case)
+        assert found[0] == sweep.default(case)
+        assert len(found) > 3
+        for choice in found:
+            assert choice.rows >= 1
+            assert choice.warps in (1, 2, 4, 8, 16, 32)
+            assert choice.block & (choice.block - 1) == 0
+            if choice.programs:
+                assert choice.programs * choice.warps * 32 * choice.registers <= 65536
+
+
+def test_an_item_that_fails_costs_itself_alone(setting, tmp_path):
+    def fail():
+        raise RuntimeError("no")
+
+    items = [item for i in range(3) for item in [(f"{i}", fail if i == 1 else dict)] * stage.IN_REHEARSAL]
+    path = tmp_path / "lines.jsonl"
+    assert stage.run("s", items, path, 60, 0, setting) == 0
+    ended = [line for line in lines(path) if not line.get("begin")]
+    assert [line.get("error") for line in ended] == [None, "RuntimeError: no", None]
+    assert stage.run("s", items, tmp_path / "late.jsonl", -1, 1, setting) == 0
+    assert ["not reached" in line["error"] for line in lines(tmp_path / "late.jsonl")] == [True, True]
+
+
+def test_a_device_that_answers_nothing_ends_the_process(tmp_path):
+    class Broken(stage.Setting):
+        def synchronize(self):
+            raise RuntimeError("an illegal memory access was encountered")
+
+    path = tmp_path / "lines.jsonl"
+    assert stage.run("s", [("a", dict), ("b", dict)], path, 60, 0, Broken(tmp_path, False, 8)) == stage.STICKY
+    (line,) = [line for line in lines(path) if not line.get("begin")]
+    assert line["item"] == "a"
+    assert "illegal memory access" in line["error"]
+
+
+PROCESS = """
+import json, os, sys, time
+path, skip = sys.argv[1], int(sys.argv[2])
+def write(**line):
+    with open(path, "a") as file: file.write(json.dumps({"stage": "smoke", **line}) + "\\n")
+for index, what in enumerate(["fine", "die", "fine", "hang", "fine"]):
+    if index < skip: continue
+    write(index=index, item=what, begin=True)
+    if what == "die": os.abort()
+    if what == "hang": time.sleep(600)
+    write(index=index, item=what)
+"""
+
+
+def test_a_process_that_dies_or_hangs_is_followed_by_another(tmp_path, monkeypatch):
+    own = session(tmp_path, tmp_path)
+    own.patience = 2.0
+    monkeypatch.setattr(
+        own,
+        "_process",
+        lambda stage, path, skip: subprocess.Popen(
+            [sys.executable, "-c", PROCESS, path, str(skip)], start_new_session=True
+        ),
+    )
+    start = time.monotonic()
+    own._stage(next(s for s in gpu_session.STAGES if s.name == "smoke"))
+    found = {line["index"]: line for line in lines(tmp_path / "session.jsonl")}
+    assert time.monotonic() - start < 30
+    assert [found[i].get("error", "") for i in (0, 2, 4)] == ["", "", ""]
+    assert all("died or hung" in found[i]["error"] for i in (1, 3))
+    assert "died or hung" in summary.markdown(list(found.values()))
+
+
+DEAD = SimpleNamespace(poll=lambda: 1)
+
+
+def test_a_stage_that_says_nothing_shows_why(tmp_path, monkeypatch):
+    own = session(tmp_path, tmp_path, only=["quack"])
+    monkeypatch.setattr(
+        own, "_process", lambda stage, path, skip: (tmp_path / "quack.log").write_text("no torch") and DEAD
+    )
+    own._stage(own.stages[0])
+    (line,) = lines(tmp_path / "session.jsonl")
+    assert line["error"] == "the stage wrote nothing: no torch"
+
+
+@pytest.mark.parametrize("deadline", ["0", "-3", "nan"])
+def test_a_deadline_must_be_positive(deadline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu_session.py", "--out", str(tmp_path), "--deadline", deadline])
+    with pytest.raises(SystemExit):
+        gpu_session.main()
+    assert "--deadline must be a positive number" in capsys.readouterr().err
