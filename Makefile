@@ -61,7 +61,7 @@ asan: $(ASAN)/.built
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 RMSNORM_NUM_THREADS=2 \
 	$(if $(filter x86_64 AMD64,$(shell uname -m)),RMSNORM_ISA=x86-64-v3) \
-	PYTHONPATH="$(CURDIR)/$(ASAN)/site:$(CURDIR)/tests/support:$(CURDIR)/tests:$(CURDIR)/tests/torch:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	PYTHONPATH="$(CURDIR)/$(ASAN)/site:$(CURDIR)/tests/support:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	$(BIN)/python -S tests/support/sanitized.py --seconds $(ASAN_SECONDS)
 
 # Every launch choice for every chip: minutes.

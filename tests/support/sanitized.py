@@ -9,10 +9,9 @@ something.
 import argparse
 import sys
 
-from test_conformance import conforms
-
 import fuzz_arguments
 from conformance import CASES, EAGER, NUMPY_BACKEND
+from conforms import conforms
 from rmsnorm import native
 from rmsnorm.torch import nodes
 

@@ -8,12 +8,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_conformance import conforms
 
 import test_gated as gated
 import test_quantized as quantized
 import triton_interpreter
 from conformance import CASES, EAGER, Case
+from conforms import conforms
 from rmsnorm import reference
 from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
 from rmsnorm.torch.triton import choices, functions, launch, plans

@@ -1,7 +1,6 @@
 """``rmsnorm compare language`` as its users meet it: output, resuming, interruption, damaged records, errors."""
 
 import json
-import random
 import re
 import shutil
 import signal
@@ -22,22 +21,10 @@ from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_ro
 from rmsnorm_lab.experiments.recipes.common import LABELS  # noqa: E402
 from rmsnorm_lab.experiments.table import quality_cell  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
+from tiny_runs import corpus, language  # noqa: E402
 
 RUNS = 8  # four normalisers × two seeds
 ALL = RUNS + 3  # and three timings
-
-
-# A model that takes a millisecond a step.
-TINY = [
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.feed_forward=48",
-    "model.context=32",
-    "data.evaluation_windows=32",
-    "timing.warmup_rounds=1",
-    "timing.rounds=8",
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,21 +32,6 @@ def _on_one_thread():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def corpus(folder):
-    draw = random.Random(0)
-    path = folder / "words.txt"
-    path.write_text("\n".join(draw.choice(["alpha", "beta", "gamma"]) for _ in range(4000)))
-    return path
-
-
-def language(out, *more, steps=2, seeds=2):
-    data = out.parent / "words.txt"
-    return [
-        *("compare", "language", "--data", str(data), "--out", str(out), "--threads", "1"),
-        *("--steps", str(steps), "--seeds", str(seeds), "--set", *TINY, *more),
-    ]
 
 
 def contents(folder):

@@ -21,7 +21,7 @@ from rmsnorm_lab.experiments.learner import (  # noqa: E402
     fabric_for,
 )
 from rmsnorm_lab.experiments.recipes import settings  # noqa: E402
-from test_command import TINY, corpus  # noqa: E402
+from tiny_runs import TINY, corpus  # noqa: E402
 
 
 @pytest.fixture(scope="module")

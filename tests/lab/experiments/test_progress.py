@@ -26,8 +26,7 @@ from rmsnorm_lab.experiments.jobs import timings, training  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup  # noqa: E402
 from rmsnorm_lab.experiments.pace import Pace  # noqa: E402
 from rmsnorm_lab.experiments.progress import ProgressReport, duration  # noqa: E402
-from test_command import TINY, corpus, language  # noqa: E402
-from test_resume import arguments, checkpoints, result  # noqa: E402
+from tiny_runs import TINY, arguments, checkpoints, corpus, language, result  # noqa: E402  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from rmsnorm_lab import files  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments import runs  # noqa: E402
 from rmsnorm_lab.experiments.runs import RunStore, file_name  # noqa: E402
-from test_command import TINY, corpus  # noqa: E402
+from tiny_runs import TINY, corpus  # noqa: E402
 
 IDENTITY = {"norm": "rms", "seed": 3, "train": {"steps": 5, "betas": (0.9, 0.95)}, "source": {"sha256": "ab"}}
 RESULT = {"status": "finished", "quality": {"bits": 2.25}, "curve": {"step": [0, 5], "valid": {"bits": [7.0, None]}}}

@@ -1,6 +1,5 @@
 """Checkpoints: a killed run goes on to the same figures, to the last bit; what is damaged is refused and said."""
 
-import json
 import re
 import shutil
 import signal
@@ -18,9 +17,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments.checkpoints import Checkpoints  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner  # noqa: E402
-from test_command import TINY, corpus  # noqa: E402
-
-STEPS = 200
+from tiny_runs import STEPS, arguments, checkpoints, corpus, result  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -31,22 +28,6 @@ def one_thread(set_threads):
 @pytest.fixture
 def text(tmp_path):
     return corpus(tmp_path)
-
-
-def arguments(text, out, *more, steps=STEPS):
-    data = ["--data", str(text), "--out", str(out), "--threads", "1", "--steps", str(steps)]
-    return ["train", "language", "--norm", "batch", *data, "--set", *TINY, *more]  # with buffers, beside parameters
-
-
-def result(out):
-    (path,) = out.glob("*.jsonl")
-    found = json.loads(path.read_text())["result"]
-    curve = {key: value for key, value in found["curve"].items() if key != "seconds"}
-    return found["quality"], curve
-
-
-def checkpoints(out):
-    return sorted((out / "checkpoints").glob("*.pt"))
 
 
 def stopped(text, out, *more, steps=STEPS):
