@@ -1,6 +1,6 @@
-"""A normalised GRU and LSTM as one would write them down from their equations: what the kernels are held against.
+"""A normalised GRU and LSTM written from their equations: the tests' one loop, which every other is compared with.
 
-Nothing of this package is used. One sequence element after the other, one row after the other where lengths differ.
+It uses nothing of this package. ``run`` takes sequences of unequal lengths one at a time.
 """
 
 import math
@@ -10,7 +10,9 @@ import torch
 
 
 def normalize(x, norm, p, eps):
-    """x̂ over the last dimension."""
+    """x̂ over the last dimension; ``norm`` is a name or a function of x."""
+    if callable(norm):
+        return norm(x)
     if norm == "layer":
         centred = x - x.mean(-1, keepdim=True)
         return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -72,8 +74,8 @@ class Plain:
             seen = normalize(c, self.norm, self.p, self.eps) * self.g_cell
         return torch.sigmoid(o) * torch.tanh(seen), c
 
-    def run(self, x, h, c, reverse):
-        """x: (T, I) of one sequence, h and c: (H)."""
+    def run(self, x, h, c, reverse=False):
+        """x: (T, I) of one sequence, h and c: (H); or (T, B, I) and (B, H) of B sequences of equal length."""
         outputs = []
         for t in reversed(range(len(x))) if reverse else range(len(x)):
             h, c = self.step(x[t], h, c)

@@ -1,12 +1,12 @@
-"""The loops of GRU and LSTM against torch's own (no norm) and against a plain NumPy loop over the float64 oracle."""
+"""The loops of GRU and LSTM against torch's own (no norm) and the tests' plain loop in float64."""
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import plain_rnn  # noqa: E402
 import rmsnorm.torch  # noqa: E402
-from rmsnorm import reference  # noqa: E402
 from rmsnorm_lab.experiments.models import recurrent  # noqa: E402
 from rmsnorm_lab.experiments.models.step_batch_norm import StepBatchNorm, still_running  # noqa: E402
 
@@ -32,52 +32,25 @@ def inputs(seed=1):
     return [torch.randn(shape, generator=generator) for shape in ((T, B, WIDTH), (1, B, H), (1, B, H))]
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def l2(v):
+    return v / (v.square().sum(-1, keepdim=True) + EPS).sqrt()
 
 
-def normed(x, gain, norm):
-    if norm in ("none", "weight"):
-        return x
-    if norm == "layer":
-        return reference.layer_norm(x, gain, eps=EPS)
-    if norm == "l2":
-        return x / np.sqrt((x**2).sum(-1, keepdims=True) + EPS) * gain
-    return reference.rms_norm(x, gain, k=-(-x.shape[-1] // 16) if norm == "prms" else None, eps=EPS)
+def over_batch(v):
+    centred = v - v.mean(0)
+    return centred / (centred.square().mean(0) + EPS).sqrt()
 
 
-def plain(layer):
-    """The layer's parameters in float64, under torch's names without suffix; gains that are absent are ones."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_cell")
-    values = {name: getattr(layer, name + layer.suffix, None) for name in names}
-    return {name: 1.0 if v is None else v.detach().double().numpy() for name, v in values.items()}
+PLAIN = {"none": None, "weight": None, "prms": "rms", "l2": l2, "batch": over_batch}
 
 
-def numpy_gru(layer, x, h, norm):
-    w, outputs = plain(layer), []
-    gain_ih, gain_hh = (np.broadcast_to(w[name], (3 * H,)) for name in ("gain_ih", "gain_hh"))
-    for x_t in x:
-        a, c = x_t @ w["weight_ih"].T + w["bias_ih"], h @ w["weight_hh"].T
-        a_rz, a_n = normed(a[:, : 2 * H], gain_ih[: 2 * H], norm), normed(a[:, 2 * H :], gain_ih[2 * H :], norm)
-        c_rz, c_n = normed(c[:, : 2 * H], gain_hh[: 2 * H], norm), normed(c[:, 2 * H :], gain_hh[2 * H :], norm)
-        b = w["bias_hh"]
-        r, z = np.split(sigmoid(a_rz + c_rz + b[: 2 * H]), 2, axis=1)
-        n = np.tanh(a_n + r * (c_n + b[2 * H :]))
-        h = (1 - z) * n + z * h
-        outputs.append(h)
-    return np.stack(outputs)
-
-
-def numpy_lstm(layer, x, h, m, norm):
-    w, outputs = plain(layer), []
-    for x_t in x:
-        a = normed(x_t @ w["weight_ih"].T + w["bias_ih"], w["gain_ih"], norm)
-        c = normed(h @ w["weight_hh"].T, w["gain_hh"], norm) + w["bias_hh"]
-        i, f, g, o = np.split(a + c, 4, axis=1)
-        m = sigmoid(f) * m + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(normed(m, w["gain_cell"], norm))
-        outputs.append(h)
-    return np.stack(outputs)
+def plain_outputs(layer, norm, x, h_1BH, m_1BH=None):
+    """Outputs (T, B, H) of the plain loop in float64, with the layer's parameters and (T, B, I) inputs."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *layer.gain_sizes())
+    own = {name: layer.parameter(name).detach().double() for name in names}
+    cell, p = "GRU" if m_1BH is None else "LSTM", 1 / 16 if norm == "prms" else 1.0
+    loop = plain_rnn.Plain(cell, own, PLAIN.get(norm, norm), p, EPS, "paper")
+    return torch.stack(loop.run(x.double(), *(None if s is None else s[0].double() for s in (h_1BH, m_1BH)))[0])
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -86,8 +59,7 @@ def test_gru_is_the_papers(norm, kernels):
     layer = randomised(recurrent.LoopGRU(WIDTH, H, norm, kernels))
     x, h, _ = inputs()
     outputs, last = layer(x, h)
-    expected = numpy_gru(layer, x.double().numpy(), h[0].double().numpy(), norm)
-    np.testing.assert_allclose(outputs.detach().numpy(), expected, rtol=0, atol=UNITS)
+    torch.testing.assert_close(outputs.double(), plain_outputs(layer, norm, x, h), rtol=0, atol=UNITS)
     assert torch.equal(last[0], outputs[-1])
 
 
@@ -97,8 +69,7 @@ def test_lstm_is_the_papers(norm, kernels):
     layer = randomised(recurrent.LoopLSTM(WIDTH, H, norm, kernels))
     x, h, m = inputs()
     outputs, (last, _) = layer(x, (h, m))
-    expected = numpy_lstm(layer, x.double().numpy(), h[0].double().numpy(), m[0].double().numpy(), norm)
-    np.testing.assert_allclose(outputs.detach().numpy(), expected, rtol=0, atol=UNITS)
+    torch.testing.assert_close(outputs.double(), plain_outputs(layer, norm, x, h, m), rtol=0, atol=UNITS)
     assert torch.equal(last[0], outputs[-1])
 
 
@@ -119,18 +90,14 @@ def test_without_a_norm_they_are_torchs_with_its_names_and_gradients(ours, their
 
 @pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
 def test_a_cell_is_one_step_of_its_layer(norm):
-    x, h, m = inputs()
-    for cell_type, layer_type in (
-        (recurrent.LoopGRUCell, recurrent.LoopGRU),
-        (recurrent.LoopLSTMCell, recurrent.LoopLSTM),
-    ):
-        cell, layer = randomised(cell_type(WIDTH, H, norm, "rmsnorm")), layer_type(WIDTH, H, norm, "rmsnorm")
-        state = {name.replace("_ih.", "_ih_l0.").replace("_hh.", "_hh_l0."): v for name, v in cell.state_dict().items()}
-        layer.load_state_dict({name if "_l0" in name else f"{name}_l0": v for name, v in state.items()})
-        lstm = cell_type is recurrent.LoopLSTMCell
-        expected = layer(x[:1], (h, m) if lstm else h)[0][0]
-        found = cell(x[0], (h[0], m[0]))[0] if lstm else cell(x[0], h[0])
-        torch.testing.assert_close(found, expected)
+    x, h, _ = inputs()
+    cell, layer = (
+        randomised(recurrent.LoopGRUCell(WIDTH, H, norm, "rmsnorm")),
+        recurrent.LoopGRU(WIDTH, H, norm, "rmsnorm"),
+    )
+    state = {name.replace("_ih.", "_ih_l0.").replace("_hh.", "_hh_l0."): v for name, v in cell.state_dict().items()}
+    layer.load_state_dict({name if "_l0" in name else f"{name}_l0": v for name, v in state.items()})
+    torch.testing.assert_close(cell(x[0], h[0]), layer(x[:1], h)[0][0])
 
 
 @pytest.mark.parametrize(
@@ -216,20 +183,12 @@ def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32(unfused):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_a_batch_normalised_lstm_is_torchs_on_normalised_sides(kernels):
-    """One step by hand: N(a) and N(c) over the batch, gains, b_hh after them, the cell normalised before its tanh."""
+def test_a_batch_normalised_lstm_is_the_papers(kernels):
+    """One step, in which all examples run: both sides and the cell are normalised over the batch."""
     layer = randomised(recurrent.LoopLSTM(WIDTH, H, "batch", kernels))
     x, h, m = inputs()
-    found = layer(x[:1], (h, m), torch.ones(B, dtype=torch.long))[0][0].detach().numpy()
-    w, x, h, m = plain(layer), *(v[0].double().numpy() for v in (x, h, m))
-
-    def over_batch(v):
-        return (v - v.mean(0)) / np.sqrt(v.var(0) + EPS)
-
-    a = over_batch(x @ w["weight_ih"].T + w["bias_ih"]) * w["gain_ih"]
-    i, f, g, o = np.split(a + over_batch(h @ w["weight_hh"].T) * w["gain_hh"] + w["bias_hh"], 4, axis=1)
-    m = sigmoid(f) * m + sigmoid(i) * np.tanh(g)
-    np.testing.assert_allclose(found, sigmoid(o) * np.tanh(over_batch(m) * w["gain_cell"]), rtol=0, atol=1e-4)
+    found = layer(x[:1], (h, m), torch.ones(B, dtype=torch.long))[0]
+    torch.testing.assert_close(found.double(), plain_outputs(layer, "batch", x[:1], h, m), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", ["none", "weight"])

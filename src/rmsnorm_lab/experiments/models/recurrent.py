@@ -166,15 +166,6 @@ class _LSTM(_Recurrent):
         return torch.sigmoid(o) * torch.tanh(seen_BH), m_BH
 
 
-class LoopLSTMCell(_LSTM):
-    """One step: (x_BI, (h_BH, m_BH)) -> (h_BH, m_BH), as torch.nn.LSTMCell. Not for batch norm, which counts steps."""
-
-    norms: tuple[str, ...] = GRU_NORMS
-
-    def forward(self, x_BI: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.step(self.input_side(x_BI), state, self.parameter("weight_hh"))
-
-
 class LoopLSTM(_LSTM):
     """One layer, one direction: (x_TBI, (h_1BH, m_1BH)) -> (outputs_TBH, (h_1BH, m_1BH)), as torch.nn.LSTM.
 
