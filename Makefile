@@ -11,7 +11,7 @@ DEADLINE ?= 400
 # The oldest Triton that is served, beside the environment's own: the kernels are compiled by both. Linux has wheels.
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
 
-.PHONY: help demo test asan triton gpu lint bench smoke format clean
+.PHONY: help demo test asan triton gpu lint docs bench smoke format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
@@ -21,8 +21,9 @@ help:
 	@echo "make bench  set up with all peers, then time the kernels beside them"
 	@echo "make smoke  the same for a minute: every peer installed is verified"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   build the pages of docs/ and the API reference into build/docs/html; a warning is an error"
 
-# With the build's own tools in the environment a second set of extras does not compile the kernels anew; with torch
+# With the build's own tools in the environment a second set of extras does not compile the kernels again; with torch
 # there, its autograd nodes are built too.
 $(VENV)/.tools:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsnorm needs Python >= 3.10: make PYTHON=python3.11 ...")'
@@ -35,7 +36,8 @@ $(VENV)/.tools:
 $(VENV)/.dev: EXTRAS = dev
 $(VENV)/.demo: EXTRAS = experiments
 $(VENV)/.bench: EXTRAS = bench
-$(VENV)/.dev $(VENV)/.demo $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
+$(VENV)/.docs: EXTRAS = docs
+$(VENV)/.dev $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs: $(VENV)/.tools $(SOURCES)
 	$(PIP) install -q --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
@@ -77,6 +79,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -d build/docs/doctrees docs build/docs/html
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -142,14 +142,14 @@ def add_rms_norm(
     casting: str = "once",
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The residual step of a pre-norm network in one pass over memory.
+    r"""The residual step of a pre-norm network in one pass over memory.
 
     new_residual = input + residual, rounded to the residual's dtype; normed = rms_norm(new_residual, …) *of that
     rounded sum*, so that the pair equals the two separate operations bit for bit. Where input and residual differ in
     dtype, normed is rounded to the residual's dtype and then to the input's.
 
     Args:
-        input: (…, *normalized_shape), what the sublayer has written.
+        input: (…, \*normalized_shape), what the sublayer has written.
         residual: of the same shape, the stream it is added to.
         normalized_shape, weight, eps, bias, p, zero_centered, casting: as in :func:`rms_norm`.
         inplace: normed is written into ``input`` and new_residual into ``residual``, as inference engines do; the

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         device, dtype: of the parameters, which need not be the input's.
         bias: whether there is a bias too, 0 at the start, under the key ``bias``.
         heads: None, or the extent of the input's dimension before the normalised ones: gain and bias then have the
-            shape (heads, *normalized_shape), one for each head.
+            shape (heads, \*normalized_shape), one for each head.
         p, zero_centered, casting: see :func:`rmsnorm.torch.rms_norm`, also for the dtype policy.
 
     Raises:

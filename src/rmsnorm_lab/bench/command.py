@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         output.add_argument(
             f"--{flag}", dest=f"{flag}_file", type=named, metavar="FILE", default=argparse.SUPPRESS, help=text
         )
-    output.add_argument("--markdown", action="store_true", help="print Markdown tables, as in the README")
+    output.add_argument("--markdown", action="store_true", help="print Markdown tables, as in docs/measured.md")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,135 @@
+"""The documentation: its Python runs, its command lines parse, its links lead somewhere, its English is plain."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rmsnorm import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PLAIN = ["README.md", "CHANGELOG.md", "docs"]
+"""Files and folders whose English is checked."""
+
+BANNED = {
+    r"\banew\b": "again",
+    r"\bso many\b": "N, or the name of the number",
+    r"\bby lot\b": "at random",
+    r"\bbut for\b": "except for",
+    r"\bnobody wants\b": "say what happens",
+    r"\bof so many\b": "of N",
+    r"\bthat (is|are) trained with\b": "to train with",
+}
+
+FENCE = re.compile(r"^( *)```([^`\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\n+$")
+
+
+def blocks(page):
+    """(language, line of the first line inside, text, why it is not run or None) of each fenced block."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        reason = NOT_RUN.search(text[: match.start()])
+        inside = "".join(line.removeprefix(match[1]) for line in match[3].splitlines(keepends=True))
+        yield match[2], text.count("\n", 0, match.start(3)) + 1, inside, reason and reason[1]
+
+
+def named(pages):
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
+
+
+def has_python(page):
+    return any(language == "python" and not reason for language, _, _, reason in blocks(page))
+
+
+@pytest.mark.parametrize("page", named(filter(has_python, PAGES)))
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for language, line, code, reason in blocks(page):
+        if language == "python" and not reason:
+            exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+def command_lines(page):
+    """(line, words) of each ``rmsnorm`` command in shell blocks and blocks without a language."""
+    for language, start, inside, _ in blocks(page):
+        if language in ("", "sh"):
+            for number, line in enumerate(inside.replace("\\\n", "  ").splitlines()):
+                if line.startswith("rmsnorm ") or " -m rmsnorm.cli " in line:
+                    words = shlex.split(line, comments=True)
+                    first = words.index("rmsnorm.cli") if "rmsnorm.cli" in words else 0
+                    end = next((i for i, word in enumerate(words) if word in ("<", ">", "|", "&&")), len(words))
+                    yield start + number, words[first + 1 : end]
+
+
+@pytest.mark.parametrize("page", named(page for page in PAGES if any(command_lines(page))))
+def test_command_lines_parse(page):
+    parser, _ = cli._parser()
+    for line, words in command_lines(page):
+        try:
+            _, unknown = parser.parse_known_args(words)
+        except SystemExit as error:
+            if error.code:
+                pytest.fail(f"{page.name}:{line}: rmsnorm {shlex.join(words)}")
+        else:
+            assert not unknown, f"{page.name}:{line}: {unknown} of rmsnorm {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_commands_and_flags_in_text_exist(page):
+    _, parsers = cli._parser()
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for command, rest in re.findall(r"`rmsnorm ([a-z]+)([^`]*)`", prose):
+        assert command in parsers, f"{page.name}: rmsnorm {command}"
+        flags = {flag for action in parsers[command]._actions for flag in action.option_strings}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags, f"{page.name}: rmsnorm {command}{rest}"
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named_there = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named_there <= targets, f"{page.name}: {named_there - targets}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_lead_to_files_and_headings(page):
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name}: {target}"
+
+
+def anchors(page):
+    """The headings of a page as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def checked_files():
+    for place in map(ROOT.joinpath, PLAIN):
+        yield from (
+            [place] if place.is_file() else (f for f in place.rglob("*") if f.suffix in (".md", ".py", ".h", ".cpp"))
+        )
+
+
+@pytest.mark.parametrize("file", named(sorted(checked_files())))
+def test_english_is_plain(file):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    found = [
+        f"{file.name}:{number}: {match[0]!r} (say: {plain})"
+        for number, line in enumerate(lines, 1)
+        for banned, plain in BANNED.items()
+        for match in [re.search(banned, line, re.IGNORECASE)]
+        if match
+    ]
+    assert not found, "\n".join(found)
