@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rmsnorm import spec as specs
 from rmsnorm.spec import NormSpec, check_spec
-from rmsnorm.torch import checks
+from rmsnorm.torch import checks, onnx
 
 # Dynamo cannot trace fractions, and need not: p is a constant of a graph. This is the mark that
 # torch.compiler.assume_constant_result sets; calling that here would import the whole compiler (0.7 s).
@@ -124,8 +124,23 @@ def _normalize(statistic: Statistic, input: Tensor, spec: NormSpec) -> tuple[Ten
 
 
 def _forward(statistic: Statistic, input: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec) -> Tensor:
+    if onnx.exporting() and spec.n:
+        return _exported(statistic, input, weight, bias, spec)
     xhat = _normalize(statistic, input, spec)[0].reshape(input.shape)
     return _affine(xhat, weight, bias, spec.zero_centered, spec.casting, input.dtype)
+
+
+def _exported(
+    statistic: Statistic, input: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
+) -> Tensor:
+    """The same for ONNX, with the gain inside of its operator where the gain's rounding and shape allow."""
+    norm = onnx.rms_norm if statistic is _rms else onnx.layer_norm
+    eps = default_eps(input.dtype) if spec.eps is None else spec.eps
+    x, gain = input.to(compute_dtype(input.dtype)), None
+    if weight is not None and spec.casting == "once" and weight.dim() == len(spec.normalized_shape):
+        gain, weight = _gain(weight, spec.zero_centered, spec.casting, x.dtype), None
+    y = norm(x, gain, eps, spec)
+    return _affine(y, weight, bias, spec.zero_centered, spec.casting, input.dtype)
 
 
 def rms_norm(

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 
 from rmsnorm.native import AUTOGRAD, COMPOSITE
 from rmsnorm.spec import NormSpec, check_groups, check_norm_first, check_spec
-from rmsnorm.torch import checks, composite, eager, kernels
+from rmsnorm.torch import checks, composite, eager, kernels, onnx
 from rmsnorm.torch.eager import Shape
 
 
@@ -120,7 +120,7 @@ def expression(input: Tensor, gate: Tensor, weight: Tensor | None, spec: GatedSp
     """:func:`rms_norm_gated` in torch's own operations."""
     x = input.to(composite.compute_dtype(input.dtype))
     z = gate.to(x.dtype)
-    s = z * _logistic(z)[0]
+    s = torch.nn.functional.silu(z) if onnx.exporting() else z * _logistic(z)[0]
     y = _norm(x, weight, spec) * s if spec.norm_first else _norm(x * s, weight, spec)
     return y.to(input.dtype)
 

@@ -43,6 +43,8 @@ def register(
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
     library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
     library.impl(name, expression, "FuncTorchBatched")
+    # Read by torch.onnx.export alone, for operators that it has no translation of; Inductor has a table of its own.
+    torch._decomp.decomposition_table[operator] = expression
 
 
 def _on_one_device(operator: Any, function: Callable) -> Callable:
