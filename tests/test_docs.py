@@ -1,7 +1,10 @@
 """The documentation: its Python runs, its command lines parse, its links lead somewhere, its English is plain."""
 
+import doctest
+import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from rmsnorm import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+API = ROOT / "docs" / "api.md"
 PLAIN = ["README.md", "CHANGELOG.md", "docs"]
 """Files and folders whose English is checked."""
 
@@ -40,6 +44,17 @@ def named(pages):
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
 
 
+def public_names(module):
+    """What the API reference lists for rmsnorm.torch or rmsnorm.numpy."""
+    _, listed = API.read_text(encoding="utf-8").split(f"currentmodule:: rmsnorm.{module}\n")
+    return re.findall(r"^   (\w+)$", listed.partition("\n## ")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy"])
+def test_reference_lists_every_public_name(module):
+    assert sorted(public_names(module)) == sorted(pytest.importorskip(f"rmsnorm.{module}").__all__)
+
+
 def has_python(page):
     return any(language == "python" and not reason for language, _, _, reason in blocks(page))
 
@@ -52,6 +67,27 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     for language, line, code, reason in blocks(page):
         if language == "python" and not reason:
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+PUBLIC = [
+    pytest.param(module, name, id=f"{module}.{name}") for module in ("torch", "numpy") for name in public_names(module)
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC)
+def test_docstring_is_complete_and_its_example_runs(module, name):
+    public = getattr(pytest.importorskip(f"rmsnorm.{module}"), name)
+    shapes = "Shape:" if isinstance(public, type) else "Returns:"
+    missing = {".. math::", "Args:", shapes, "Raises:", "Source:", "Example:"} - set(
+        re.findall(r"^\s*(\S+:|\.\. math::)", public.__doc__, re.MULTILINE)
+    )
+    assert not missing
+    framework = pytest.importorskip(module)
+    names = {"torch": framework, "np": framework, **vars(sys.modules[f"rmsnorm.{module}"])}
+    failed = io.StringIO()
+    for test in doctest.DocTestFinder(recurse=False).find(public, name, globs=names):
+        doctest.DocTestRunner().run(test, out=failed.write)
+    assert not failed.getvalue(), failed.getvalue()
 
 
 def command_lines(page):

@@ -42,26 +42,39 @@ def rms_norm(
     zero_centered: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """y = x / sqrt(mean of the first k squares + eps) · g + b along ``axis``, k = ⌈n·p⌉.
+    r"""RMSNorm along ``axis``; with ``p`` < 1, pRMSNorm.
+
+    .. math:: y_i = \frac{x_i}{\sqrt{\frac{1}{k} \sum_{j \le k} x_j^2 + \mathrm{eps}}} \, g_i + b_i, \qquad
+              k = \lceil n p \rceil
 
     Args:
-        x: any shape, of a floating dtype.
-        weight: the gain g, of the shape of x along ``axis``, any floating dtype; None: 1. Or with one more dimension
-            before it, a gain for each head: of the extent of x's last axis that is not normalised.
-        bias: b, of the weight's shape (without one, of either); None: 0.
+        x: any shape; float16, float32, float64 or, with the package ``ml_dtypes``, bfloat16.
+        weight: the gain g, of the shape of x along ``axis`` and any floating dtype; None: 1. It may have one more
+            dimension in front, a gain for each head: the size of x's last axis that is not normalised.
+        bias: b, of any floating dtype and of the weight's shape (without a weight, of either shape above); None: 0.
         axis: the normalised axis or axes; several are taken together, in x's order.
         eps: inside the root; None: machine epsilon of the computation dtype.
-        p: the fraction of elements whose RMS is taken (pRMSNorm), 0 < p ≤ 1.
+        p: the RMS is taken of the first k = ⌈n·p⌉ elements; 0 < p ≤ 1.
         zero_centered: the gain is 1 + weight.
-        out: where to write, an array of x's shape and dtype; it may be x itself.
+        out: where to write the result, an array of x's shape and dtype; it may be x itself.
+
+    The computation dtype is float32, or float64 for float64 inputs, with one rounding at the end, to x's dtype.
 
     Returns:
         y, of x's shape and dtype (``out`` if given).
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value or shape.
 
-    Source: Zhang & Sennrich (2019), §3 and §3.2.
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
+
+    Example:
+        >>> x = np.array([[3.0, 4.0]])
+        >>> rms_norm(x).round(4)
+        array([[0.8485, 1.1314]])
+        >>> rms_norm(x, p=0.5).round(4)  # the RMS of the first element
+        array([[1.    , 1.3333]])
     """
     call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
     return _forward(native.kernels.rms_norm, call, out, call.spec.p)
@@ -76,7 +89,26 @@ def layer_norm(
     eps: float = 1e-5,
     out: Array | None = None,
 ) -> Array:
-    """y = (x − mean) / sqrt(variance + eps) · g + b along ``axis``; arguments as in :func:`rms_norm`."""
+    r"""LayerNorm along ``axis``, in the same kernels as :func:`rms_norm`.
+
+    .. math:: y_i = \frac{x_i - \mu}{\sqrt{\frac{1}{n} \sum_j (x_j - \mu)^2 + \mathrm{eps}}} \, g_i + b_i, \qquad
+              \mu = \frac{1}{n} \sum_j x_j
+
+    Args:
+        x, weight, bias, axis, eps, out: as in :func:`rms_norm`, and so are the dtypes.
+
+    Returns:
+        y, of x's shape and dtype (``out`` if given).
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
+
+    Example:
+        >>> layer_norm(np.array([[1.0, 3.0]])).round(4)
+        array([[-1.,  1.]])
+    """
     call = _Call.checked(x, weight, bias, axis, eps)
     return _forward(native.kernels.layer_norm, call, out)
 
@@ -92,10 +124,30 @@ def add_rms_norm(
     p: float = 1.0,
     zero_centered: bool = False,
 ) -> tuple[Array, Array]:
-    """(rms_norm(s), s) with s = x + residual, rounded to the residual's dtype before its statistic is taken.
+    r"""The residual step of a pre-norm network: add, then normalise.
 
-    Equal to the two separate operations bit for bit. x and residual have one shape; where their dtypes differ the
-    first result is rounded to the residual's dtype and then to x's. Other arguments as in :func:`rms_norm`.
+    .. math:: s = x + \mathrm{residual}, \qquad y = \mathrm{rms\_norm}(s)
+
+    s is rounded to the residual's dtype before it is normalised, so the pair equals the two separate operations bit for
+    bit. If x and residual differ in dtype, y is rounded to the residual's dtype and then to x's.
+
+    Args:
+        x: any shape, as in :func:`rms_norm`.
+        residual: of x's shape and any floating dtype.
+        weight, bias, axis, eps, p, zero_centered: as in :func:`rms_norm`.
+
+    Returns:
+        (y, s): y in x's dtype, s in the residual's.
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+
+    Source: the pre-norm block, e.g. Xiong et al., "On Layer Normalization in the Transformer Architecture" (2020).
+
+    Example:
+        >>> y, s = add_rms_norm(np.array([[1.0, 2.0]]), np.array([[2.0, 2.0]]))
+        >>> y.round(4), s
+        (array([[0.8485, 1.1314]]), array([[3., 4.]]))
     """
     x, residual = _floating("x", x), _floating("residual", residual)
     check_same("residual", residual.shape, "x", x.shape, "shape")
@@ -121,19 +173,33 @@ def rms_norm_backward(
     zero_centered: bool = False,
     bias: bool = False,
 ) -> Gradients:
-    """The gradients of :func:`rms_norm`: dx = (g ⊙ dy − m ⊙ x̂·⟨g ⊙ dy, x̂⟩/k) / RMS, m the mask of the first k.
+    r"""The gradients of :func:`rms_norm`.
+
+    .. math:: dx = \frac{u - m \odot \hat{x} \, \langle u, \hat{x} \rangle / k}{\mathrm{RMS}}, \qquad u = g \odot dy,
+              \qquad dg = \sum dy \odot \hat{x}, \qquad db = \sum dy
+
+    m is 1 for the first k elements and 0 for the others; the sums go over rows.
 
     Args:
-        dy: the gradient of y, of x's shape and dtype.
-        x, weight, axis, eps, p, zero_centered: what :func:`rms_norm` was called with.
-        bias: whether there was a bias, so that its gradient is wanted.
+        dy: the gradient of y, of x's shape.
+        x, weight, axis, eps, p, zero_centered: what :func:`rms_norm` was called with, and so are the dtypes.
+        bias: whether there was a bias, so that its gradient is returned.
 
     Returns:
-        (dx, dweight, dbias): dx of x's dtype, the others of the weight's (without a weight, dbias has x's); None for
-        what there was not. dweight and dbias are summed in float32 over 32 rows and in float64 beyond, in an order
-        that does not depend on the number of threads.
+        (dx, dweight, dbias): dx of x's dtype, the others of the weight's (without a weight, dbias has x's dtype); None
+        for a parameter that was not there. dweight and dbias are summed in float32 over blocks of 32 rows and then in
+        float64, in an order that does not depend on the number of threads.
 
-    Source: Zhang & Sennrich (2019), §4.2.
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §4.2.
+
+    Example:
+        >>> x, weight = np.array([[3.0, 4.0]]), np.ones(2)
+        >>> dx, dweight, dbias = rms_norm_backward(np.array([[1.0, 0.0]]), x, weight)
+        >>> dx.round(4), dweight.round(4), dbias
+        (array([[ 0.181 , -0.1358]]), array([0.8485, 0.    ]), None)
     """
     call = _Call.checked(x, weight, None, axis, eps, p, zero_centered)
     return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p)
@@ -148,7 +214,29 @@ def layer_norm_backward(
     eps: float = 1e-5,
     bias: bool = False,
 ) -> Gradients:
-    """The gradients of :func:`layer_norm`, as :func:`rms_norm_backward` gives them."""
+    r"""The gradients of :func:`layer_norm`.
+
+    .. math:: dx = \frac{u - \overline{u} - \hat{x} \, \overline{u \odot \hat{x}}}{\sqrt{\sigma^2 + \mathrm{eps}}},
+              \qquad u = g \odot dy, \qquad dg = \sum dy \odot \hat{x}, \qquad db = \sum dy
+
+    A bar is the mean over a row; the sums go over rows.
+
+    Args:
+        dy, x, weight, axis, eps, bias: as in :func:`rms_norm_backward`, and so are the dtypes.
+
+    Returns:
+        (dx, dweight, dbias), as :func:`rms_norm_backward`.
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
+
+    Example:
+        >>> dx, _, dbias = layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), np.array([[1.0, 2.0, 4.0]]), bias=True)
+        >>> dx.round(4), dbias
+        (array([[ 0.2291, -0.3436,  0.1145]]), array([1., 0., 0.]))
+    """
     return _backward(native.kernels.layer_norm_backward, dy, _Call.checked(x, weight, None, axis, eps), bias)
 
 
@@ -164,13 +252,31 @@ def add_rms_norm_backward(
     zero_centered: bool = False,
     bias: bool = False,
 ) -> Gradients:
-    """The gradients of :func:`add_rms_norm`: (dsum, dweight, dbias); dsum is the gradient of x and of residual alike.
+    r"""The gradients of :func:`add_rms_norm`.
+
+    .. math:: ds = \mathrm{rms\_norm\_backward}(dy, s) + \mathrm{dnew\_residual}
+
+    ds is the gradient of x and of residual alike.
 
     Args:
         dy: the gradient of the first result.
-        dnew_residual: the gradient of the second, the sum; None: 0.
-        new_residual: that sum.
-        weight, axis, eps, p, zero_centered, bias: as in :func:`rms_norm_backward`.
+        dnew_residual: the gradient of the second result, the sum; None: 0.
+        new_residual: that sum, s.
+        weight, axis, eps, p, zero_centered, bias: as in :func:`rms_norm_backward`, and so are the dtypes.
+
+    Returns:
+        (ds, dweight, dbias), as :func:`rms_norm_backward`.
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §4.2.
+
+    Example:
+        >>> s = np.array([[3.0, 4.0]])
+        >>> ds, _, _ = add_rms_norm_backward(np.array([[1.0, 0.0]]), np.ones((1, 2)), s)
+        >>> ds.round(4)
+        array([[1.181 , 0.8642]])
     """
     call = _Call.checked(new_residual, weight, None, axis, eps, p, zero_centered)
     return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p, plus=dnew_residual)

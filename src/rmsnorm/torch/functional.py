@@ -30,39 +30,51 @@ def rms_norm(
     casting: str = "once",
     out: Tensor | None = None,
 ) -> Tensor:
-    r"""Root mean square normalisation over the last dimensions; with ``p`` < 1, pRMSNorm.
+    r"""RMSNorm over the last dimensions; with ``p`` < 1, pRMSNorm.
 
-    .. math:: y_i = \frac{x_i}{\sqrt{\frac{1}{k} \sum_{j \le k} x_j^2 + eps}} \, g_i + b_i, \qquad k = \lceil n p \rceil
+    .. math:: y_i = \frac{x_i}{\sqrt{\frac{1}{k} \sum_{j \le k} x_j^2 + \mathrm{eps}}} \, g_i + b_i, \qquad
+              k = \lceil n p \rceil
 
-    Positionally compatible with :func:`torch.nn.functional.rms_norm`.
+    Takes the arguments of :func:`torch.nn.functional.rms_norm` in the same positions.
 
     Args:
-        input: (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
-        normalized_shape: the last dimensions, over whose n elements the statistic is taken.
-        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1. Or, for an input of shape
-            (…, heads, \*normalized_shape), of shape (heads, \*normalized_shape): a gain for each head (QK-norm).
-        eps: inside the root, finite and not negative (torch's takes negative ones, whose root may be NaN); None:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        normalized_shape: the last dimensions, of n elements together.
+        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1. For an input of shape
+            (…, heads, \*normalized_shape) it may have the shape (heads, \*normalized_shape): one gain for each head
+            (QK-norm).
+        eps: inside the root, finite and not negative (torch accepts negative values, whose root may be NaN); None:
             machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        bias: b, of the weight's shape (without one, of either) and any floating dtype; None: 0.
-        p: the fraction of elements (in row-major order, the first ⌈n·p⌉) whose RMS is taken, 0 < p ≤ 1.
+        bias: b, of any floating dtype and of the weight's shape (without a weight, of either shape above); None: 0.
+        p: the RMS is taken of the first k = ⌈n·p⌉ elements, in row-major order; 0 < p ≤ 1.
         zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
-        casting: ``"once"``: x̂·g + b is computed in the computation dtype and rounded once to the input's dtype.
-            ``"llama"``: x̂ is rounded to the input's dtype *before* the gain, as Hugging Face's Llama does, and the
-            result has the dtype that promotion with weight and bias gives.
-        out: where to write; not differentiable. Of the result's shape, dtype and device; it may be ``input`` itself.
+        casting: ``"once"``: x̂·g + b is computed in the computation dtype and rounded once, to the input's dtype.
+            ``"llama"``: x̂ is rounded to the input's dtype *before* the gain, as in Hugging Face's Llama; the result has
+            the dtype that promotion with weight and bias gives.
+        out: where to write the result; not differentiable. It needs the result's shape, dtype and device, and may be
+            ``input`` itself.
 
-    Computation is in float32, or float64 for float64 inputs. The result of a row depends on that row alone. Rows of
-    finite numbers do not overflow or underflow in the statistic, however large or small; NaN stays in its row.
-    Derivatives of every order, forward mode and ``torch.func`` transforms are right.
+    The computation dtype is float32, or float64 for float64 inputs. A row's result depends on that row only. For finite
+    rows the statistic does not overflow or underflow; NaN stays in its row. Derivatives of every order, forward mode
+    and ``torch.func`` transforms work.
 
     Returns:
-        y, of the input's shape (and dtype, but for ``casting="llama"``), with ``torch.empty_like``'s strides.
+        y, of the input's shape and dtype (with ``casting="llama"`` of the promoted dtype), with the strides of
+        ``torch.empty_like(input)``.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received; tensors that do not fit each other raise a
-            ``ValueError`` that is a ``RuntimeError`` too, as torch's are.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, or if tensors do not fit each other; the latter error is a
+            ``RuntimeError`` too, as in torch.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> rms_norm(x, (2,))
+        tensor([[0.8485, 1.1314]])
+        >>> rms_norm(x, (2,), p=0.5)  # the RMS of the first element
+        tensor([[1.0000, 1.3333]])
     """
     if is_compiling():
         way = ops if captured(input) else composite
@@ -98,18 +110,38 @@ def layer_norm(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    r"""Layer normalisation over the last dimensions, in the same kernels as :func:`rms_norm`: the fair comparator.
+    r"""LayerNorm over the last dimensions, in the same kernels as :func:`rms_norm`, for a fair comparison.
 
-    .. math:: y_i = \frac{x_i - \mu}{\sqrt{\frac{1}{n} \sum_j (x_j - \mu)^2 + eps}} \, g_i + b_i
+    .. math:: y_i = \frac{x_i - \mu}{\sqrt{\frac{1}{n} \sum_j (x_j - \mu)^2 + \mathrm{eps}}} \, g_i + b_i, \qquad
+              \mu = \frac{1}{n} \sum_j x_j
 
-    Positionally compatible with :func:`torch.nn.functional.layer_norm`. The arguments, the dtype policy and what is
-    raised (for a negative eps too) are those of :func:`rms_norm`; the mean is corrected for its own rounding, so that
-    rows far from zero lose nothing more than their input's last place.
+    Takes the arguments of :func:`torch.nn.functional.layer_norm` in the same positions.
+
+    Args:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        normalized_shape: the last dimensions, of n elements together.
+        weight: the gain g, of shape ``normalized_shape`` or, one for each head, (heads, \*normalized_shape), and of any
+            floating dtype; None: 1.
+        bias: b, of the weight's shape and any floating dtype; None: 0.
+        eps: inside the root, finite and not negative; None: machine epsilon of the computation dtype.
+        out: where to write the result, as in :func:`rms_norm`.
+
+    The computation dtype is float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
+    The mean is corrected for its own rounding, so rows far from zero lose no more than the last place of their input.
 
     Returns:
-        y, of the input's shape and dtype.
+        y, of the input's shape and dtype, with the strides of ``torch.empty_like(input)``.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, or if tensors do not fit each other; the latter error is a
+            ``RuntimeError`` too, as in torch.
 
     Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
+
+    Example:
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,))
+        tensor([[-1.0000,  1.0000]])
     """
     if is_compiling():
         way = ops if captured(input) else composite
@@ -142,25 +174,35 @@ def add_rms_norm(
     casting: str = "once",
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""The residual step of a pre-norm network in one pass over memory.
+    r"""The residual step of a pre-norm network: add, then normalise, in one pass over memory.
 
-    new_residual = input + residual, rounded to the residual's dtype; normed = rms_norm(new_residual, …) *of that
-    rounded sum*, so that the pair equals the two separate operations bit for bit. Where input and residual differ in
-    dtype, normed is rounded to the residual's dtype and then to the input's.
+    .. math:: s = \mathrm{input} + \mathrm{residual}, \qquad \mathrm{normed} = \mathrm{rms\_norm}(s)
+
+    s is rounded to the residual's dtype before it is normalised, so the pair equals the two separate operations bit for
+    bit. If input and residual differ in dtype, normed is rounded to the residual's dtype and then to the input's.
 
     Args:
-        input: (…, \*normalized_shape), what the sublayer has written.
-        residual: of the same shape, the stream it is added to.
+        input: (…, \*normalized_shape), the output of the sublayer.
+        residual: the residual stream, of the input's shape and any floating dtype.
         normalized_shape, weight, eps, bias, p, zero_centered, casting: as in :func:`rms_norm`.
-        inplace: normed is written into ``input`` and new_residual into ``residual``, as inference engines do; the
-            same bits, but not differentiable. The two, weight and bias must not share memory.
+        inplace: write normed into ``input`` and s into ``residual``, as inference engines do. The bits are the same,
+            but the call is not differentiable. The two tensors, weight and bias must not share memory.
 
     Returns:
-        (normed, new_residual): normed in the input's dtype, new_residual in the residual's; with ``inplace`` the
-        tensors ``input`` and ``residual`` themselves.
+        (normed, s): normed in the input's dtype, s in the residual's; with ``inplace`` these are the tensors ``input``
+        and ``residual`` themselves.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if ``inplace`` would need a
+            gradient.
+
+    Source: the pre-norm block, e.g. Xiong et al., "On Layer Normalization in the Transformer Architecture" (2020).
+
+    Example:
+        >>> normed, stream = add_rms_norm(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 2.0]]), (2,))
+        >>> normed, stream
+        (tensor([[0.8485, 1.1314]]), tensor([[3., 4.]]))
     """
     if inplace:
         return _add_rms_norm_inplace(

@@ -30,31 +30,41 @@ def rms_norm_gated(
 ) -> Tensor:
     r"""RMSNorm and a SiLU gate in one pass over memory (Mamba-2's ``RMSNormGated``).
 
-    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or, with norm\_before\_gate,}\quad
+    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
               y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z), \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}}
+
+    The second form is that of ``norm_before_gate=True``.
 
     Args:
         input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
-        gate: z, of the input's shape and any floating dtype (kernels serve the input's).
-        normalized_shape: the last dimensions, of n elements.
+        gate: z, of the input's shape and any floating dtype (the kernels take the input's).
+        normalized_shape: the last dimensions, of n elements together.
         weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
         eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        norm_before_gate: whether the gate is applied to what is normalised already.
-        groups: the number of groups that the n elements are split into, in row-major order; each has its own
-            statistic.
-        p: the fraction of each group's elements, from its first on, whose RMS is taken, 0 < p ≤ 1.
+        norm_before_gate: normalise first, then apply the gate.
+        groups: split the n elements into this number of groups, in row-major order; each has its own statistic.
+        p: the RMS is taken of this fraction of each group's elements, the first ones; 0 < p ≤ 1.
 
-    Computation is in float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
-    x ⊙ silu(z) is a product in the computation dtype; of rows where it is finite the statistic does not overflow.
-    Derivatives of every order, forward mode and ``torch.func`` transforms are right.
+    The computation dtype is float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
+    x ⊙ silu(z) is computed in that dtype; where it is finite the statistic does not overflow. Derivatives of every
+    order, forward mode and ``torch.func`` transforms work.
 
     Returns:
         y, of the input's shape and dtype.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, or if tensors do not fit each other; the latter error is a
+            ``RuntimeError`` too, as in torch.
 
-    Source: Dao & Gu, "Transformers are SSMs" (2024), the normalisation before the output projection of Mamba-2.
+    Source: Dao & Gu, "Transformers are SSMs" (2024): the norm before the output projection of Mamba-2.
+
+    Example:
+        >>> x, gate = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]])
+        >>> rms_norm_gated(x, gate, (2,))
+        tensor([[0.0000, 1.4142]])
+        >>> rms_norm_gated(x, gate, (2,), norm_before_gate=True)
+        tensor([[0.0000, 0.8271]])
     """
     how = (eps, norm_before_gate, groups, p)
     if is_compiling() and kernels.captured(input):

@@ -14,28 +14,44 @@ from rmsnorm.torch.gated import GatedSpec, rms_norm_gated
 
 
 class RMSNorm(nn.Module):
-    r"""RMSNorm, and with ``p`` < 1 pRMSNorm, over the last dimensions: :func:`rmsnorm.torch.rms_norm` with a gain.
+    r"""RMSNorm over the last dimensions, with a gain; with ``p`` < 1, pRMSNorm.
 
     .. math:: y = \frac{x}{\mathrm{RMS}_k(x)} \odot g + b, \qquad
-              \mathrm{RMS}_k(x) = \sqrt{\tfrac{1}{k} \textstyle\sum_{i \le k} x_i^2 + eps}, \quad k = \lceil n p \rceil
+              \mathrm{RMS}_k(x) = \sqrt{\tfrac{1}{k} \textstyle\sum_{i \le k} x_i^2 + \mathrm{eps}}, \quad
+              k = \lceil n p \rceil
 
-    Takes the place of :class:`torch.nn.RMSNorm`: the same positional arguments and the same ``state_dict`` key
-    ``weight``.
+    Replaces :class:`torch.nn.RMSNorm`: the same positional arguments and the same ``state_dict`` key ``weight``. The
+    module calls :func:`rmsnorm.torch.rms_norm`.
 
     Args:
-        normalized_shape: the last dimensions of the input.
+        normalized_shape: the last dimensions of the input, of n elements together.
         eps: inside the root, finite and not negative; None: machine epsilon of the computation dtype.
-        elementwise_affine: whether there is a gain, 1 at the start (0 if ``zero_centered``: the gain is 1 + weight).
-        device, dtype: of the parameters, which need not be the input's.
-        bias: whether there is a bias too, 0 at the start, under the key ``bias``.
-        heads: None, or the extent of the input's dimension before the normalised ones: gain and bias then have the
-            shape (heads, \*normalized_shape), one for each head.
-        p, zero_centered, casting: see :func:`rmsnorm.torch.rms_norm`, also for the dtype policy.
+        elementwise_affine: whether there is a gain. It starts at 1 (at 0 with ``zero_centered``, where the gain is
+            1 + weight).
+        device, dtype: of the parameters. They may differ from the input's dtype.
+        bias: whether there is a bias, under the key ``bias``. It starts at 0.
+        p: the RMS is taken of the first ⌈n·p⌉ elements; 0 < p ≤ 1.
+        zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
+        casting: ``"once"`` or ``"llama"``, as in :func:`rmsnorm.torch.rms_norm`.
+        heads: None, or the size of the input's dimension before the normalised ones. Gain and bias then have the shape
+            (heads, \*normalized_shape), one for each head.
+
+    Shape:
+        - input: (…, \*normalized_shape), or (…, heads, \*normalized_shape); float16, bfloat16, float32 or float64
+        - output: the input's shape and dtype (with ``casting="llama"`` the promoted dtype)
 
     Raises:
-        ValueError, TypeError: what must hold, what was received; a bias without ``elementwise_affine`` too.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument has a wrong value, for example a bias without ``elementwise_affine``.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3.
+
+    Example:
+        >>> norm = RMSNorm(2)
+        >>> norm(torch.tensor([[3.0, 4.0]])).detach()
+        tensor([[0.8485, 1.1314]])
+        >>> RMSNorm(1024, p=0.0625)
+        RMSNorm((1024,), eps=None, elementwise_affine=True, p=0.0625)
     """
 
     __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting", "heads")
@@ -122,21 +138,35 @@ class RMSNorm(nn.Module):
 
 
 class RMSNormGated(nn.Module):
-    r"""RMSNorm with a SiLU gate, as Mamba-2 has it: :func:`rmsnorm.torch.rms_norm_gated` with a gain.
+    r"""RMSNorm with a SiLU gate, as in Mamba-2, with a gain.
 
     .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
               y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z)
 
+    The second form is that of ``norm_before_gate=True``. The module calls :func:`rmsnorm.torch.rms_norm_gated`.
+
     Args:
-        normalized_shape: the last dimensions of the input.
+        normalized_shape: the last dimensions of the input, of n elements together.
         eps: inside the root; None: machine epsilon of the computation dtype.
-        device, dtype: of the gain ``weight``, 1 at the start, which need not be the input's.
-        norm_before_gate, groups, p: see :func:`rmsnorm.torch.rms_norm_gated`, also for the dtype policy.
+        device, dtype: of the gain ``weight``, which starts at 1. They may differ from the input's dtype.
+        norm_before_gate: normalise first, then apply the gate.
+        groups: split the n elements into this number of groups; each has its own statistic.
+        p: the RMS is taken of this fraction of each group's elements, the first ones; 0 < p ≤ 1.
+
+    Shape:
+        - input, gate: (…, \*normalized_shape); float16, bfloat16, float32 or float64
+        - output: the input's shape and dtype
 
     Raises:
-        ValueError, TypeError: what must hold, what was received.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument has a wrong value, for example ``groups`` that do not divide n.
 
     Source: Dao & Gu, "Transformers are SSMs" (2024).
+
+    Example:
+        >>> gated = RMSNormGated(8, groups=2)
+        >>> gated(torch.randn(3, 8), torch.randn(3, 8)).shape
+        torch.Size([3, 8])
     """
 
     __constants__ = ("normalized_shape", "eps", "norm_before_gate", "groups", "p")
@@ -197,10 +227,35 @@ class RMSNormGated(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm in this package's kernels, for comparisons that leave only the algorithm to differ.
+    r"""LayerNorm over the last dimensions, in the same kernels as :class:`RMSNorm`, for a fair comparison.
 
-    Takes the place of :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``; and ``heads``, as
-    :class:`RMSNorm` has it. The equation, the dtype policy and what is raised: :func:`rmsnorm.torch.layer_norm`.
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}} \odot g + b, \qquad
+              \mu = \tfrac{1}{n} \textstyle\sum_i x_i, \quad \sigma^2 = \tfrac{1}{n} \textstyle\sum_i (x_i - \mu)^2
+
+    Replaces :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``. The module calls
+    :func:`rmsnorm.torch.layer_norm`.
+
+    Args:
+        normalized_shape: the last dimensions of the input, of n elements together.
+        eps: inside the root, finite and not negative; None: machine epsilon of the computation dtype.
+        elementwise_affine: whether there is a gain, which starts at 1.
+        bias: whether there is a bias too, which starts at 0.
+        device, dtype: of the parameters. They may differ from the input's dtype.
+        heads: as in :class:`RMSNorm`.
+
+    Shape:
+        - input: (…, \*normalized_shape), or (…, heads, \*normalized_shape); float16, bfloat16, float32 or float64
+        - output: the input's shape and dtype
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument has a wrong value.
+
+    Source: Ba, Kiros & Hinton, "Layer Normalization" (2016).
+
+    Example:
+        >>> LayerNorm(4, bias=False)
+        LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=False)
     """
 
     __constants__ = ("normalized_shape", "eps", "elementwise_affine", "heads")

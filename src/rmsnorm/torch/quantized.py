@@ -23,34 +23,41 @@ def rms_norm_quantized(
     dtype: torch.dtype = torch.int8,
     p: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    r"""RMSNorm and symmetric quantisation of its rows in one pass over memory.
+    r"""RMSNorm and symmetric quantisation of each row in one pass over memory.
 
-    .. math:: y = \mathrm{rms\_norm}(x), \qquad scale = \max_i |y_i| / M, \qquad q_i = \mathrm{round}(y_i / scale)
+    .. math:: y = \mathrm{rms\_norm}(x), \qquad \mathrm{scale} = \max_i |y_i| / M, \qquad
+              q_i = \mathrm{round}(y_i / \mathrm{scale})
 
-    with M = 127 for int8 and 448 for float8_e4m3fn, rounding to the nearest, ties to even; ``q * scale`` is y again,
-    within half a step.
+    M is 127 for int8 and 448 for float8_e4m3fn. Rounding is to the nearest, ties to even; ``q * scale`` is y within
+    half a step.
 
     Args:
         input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
-        normalized_shape: the last dimensions, over whose n elements the statistic is taken.
-        weight: the gain, as for :func:`rms_norm`: of shape ``normalized_shape``, or with one for each head.
+        normalized_shape: the last dimensions, of n elements together.
+        weight: the gain, as in :func:`rms_norm`: of shape ``normalized_shape``, or one for each head.
         eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        dtype: of q, ``torch.int8`` or ``torch.float8_e4m3fn``.
-        p: the fraction of elements whose RMS is taken, 0 < p ≤ 1.
+        dtype: the dtype of q, ``torch.int8`` or ``torch.float8_e4m3fn``.
+        p: the RMS is taken of this fraction of the elements, the first ones; 0 < p ≤ 1.
 
-    Computation is in float32, or float64 for float64 inputs; y is not rounded to the input's dtype in between. A row
-    whose y is all zeros has scale 0 and codes 0; one whose y is not finite has scale NaN and codes 0, so that the
-    product with the scale is NaN. No gradient is defined.
+    The computation dtype is float32, or float64 for float64 inputs; y is not rounded to the input's dtype in between.
+    If all of a row's y are zero, its scale and codes are 0. If a row's y is not finite, its scale is NaN and its codes
+    are 0, so that q times scale is NaN. No gradient is defined.
 
     Returns:
         (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension. Both
         are contiguous.
 
     Raises:
-        ValueError, TypeError: what must hold, what was received; also if a gradient would be needed.
-        NotImplementedError: another ``dtype``; an argument with a tangent.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if a gradient would be
+            needed.
+        NotImplementedError: for another ``dtype``, or an argument with a tangent.
 
-    Source: one dynamic scale a token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+
+    Example:
+        >>> rms_norm_quantized(torch.tensor([[3.0, 4.0]]), (2,))
+        (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]))
     """
     checks.check_no_gradient("rms_norm_quantized", input, weight)
     if kernels.forward_mode() and any(

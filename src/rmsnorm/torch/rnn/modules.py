@@ -235,42 +235,54 @@ class _Layers(_Recurrent):
 
 
 class GRU(_Layers):
-    r"""A GRU with its norms inside, one autograd node a layer: what :class:`torch.nn.GRU` is without them.
+    r"""A GRU with norms inside; one autograd node per layer.
 
-    With a = W_ih x + b_ih and c = W_hh h, x̂ ⊙ g the normalised x with its gain, for ``placement="paper"``:
+    With a = W_ih x + b_ih and c = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
 
     .. math::
         r = σ(â_r + ĉ_r + b_{hr}), \quad z = σ(â_z + ĉ_z + b_{hz}), \quad
         n = \tanh(â_n + r ⊙ (ĉ_n + b_{hn})), \quad h' = (1 - z) ⊙ n + z ⊙ h
 
-    where a's gates r and z share one statistic, its candidate n has its own, and c's likewise. Takes the place of
-    :class:`torch.nn.GRU`: the same constructor, call and parameter names; a checkpoint of it loads with
-    ``strict=False``, the gains staying 1.
+    The gates r and z of a share one statistic; its candidate n has its own. The same holds for c. Replaces
+    :class:`torch.nn.GRU`: the same constructor, call and parameter names. A checkpoint of torch's loads with
+    ``strict=False``; the gains stay 1.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch has
-            them. ``proj_size`` is not supported, and must be 0.
-        norm: ``"rms"``, ``"layer"`` or None: torch's GRU.
-        p: with ``norm="rms"``: each statistic is taken of the first ⌈n·p⌉ elements of its own vector; of r and z
-            together these are elements of r as long as p ≤ 1/2.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in torch.
+        proj_size: must be 0.
+        norm: ``"rms"``, ``"layer"``, or None for torch's GRU.
+        p: with ``norm="rms"``: each statistic is taken of the first ⌈n·p⌉ elements of its own vector. For r and z
+            together these are elements of r while p ≤ 1/2.
         eps: inside the root.
-        placement: ``"paper"``; ``"input"``: a alone is normalised; ``"haste"``: one statistic of all three gates a
-            side, b_ih after the norm; ``"dreamer"`` (DreamerV3): one norm of a + c over all three gates, r multiplying
-            after it, and 1 added to z before its σ.
+        placement: ``"paper"``; ``"input"``: only a is normalised; ``"haste"``: one statistic of all three gates on each
+            side, with b_ih after the norm; ``"dreamer"`` (DreamerV3): one norm of a + c over all three gates, with r
+            multiplied after the norm and 1 added to z before its σ.
 
-    Parameters are those of torch's GRU and ``gain_ih_l{k}`` (3·H), ``gain_hh_l{k}`` (3·H), as far as the placement has
-    them. The computation of norms, gates and sums over rows is in float32 (float64 for float64); states have the
+    The parameters are those of torch's GRU and the gains ``gain_ih_l{k}`` (3·H) and ``gain_hh_l{k}`` (3·H), where the
+    placement has them. Norms, gates and sums over rows are computed in float32 (float64 for float64); states have the
     input's dtype.
 
-    Call: ``output, h_n = gru(input, hx=None, *, lengths=None)``; input (T, B, I), (B, T, I) with ``batch_first``,
-    (T, I), or a packed sequence; ``lengths`` (B,): sequences padded at their ends, whose outputs beyond are zero.
+    Shape:
+        - call: ``output, h_n = gru(input, hx=None, *, lengths=None)``
+        - input: (T, B, I), (B, T, I) with ``batch_first``, (T, I), or a packed sequence; float16, bfloat16, float32 or
+          float64
+        - lengths: (B,), for sequences padded at their ends; outputs beyond an end are zero
+        - output: (T, B, directions·H), or as the input is laid out
+        - hx, h_n: (layers·directions, B, H)
 
     Raises:
-        ValueError, TypeError: what must hold, what was received; tensors that do not fit the layer raise a
-            ``ValueError`` that is a ``RuntimeError`` too, as torch's are.
-        NotImplementedError: ``proj_size``; ``torch.jit.script``.
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, or if tensors do not fit the layer; the latter error is a
+            ``RuntimeError`` too, as in torch.
+        NotImplementedError: for ``proj_size`` > 0 and under ``torch.jit.script``.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §5.1; Ba, Kiros & Hinton (2016), suppl.
+
+    Example:
+        >>> gru = GRU(16, 32, bidirectional=True)
+        >>> output, h_n = gru(torch.randn(5, 3, 16), lengths=[5, 2, 4])
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 64]), torch.Size([2, 3, 32]))
     """
 
     cell = "GRU"
@@ -287,19 +299,41 @@ class GRU(_Layers):
 
 
 class LSTM(_Layers):
-    r"""An LSTM with its norms inside, one autograd node a layer: what :class:`torch.nn.LSTM` is without them.
+    r"""An LSTM with norms inside; one autograd node per layer.
 
-    With a = W_ih x + b_ih and c̃ = W_hh h, for ``placement="paper"``:
+    With a = W_ih x + b_ih and c̃ = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
 
     .. math::
         (i, f, o) = σ(â + \hat{c̃} + b_{hh}), \quad g = \tanh(â + \hat{c̃} + b_{hh}), \quad
         c' = f ⊙ c + i ⊙ g, \quad h' = o ⊙ \tanh(\hat{c'})
 
-    where a's four gates share one statistic, c̃'s four another, and the cell state is normalised before its tanh but
-    carried on as it is. ``placement="input"``: a alone is normalised; ``"haste"``: the paper's, with b_ih after the
-    norm. Parameters are those of torch's LSTM and ``gain_ih_l{k}``, ``gain_hh_l{k}`` (4·H), ``gain_cell_l{k}`` (H).
+    The four gates of a share one statistic, those of c̃ another. The cell state is normalised before its tanh but
+    carried to the next step as it is. Replaces :class:`torch.nn.LSTM` as :class:`GRU` replaces torch's.
 
-    Call: ``output, (h_n, c_n) = lstm(input, hx=None, *, lengths=None)``. All else as in :class:`GRU`.
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in torch.
+        proj_size: must be 0.
+        norm, p, eps: as in :class:`GRU`.
+        placement: ``"paper"``; ``"input"``: only a is normalised; ``"haste"``: the paper's, with b_ih after the norm.
+
+    The parameters are those of torch's LSTM and the gains ``gain_ih_l{k}``, ``gain_hh_l{k}`` (4·H) and
+    ``gain_cell_l{k}`` (H), where the placement has them. The dtypes are those of :class:`GRU`.
+
+    Shape:
+        - call: ``output, (h_n, c_n) = lstm(input, hx=None, *, lengths=None)``, where hx is (h_0, c_0)
+        - input, lengths, output: as in :class:`GRU`
+        - h_0, c_0, h_n, c_n: (layers·directions, B, H)
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :class:`GRU`.
+
+    Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §5.1; Ba, Kiros & Hinton (2016), suppl.
+
+    Example:
+        >>> lstm = LSTM(16, 32, norm="layer")
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 16))
+        >>> output.shape, c_n.shape
+        (torch.Size([5, 3, 32]), torch.Size([1, 3, 32]))
     """
 
     cell = "LSTM"
@@ -356,7 +390,28 @@ class _Cell(_Recurrent):
 
 
 class GRUCell(_Cell):
-    """One step of :class:`GRU`: ``h = cell(input, hx=None)``, input (B, I) or (I), as :class:`torch.nn.GRUCell`."""
+    r"""One step of :class:`GRU`. Replaces :class:`torch.nn.GRUCell`.
+
+    .. math:: h' = \mathrm{GRU}(x, h)
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.
+        norm, p, eps, placement: as in :class:`GRU`, and so are equation and dtypes.
+
+    Shape:
+        - call: ``h_1 = cell(input, hx=None)``
+        - input: (B, I) or (I)
+        - hx, h_1: (B, H) or (H)
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :class:`GRU`.
+
+    Source: as :class:`GRU`.
+
+    Example:
+        >>> GRUCell(16, 32)(torch.randn(3, 16)).shape
+        torch.Size([3, 32])
+    """
 
     cell = "GRU"
 
@@ -365,7 +420,29 @@ class GRUCell(_Cell):
 
 
 class LSTMCell(_Cell):
-    """One step of :class:`LSTM`: ``h, c = cell(input, (h, c))``, as :class:`torch.nn.LSTMCell`."""
+    r"""One step of :class:`LSTM`. Replaces :class:`torch.nn.LSTMCell`.
+
+    .. math:: (h', c') = \mathrm{LSTM}(x, (h, c))
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.
+        norm, p, eps, placement: as in :class:`LSTM`, and so are equation and dtypes.
+
+    Shape:
+        - call: ``h_1, c_1 = cell(input, hx=None)``, where hx is (h_0, c_0)
+        - input: (B, I) or (I)
+        - h_0, c_0, h_1, c_1: (B, H) or (H)
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as :class:`GRU`.
+
+    Source: as :class:`LSTM`.
+
+    Example:
+        >>> h, c = LSTMCell(16, 32)(torch.randn(3, 16))
+        >>> h.shape, c.shape
+        (torch.Size([3, 32]), torch.Size([3, 32]))
+    """
 
     cell = "LSTM"
 
