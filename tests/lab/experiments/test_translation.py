@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.data import encoded_pairs
 from rmsnorm_lab.experiments.data.batches import Batch
 from rmsnorm_lab.experiments.data.ragged import Ragged
-from rmsnorm_lab.experiments.data.subwords import BEGIN, END, PAD
+from rmsnorm_lab.experiments.data.subwords import BEGIN, END, PAD, Subwords
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.models.encoder_decoder import EncoderDecoder, positions
 from rmsnorm_lab.experiments.models.rnnsearch import RNNSearch
@@ -297,7 +298,7 @@ def tiny(module: Any, **changes: Any) -> Recipe:
         recipe,
         model=replace(recipe.model, **sizes),
         train=replace(recipe.train, steps=4, batch=size, evaluations=1),
-        data=replace(recipe.data, stand_in_pairs=(300, 20, 30), vocabulary=300, **changes),
+        data=replace(recipe.data, **{"stand_in_pairs": (300, 20, 30), "vocabulary": 300} | changes),
     )
 
 
@@ -414,6 +415,33 @@ def test_official_files_from_end_to_end(module: Any, tmp_path: Path) -> None:
     taken = module.load(tmp_path, tiny(module))
     assert taken.source.details["subwords sha256"] != task.source.details["subwords sha256"]
     assert taken.files()[SUBWORDS] == (tmp_path / SUBWORDS).read_bytes()
+
+
+def test_subwords_are_learnt_from_a_bounded_number_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, recipe = parallel_folder(tmp_path), tiny(translation, vocabulary=295)
+    whole = translation.load(folder, recipe)
+    assert encoded_pairs.SAMPLED not in whole.source.details  # 40 pairs: all of them
+
+    monkeypatch.setattr(encoded_pairs, "LEARNT_FROM", 10)
+    sampled = translation.load(folder, recipe)
+    assert sampled.source.details[encoded_pairs.SAMPLED] == 10
+    assert sampled.source.details["train pairs"] == len(sampled._batches.source) == 40
+    every_fourth = (folder / "train.en").read_text("utf-8").split("\n")[3:40:4]
+    learnt = Subwords.learn([*every_fourth, *every_fourth], recipe.data.vocabulary)
+    assert sampled.files()[SUBWORDS] == learnt.dumps() != whole.files()[SUBWORDS]
+
+    (tmp_path / SUBWORDS).write_bytes(learnt.dumps())
+    given = translation.load(folder, recipe)
+    assert encoded_pairs.SAMPLED not in given.source.details
+
+
+@pytest.mark.parametrize(("total", "most"), [(1, 3), (5, 5), (4, 5), (7, 3), (4_500_966, 1_000_000)])
+def test_a_sample_is_evenly_spread(total: int, most: int) -> None:
+    chosen = np.frombuffer(encoded_pairs.spread(total, most), np.uint8)
+    assert len(chosen) == total
+    assert int(chosen.sum()) == min(total, most)
+    gaps = np.diff(np.flatnonzero(chosen))
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
 def test_given_subwords_must_be_as_many_as_asked_for(tmp_path: Path) -> None:

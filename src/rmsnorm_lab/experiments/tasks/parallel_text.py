@@ -18,7 +18,7 @@ from rmsnorm_lab.experiments import hidden_states, tasks
 from rmsnorm_lab.experiments.data import dates, encoded_pairs, parallel
 from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
 from rmsnorm_lab.experiments.data.corpus import Pairs
-from rmsnorm_lab.experiments.data.encoded_pairs import SUBWORDS, check_lengths
+from rmsnorm_lab.experiments.data.encoded_pairs import SAMPLED, SUBWORDS, check_lengths
 from rmsnorm_lab.experiments.data.epochs import check_enough
 from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
 from rmsnorm_lab.experiments.data.ragged import Ragged
@@ -78,6 +78,7 @@ class ParallelTextTask:
                 **{name: found.info[name] for name in ("left out with an empty side", "left out as too long")},
                 "text": "tokenised" if tokenised else "plain",
                 "subwords": self.subwords.size,
+                **({SAMPLED: found.info[SAMPLED]} if SAMPLED in found.info else {}),
                 "subwords sha256": hashlib.sha256(self.subwords.dumps()).hexdigest()[:12],
                 **signatures(tokenised),
             },
@@ -185,6 +186,7 @@ def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
         "vocabulary": config.vocabulary,
         "max_length": config.max_length,
         "train": sets.train.paths[0].name,
+        "learnt from": encoded_pairs.LEARNT_FROM,
         "tokenizers": version("tokenizers"),
     }
     return prepare("translation", data, files, settings, partial(encoded_pairs.prepare, sets.read, given, config))
