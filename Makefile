@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt src/rmsnorm/native/codes.py \
+	$(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp)
 
 OUT      ?= build/gpu-session
 DEADLINE ?= 400

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rmsnorm import native
+from rmsnorm.native import codes
 from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm
 
 OTHER_LEVELS = [level for level in native.available_levels() if level != native.level()]
@@ -47,6 +48,11 @@ def test_conformance_of_the_other_levels(level):
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     for name in names:
         assert re.search(rf"^PASSED .*{name}::", done.stdout, re.MULTILINE), f"none of {name}\n{done.stdout[-1000:]}"
+
+
+def test_the_kernels_have_the_numbers_of_codes_py():
+    """Python reads codes.py; C++ has the header that the build made of it, perhaps before it was changed."""
+    assert native.kernels.code_definitions == codes.definitions(), "build again: pip install -e ."
 
 
 def test_the_forced_level_is_the_one_loaded():

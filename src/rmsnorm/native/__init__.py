@@ -12,19 +12,24 @@ import os
 from types import ModuleType
 from typing import Any
 
+from rmsnorm.native.codes import AUTOGRAD, COMPOSITE, DTYPES, FRESH, KERNEL, OWN_THREADS, ROUND_FIRST, ZERO_CENTERED
 from rmsnorm.spec import partial_count
 
+__all__ = [
+    "AUTOGRAD",
+    "COMPOSITE",
+    "DTYPES",
+    "FRESH",
+    "KERNEL",
+    "OWN_THREADS",
+    "ROUND_FIRST",
+    "ZERO_CENTERED",
+    "available_levels",
+    "level",
+    "missing",
+]
+
 MODULES = {"baseline": "_baseline", "x86-64": "_baseline", "x86-64-v3": "_v3", "x86-64-v4": "_v4"}
-
-# Flags of the kernels' calls, as in module.cpp.
-ZERO_CENTERED, ROUND_FIRST, OWN_THREADS, FRESH = 1, 2, 4, 8
-
-# What kernels.gate answers.
-COMPOSITE, KERNEL, AUTOGRAD = 0, 1, 2
-
-# dtype names in the order of dtype.h's DType.
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-
 
 missing = (
     None

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 
+#include "codes.h"
+
 namespace rmsnorm::c_api {
 
-constexpr int VERSION = 2;
+constexpr int VERSION = 3;
 constexpr const char* CAPSULE = "rmsnorm.native.c_api";
 
-// A tensor on a CPU: dtype as dtype.h's DType, or −1 for another, which no kernel serves; strides in elements. The kernels
+// A tensor on a CPU: dtype is a DType, or −1 for another, which no kernel serves; strides in elements. The kernels
 // judge what is said here, so that who calls them says it of every tensor as it is.
 struct Strided {
   void* data;
@@ -16,11 +18,10 @@ struct Strided {
   const int64_t *shape, *strides;
 };
 
-enum Norm : int { RMS = 0, LAYER = 1 };
-
 // What a call says beside its tensors.
 struct How {
-  int norm, flags;  // flags as in call.h
+  NormKind norm;
+  int flags;
   int dims;         // of the input, the last ones, over which is normalised
   int64_t n, k;     // their elements, and how many the statistic is of
   double eps;

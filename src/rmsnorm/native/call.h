@@ -12,8 +12,6 @@
 
 namespace rmsnorm {
 
-constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, OWN_THREADS = 4, FRESH = 8;
-
 // Only work that outlasts it is worth giving the interpreter lock away for.
 constexpr int64_t RELEASE_GIL = 1 << 16;
 class MaybeReleased {
@@ -30,17 +28,17 @@ class MaybeReleased {
 
 inline DType promote(DType a, DType b) {
   if (a == b) return a;
-  return a == DType::f64 || b == DType::f64 ? DType::f64 : DType::f32;
+  return a == DType::float64 || b == DType::float64 ? DType::float64 : DType::float32;
 }
 
 template <class F>
 void with_type(DType t, F f) {
   switch (t) {
-    case DType::f32: return f(float{});
-    case DType::f64: return f(double{});
-    case DType::bf16: return f(bf16{});
-    case DType::f16: return f(f16{});
-    case DType::codes: break;  // of no view that a kernel computes with
+    case DType::float32: return f(float{});
+    case DType::float64: return f(double{});
+    case DType::bfloat16: return f(bf16{});
+    case DType::float16: return f(f16{});
+    default: break;  // no view that a kernel computes with has another
   }
 }
 
@@ -83,7 +81,7 @@ using c_api::How;
 inline bool read_how(const View& x, nb::handle shape, nb::handle eps, nb::handle p, How& how) {
   if (!trailing(shape, x, how.dims, how.n)) return false;
   if (eps.is_none())
-    how.eps = x.dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+    how.eps = x.dtype == DType::float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   else if (!number(eps, how.eps))
     return false;
   if (!(how.eps >= 0) || std::isinf(how.eps)) return false;
@@ -93,9 +91,9 @@ inline bool read_how(const View& x, nb::handle shape, nb::handle eps, nb::handle
 
 // What every call has in common: x, gain and bias, over which dimensions is normalised, and how.
 struct Call {
-  Call(int norm, const View& x, const View* weight, const View* bias) : norm(norm), x(x), weight(weight), bias(bias) {}
+  Call(NormKind norm, const View& x, const View* weight, const View* bias) : norm(norm), x(x), weight(weight), bias(bias) {}
 
-  int norm;
+  NormKind norm;
   const View& x;
   const View *weight, *bias;
   int dims = 0, parameter_dims = -1;
@@ -156,7 +154,7 @@ class Parameters {
  private:
   const C* prepare(const View& v, const Call& call, Buffer<C>& buffer, bool plus_one) {
     const int64_t n = v.size(0, v.ndim);
-    const bool direct = v.dtype == (sizeof(C) == 8 ? DType::f64 : DType::f32) && v.contiguous(0) && !plus_one;
+    const bool direct = v.dtype == (sizeof(C) == 8 ? DType::float64 : DType::float32) && v.contiguous(0) && !plus_one;
     const C* straight = reinterpret_cast<const C*>(v.data);
     if (direct && !paired_) return straight;
     buffer = allocate<C>(n);

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "codes.h"
+
 namespace rmsnorm {
 
 struct bf16 {
@@ -15,8 +17,9 @@ struct f16 {
   uint16_t bits;
 };
 
-// The last: eight-bit codes (int8 or float8_e4m3fn), which rms_norm_quantized writes.
-enum class DType : int { f32, f64, bf16, f16, codes };
+inline bool is_floating(int dtype) { return dtype >= int(DType::float32) && dtype <= int(DType::float16); }
+// What rms_norm_quantized writes.
+inline bool is_eight_bit(int dtype) { return dtype == int(DType::int8) || dtype == int(DType::float8_e4m3fn); }
 
 // float32 for everything up to float32, float64 for float64.
 template <class T>
@@ -98,10 +101,11 @@ inline f16 narrow<f16>(double v) {
 
 inline size_t item_size(DType t) {
   switch (t) {
-    case DType::f64: return 8;
-    case DType::f32: return 4;
-    case DType::codes: return 1;
-    default: return 2;
+    case DType::float64: return 8;
+    case DType::float32: return 4;
+    case DType::bfloat16:
+    case DType::float16: return 2;
+    default: return 1;
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bindings.h"
+#include "codes.h"
 #include "tensors.h"
 
 namespace rmsnorm {
@@ -16,8 +17,6 @@ inline struct {
   PyObject *functorch_level = nullptr, *dispatch_modes = nullptr, *tracing_state = nullptr, *grad_enabled = nullptr;
   PyObject *level_name = nullptr, *is_cpu = nullptr, *is_cuda = nullptr, *is_neg = nullptr, *requires_grad = nullptr;
 } watch;
-
-enum Way : int { COMPOSITE = 0, KERNEL = 1, AUTOGRAD = 2 };
 
 inline void set_gate(nb::handle tensor, nb::handle parameter, nb::handle forward_ad, nb::handle functorch_level,
                      nb::handle dispatch_modes, nb::handle tracing_state, nb::handle grad_enabled) {

@@ -11,7 +11,7 @@ namespace {
 // A group is a row of its own, and the gain of group j that of head j: x of shape (…, n) is read as
 // (…, groups, n / groups).
 struct GatedCall : Call {
-  GatedCall(const View& x, const View* weight) : Call(c_api::RMS, x, weight, nullptr) {}
+  GatedCall(const View& x, const View* weight) : Call(NormKind::rms, x, weight, nullptr) {}
   int64_t groups = 1;
 
   bool accept(nb::handle shape, nb::handle eps, nb::handle p, nb::handle groups_, int flags_) {

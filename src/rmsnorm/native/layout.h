@@ -23,13 +23,12 @@ class View {
   int ndim;
   int64_t shape[MAX_DIMS], stride[MAX_DIMS];
 
-  // Nothing for a dtype that is no floating one (or none of codes, where those are asked for), too many dimensions, and
-  // elements without memory. Without strides the tensor is contiguous.
+  // Nothing for a dtype that is not floating (or not of eight bits, if one is asked for), for too many dimensions, and
+  // for elements without memory. Without strides the tensor is contiguous.
   static std::optional<View> of(void* data, int dtype, int ndim, const int64_t* shape, const int64_t* stride,
-                                bool codes = false) {
+                                bool eight_bit = false) {
     std::optional<View> view;
-    const bool floating = dtype >= int(DType::f32) && dtype <= int(DType::f16);
-    if (!(codes ? dtype == int(DType::codes) : floating) || ndim < 0 || ndim > MAX_DIMS) return view;
+    if (!(eight_bit ? is_eight_bit(dtype) : is_floating(dtype)) || ndim < 0 || ndim > MAX_DIMS) return view;
     view.emplace(Key{}, data, DType(dtype), ndim, shape, stride);
     if (!data && !view->empty()) view.reset();
     return view;

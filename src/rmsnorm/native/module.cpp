@@ -17,7 +17,7 @@ bool rms_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, nb:
               nb::handle p, int flags) {
   return served(
       [&](const View& x, const View* w, const View* b, const View& y) {
-        Call call(c_api::RMS, x, w, b);
+        Call call(NormKind::rms, x, w, b);
         return call.accept(shape, eps, p, flags) && forward(call, y);
       },
       Needed(x_), Optional(w_), Optional(b_), Needed(y_));
@@ -27,7 +27,7 @@ bool layer_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, n
                 int flags) {
   return served(
       [&](const View& x, const View* w, const View* b, const View& y) {
-        Call call(c_api::LAYER, x, w, b);
+        Call call(NormKind::layer, x, w, b);
         return call.accept(shape, eps, nb::float_(1.0), flags) && forward(call, y);
       },
       Needed(x_), Optional(w_), Optional(b_), Needed(y_));
@@ -37,13 +37,13 @@ bool add_rms_norm(nb::handle x_, nb::handle residual_, nb::handle shape, nb::han
                   nb::handle sum_, nb::handle eps, nb::handle p, int flags) {
   return served(
       [&](const View& x, const View& residual, const View* w, const View* b, const View& y, const View& sum) {
-        Call call(c_api::RMS, x, w, b);
+        Call call(NormKind::rms, x, w, b);
         return call.accept(shape, eps, p, flags) && forward(call, y, &residual, &sum);
       },
       Needed(x_), Needed(residual_), Optional(w_), Optional(b_), Needed(y_), Needed(sum_));
 }
 
-bool any_backward(int norm, nb::handle dy_, nb::handle x_, nb::handle shape, nb::handle w_, nb::handle dx_,
+bool any_backward(NormKind norm, nb::handle dy_, nb::handle x_, nb::handle shape, nb::handle w_, nb::handle dx_,
                   nb::handle plus_, nb::handle dweight_, nb::handle dbias_, nb::handle eps, nb::handle p, int flags) {
   return served(
       [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
@@ -56,12 +56,12 @@ bool any_backward(int norm, nb::handle dy_, nb::handle x_, nb::handle shape, nb:
 
 bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                        nb::handle dweight, nb::handle dbias, nb::handle eps, nb::handle p, int flags) {
-  return any_backward(c_api::RMS, dy, x, shape, w, dx, plus, dweight, dbias, eps, p, flags);
+  return any_backward(NormKind::rms, dy, x, shape, w, dx, plus, dweight, dbias, eps, p, flags);
 }
 
 bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
                          nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
-  return any_backward(c_api::LAYER, dy, x, shape, w, dx, plus, dweight, dbias, eps, nb::float_(1.0), flags);
+  return any_backward(NormKind::layer, dy, x, shape, w, dx, plus, dweight, dbias, eps, nb::float_(1.0), flags);
 }
 
 // ---- the same for compiled callers ----
@@ -115,6 +115,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   bind_gated(m);
   bind_quantized(m);
   bind_recurrent(m);
+  m.attr("code_definitions") = DEFINITIONS;
   m.attr("c_api") = nb::capsule(&API, c_api::CAPSULE);
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);

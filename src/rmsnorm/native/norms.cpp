@@ -48,7 +48,7 @@ bool any_forward(const Call& call, const View& y, const View* residual, const Vi
     if (call.bias) expected = promote(expected, call.bias->dtype);
     // One rounding between product and sum is made, to y's dtype; and products in float64 are for float64 rows.
     if (call.weight && product != expected) return false;
-    if (expected == DType::f64 && call.x.dtype != DType::f64) return false;
+    if (expected == DType::float64 && call.x.dtype != DType::float64) return false;
   }
   if (y.dtype != expected) return false;
   if (call.problem.rows == 0 || call.problem.n == 0) return true;
@@ -98,8 +98,8 @@ bool any_backward(Call& call, const View& dy, const View* dx, const View* plus, 
     if (v && (!call.is_like_x(*v) || v->dtype != call.x.dtype)) return false;
   for (const View* v : {dweight, dbias})
     if (v && !call.takes(*v)) return false;
-  const bool half = call.x.dtype == DType::bf16 || call.x.dtype == DType::f16;
-  const bool widened = half && dy.dtype == DType::f32;
+  const bool half = call.x.dtype == DType::bfloat16 || call.x.dtype == DType::float16;
+  const bool widened = half && dy.dtype == DType::float32;
   if (dy.dtype != call.x.dtype && !widened) return false;
   if (call.problem.n == 0) return true;
   with_type(call.x.dtype, [&](auto zero) {
@@ -118,12 +118,12 @@ bool any_backward(Call& call, const View& dy, const View* dx, const View* plus, 
 }  // namespace
 
 bool forward(const Call& call, const View& y, const View* residual, const View* sum) {
-  return call.norm == c_api::LAYER ? any_forward<Layer>(call, y, nullptr, nullptr)
+  return call.norm == NormKind::layer ? any_forward<Layer>(call, y, nullptr, nullptr)
                                    : any_forward<RMS>(call, y, residual, sum);
 }
 
 bool backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight, const View* dbias) {
-  return call.norm == c_api::LAYER ? any_backward<Layer>(call, dy, dx, plus, dweight, dbias)
+  return call.norm == NormKind::layer ? any_backward<Layer>(call, dy, dx, plus, dweight, dbias)
                                    : any_backward<RMS>(call, dy, dx, plus, dweight, dbias);
 }
 

@@ -15,9 +15,9 @@ bool forward_call(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle q_,
                   nb::handle eps, nb::handle p, int flags) {
   return served(
       [&](const View& x, const View* w, const View& q, const View& scale) {
-        Call call(c_api::RMS, x, w, nullptr);
+        Call call(NormKind::rms, x, w, nullptr);
         if (!call.accept(shape, eps, p, flags) || !q.contiguous(0) || !call.is_like_x(q)) return false;
-        if (scale.dtype != DType::f32 || !scale.contiguous(0) || scale.size(0, scale.ndim) != call.problem.rows)
+        if (scale.dtype != DType::float32 || !scale.contiguous(0) || scale.size(0, scale.ndim) != call.problem.rows)
           return false;
         MaybeReleased released(call.problem.rows * call.problem.n);
         with_type(x.dtype, [&](auto zero) {

@@ -30,10 +30,10 @@ namespace {
 [[noreturn]] void refuse(const std::string& what) { throw nb::value_error(what.c_str()); }
 
 template <class T>
-constexpr DType dtype_of = std::is_same_v<T, float>    ? DType::f32
-                           : std::is_same_v<T, double> ? DType::f64
-                           : std::is_same_v<T, bf16>   ? DType::bf16
-                                                       : DType::f16;
+constexpr DType dtype_of = std::is_same_v<T, float>    ? DType::float32
+                           : std::is_same_v<T, double> ? DType::float64
+                           : std::is_same_v<T, bf16>   ? DType::bfloat16
+                                                       : DType::float16;
 
 // A contiguous tensor of T whose last dimension has `width` elements; null for None.
 template <class T>
@@ -170,9 +170,9 @@ std::unique_ptr<Steps> make(int gates, int64_t hidden, bool centred, double eps,
   const auto v = read(h_before);
   if (!v) refuse("h_before must be a CPU tensor");
   switch (v->dtype) {
-    case DType::f32: return std::make_unique<StepsOf<float>>(r, t);
-    case DType::f64: return std::make_unique<StepsOf<double>>(r, t);
-    case DType::bf16: return std::make_unique<StepsOf<bf16>>(r, t);
+    case DType::float32: return std::make_unique<StepsOf<float>>(r, t);
+    case DType::float64: return std::make_unique<StepsOf<double>>(r, t);
+    case DType::bfloat16: return std::make_unique<StepsOf<bf16>>(r, t);
     default: return std::make_unique<StepsOf<f16>>(r, t);
   }
 }

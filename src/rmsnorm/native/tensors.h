@@ -58,10 +58,11 @@ inline void* address(PyObject* o, const dlpack::Tensor& t) {
 
 inline int dtype_code(const dlpack::Tensor& t) {
   if (t.lanes != 1) return -1;
-  if (t.bits == 8) return t.code == dlpack::INT || t.code == dlpack::FLOAT8_E4M3 ? int(DType::codes) : -1;
-  if (t.code == dlpack::BFLOAT) return t.bits == 16 ? int(DType::bf16) : -1;
+  if (t.code == dlpack::FLOAT8_E4M3) return t.bits == 8 ? int(DType::float8_e4m3fn) : -1;
+  if (t.code == dlpack::INT) return t.bits == 8 ? int(DType::int8) : -1;
+  if (t.code == dlpack::BFLOAT) return t.bits == 16 ? int(DType::bfloat16) : -1;
   if (t.code != dlpack::FLOAT) return -1;
-  return t.bits == 32 ? int(DType::f32) : t.bits == 64 ? int(DType::f64) : t.bits == 16 ? int(DType::f16) : -1;
+  return t.bits == 32 ? int(DType::float32) : t.bits == 64 ? int(DType::float64) : t.bits == 16 ? int(DType::float16) : -1;
 }
 
 // What a tuple says: address, dtype, shape, strides.
@@ -87,22 +88,22 @@ inline bool describe(PyObject* o, Described& d) {
 }
 
 // Nothing means "not for the kernels": Python then says why, or finds another way.
-inline std::optional<View> read(nb::handle h, bool codes = false) {
+inline std::optional<View> read(nb::handle h, bool eight_bit = false) {
   PyObject* o = h.ptr();
   if (PyTuple_CheckExact(o)) {
     Described d;
-    return describe(o, d) ? View::of(d.data, d.dtype, d.ndim, d.shape, d.stride, codes) : std::nullopt;
+    return describe(o, d) ? View::of(d.data, d.dtype, d.ndim, d.shape, d.stride, eight_bit) : std::nullopt;
   }
   dlpack::Tensor t;
   if (!borrow(o, t) || t.device_type != dlpack::CPU) return std::nullopt;
-  return View::of(address(o, t), dtype_code(t), t.ndim, t.shape, t.strides, codes);
+  return View::of(address(o, t), dtype_code(t), t.ndim, t.shape, t.strides, eight_bit);
 }
 
 // An argument that must be a tensor, and one that may be None, as they were read; kernels get them from `served` alone.
 class Needed {
  public:
   explicit Needed(std::optional<View> view) : view_(std::move(view)) {}
-  explicit Needed(nb::handle h, bool codes = false) : view_(read(h, codes)) {}
+  explicit Needed(nb::handle h, bool eight_bit = false) : view_(read(h, eight_bit)) {}
 
  private:
   template <class F, class... A>

@@ -24,7 +24,6 @@ from rmsnorm.torch.elsewhere import transformed as transformed
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
 _CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}  # what rms_norm_quantized writes
-_DTYPES |= dict.fromkeys(_CODES, len(native.DTYPES))  # as in dtype.h
 _NOT_SERVED = ()
 
 

@@ -24,8 +24,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int ZERO_CENTERED = 1, ROUND_FIRST = 2, FRESH = 8;  // as in native/call.h
-
 // What nodes.py hands over, kept for the life of the process.
 const c_api::Api* kernels = nullptr;
 PyObject* gradients = nullptr;  // nodes.gradients
@@ -52,10 +50,10 @@ bool nobody_watches() {
 
 int dtype_code(const Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kFloat: return 0;
-    case at::kDouble: return 1;
-    case at::kBFloat16: return 2;
-    case at::kHalf: return 3;
+    case at::kFloat: return int(DType::float32);
+    case at::kDouble: return int(DType::float64);
+    case at::kBFloat16: return int(DType::bfloat16);
+    case at::kHalf: return int(DType::float16);
     default: return -1;
   }
 }
@@ -113,7 +111,7 @@ struct Node : torch::autograd::Function<Node> {
     const auto& how = call.how;
     ctx->saved_data["numbers"] = c10::List<double>({how.eps, call.p});
     ctx->saved_data["counts"] = c10::List<int64_t>(
-        {how.norm, how.flags, how.dims, how.n, how.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
+        {int(how.norm), how.flags, how.dims, how.n, how.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
     return outputs.made;
   }
 
@@ -121,7 +119,7 @@ struct Node : torch::autograd::Function<Node> {
     const auto saved = ctx->get_saved_variables();
     const auto counts = ctx->saved_data["counts"].toIntList();
     const auto numbers = ctx->saved_data["numbers"].toDoubleList();
-    const Call call{{int(counts[0]), int(counts[1]) & ~FRESH, int(counts[2]), counts[3], counts[4], numbers[0]},
+    const Call call{{NormKind(counts[0]), int(counts[1]) & ~FRESH, int(counts[2]), counts[3], counts[4], numbers[0]},
                     numbers[1]};
     const bool sums = counts[5], has_weight = counts[6], has_bias = counts[7];
     // Gradients are asked for by edge, and what is not a tensor has none.
@@ -173,7 +171,7 @@ struct Node : torch::autograd::Function<Node> {
       throw error;
     };
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-        gradients, "iOOOOOi(NNN)ddNs", call.how.norm, object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
+        gradients, "iOOOOOi(NNN)ddNs", int(call.how.norm), object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
         object(saved[1]).ptr(), object(saved[2]).ptr(), call.how.dims, PyBool_FromLong(wants_dx),
         PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.how.eps, call.p,
         PyBool_FromLong(call.how.flags & ZERO_CENTERED), call.how.flags & ROUND_FIRST ? "llama" : "once"));
@@ -256,7 +254,7 @@ PyObject* rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 9, "rms_norm takes 9 arguments");
   OptionalTensor input, weight, bias, out;
   Call call;
-  call.how.norm = c_api::RMS;
+  call.how.norm = NormKind::rms;
   if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
       !unpack(args[8], true, out) || !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.how.flags))
     Py_RETURN_NONE;
@@ -272,7 +270,7 @@ PyObject* layer_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 6, "layer_norm takes 6 arguments");
   OptionalTensor input, weight, bias, out;
   Call call;
-  call.how.norm = c_api::LAYER, call.how.flags = usual_flags | FRESH, call.p = 1;
+  call.how.norm = NormKind::layer, call.how.flags = usual_flags | FRESH, call.p = 1;
   if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
       !unpack(args[5], true, out))
     Py_RETURN_NONE;
@@ -289,7 +287,7 @@ PyObject* add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 9, "add_rms_norm takes 9 arguments");
   OptionalTensor input, residual, weight, bias;
   Call call;
-  call.how.norm = c_api::RMS;
+  call.how.norm = NormKind::rms;
   if (!unpack(args[0], false, input) || !unpack(args[1], false, residual) || !unpack(args[3], true, weight) ||
       !unpack(args[4], true, bias) || !read_number(args[6], call.p) || !read_flags(args[7], args[8], call.how.flags))
     Py_RETURN_NONE;

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from rmsnorm import native
+from rmsnorm.native.codes import NORM_KINDS
 from rmsnorm.torch import eager, kernels
-
-_NORMS = ("rms", "layer")  # as in native/c_api.h
 
 
 def gradients(
@@ -29,8 +28,8 @@ def gradients(
     *how: float | bool | str,
 ) -> eager.Gradients:
     """What a C++ node leaves to Python: layouts to be copied, and whatever is differentiated or mapped over."""
-    how = how if _NORMS[norm] == "rms" else ()
-    return eager.gradients(_NORMS[norm], dy, plus, input, input.shape[-dims:], weight, bias, wants, eps, *how)
+    how = how if NORM_KINDS[norm] == "rms" else ()
+    return eager.gradients(NORM_KINDS[norm], dy, plus, input, input.shape[-dims:], weight, bias, wants, eps, *how)
 
 
 def _connected() -> tuple[ModuleType | None, str | None]:
