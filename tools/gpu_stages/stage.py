@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from rmsnorm_lab.bench import cuda, timing
+from rmsnorm_lab.bench import cuda
+from rmsnorm_lab.bench.calls import Plan
+from rmsnorm_lab.timing import wall_clock
 
 IN_REHEARSAL = 7  # only every seventh item: a minute in all on two processors
 STICKY = 75  # exit status: the device answers nothing any more, the rest needs a new process
@@ -36,15 +38,15 @@ class Setting:
     def make(cls, folder: Path, rehearsal: bool) -> "Setting":
         """On a device 256 MiB of bfloat16 a tensor: several times the L2 cache."""
         if rehearsal:
-            cuda.DEVICE, cuda.sample, cuda.describe = "cpu", timing.wall_clock, _no_device
+            cuda.DEVICE, cuda.sample, cuda.describe = "cpu", wall_clock, _no_device
         return cls(folder, rehearsal, 1 << 12 if rehearsal else 1 << 27)
 
     @property
-    def plan(self) -> timing.Plan:
+    def plan(self) -> Plan:
         """Samples of 20 ms, three to five rounds."""
         if self.rehearsal:
-            return timing.Plan(budget_ns=0, sample_ns=1, lead_ns=1, rounds=(2, 2))
-        return timing.Plan(budget_ns=3e8, sample_ns=20e6, lead_ns=5e6, rounds=(3, 5))
+            return Plan(budget_ns=0, sample_ns=1, lead_ns=1, rounds=(2, 2))
+        return Plan(budget_ns=3e8, sample_ns=20e6, lead_ns=5e6, rounds=(3, 5))
 
     def rows(self, n: int) -> int:
         return max(1, self.elements // n)

@@ -6,15 +6,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
 from rmsnorm.torch.triton import choices, plans
 from rmsnorm.torch.triton.choices import Choice
-from rmsnorm_lab.bench import cuda, runner, timing
+from rmsnorm_lab.bench import cuda, runner
+from rmsnorm_lab.bench.calls import measure
 from rmsnorm_lab.bench.cases import DTYPES, Case
 from rmsnorm_lab.bench.torch_providers import Ours
+from rmsnorm_lab.timing import paired_ratios
 
 FILE = "winners.json"
 ENOUGH = 0.98  # a choice is worth changing if it takes at most this share of the time
@@ -101,11 +104,11 @@ def _swept(setting: Setting, case: Case) -> dict[str, Any]:
         calls[name], by_name[name] = partial(_call_with, own, prepared.call), choice
     plan = replace(setting.plan, sample_ns=min(setting.plan.sample_ns, 5e6), rounds=(5, 7))
     drop = lambda name, error: failed.update({name: runner.reason(error)})  # noqa: E731
-    times = timing.measure(calls, plan, sample=cuda.sample, drop=drop)
+    times = measure(calls, plan, sample=cuda.sample, drop=drop)
     usual = times.pop(_name(default(case)), None)
     if not usual:
         return {"error": "the default choice failed", "failed": failed}
-    ratios = {name: round(timing.paired_ratio(series, usual)[1], 4) for name, series in times.items()}
+    ratios = {name: round(median(paired_ratios(series, usual)), 4) for name, series in times.items()}
     best = min(ratios, key=ratios.__getitem__, default=None)
     if best is not None and ratios[best] <= ENOUGH:
         _keep(setting.folder / FILE, key(case), asdict(by_name[best]) | {"time_over_default": ratios[best]})

@@ -109,9 +109,9 @@ def _measure(
     """Time the cases one by one, showing and keeping each as it is finished."""
     from rich.console import Console
 
-    from rmsnorm_lab.bench import records, report, runner, session, timing
+    from rmsnorm_lab.bench import calls, records, report, runner, session
 
-    plan = timing.QUICK if args.quick else timing.Plan()
+    plan = calls.QUICK if args.quick else calls.Plan()
     missing = {provider.name: reason for provider in wanted if (reason := provider.missing())}
     installed = [provider for provider in wanted if provider.name not in missing]
     minutes = sum(runner.seconds(case, installed, plan) for case in selected) / 60

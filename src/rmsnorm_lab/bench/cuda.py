@@ -8,8 +8,8 @@ import torch
 
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs
-from rmsnorm_lab.bench.timing import Call
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.timing import Call
 
 DEVICE = "cuda"
 MOST_COPIES = 16

@@ -1,15 +1,16 @@
 """Results as they are kept: one JSON object a line and case, complete in itself, appended as soon as it is measured."""
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rmsnorm_lab.bench.cases import Case
-from rmsnorm_lab.bench.timing import paired_ratio, quartiles
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.files import append_whole
+from rmsnorm_lab.timing import paired_ratios, quartiles
 
 SCHEMA = "rmsnorm-bench/1"
 
@@ -52,7 +53,7 @@ class Record:
         """Median of the paired ratios of two providers' times; None if one was not timed."""
         if of not in self.results or to not in self.results:
             return None
-        return paired_ratio(self.results[of].times_ns, self.results[to].times_ns)[1]
+        return statistics.median(paired_ratios(self.results[of].times_ns, self.results[to].times_ns))
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False)

@@ -10,12 +10,13 @@ import torch
 
 from rmsnorm_lab import machine
 from rmsnorm_lab.bench import cuda, device_oracle, oracle, recurrent_oracle
+from rmsnorm_lab.bench.calls import Plan, measure
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.providers import Prepared, Provider
 from rmsnorm_lab.bench.records import Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
-from rmsnorm_lab.bench.timing import Call, Plan, measure, wall_clock
+from rmsnorm_lab.timing import Call, wall_clock
 
 
 def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:

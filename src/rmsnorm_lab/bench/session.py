@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rmsnorm_lab.bench.calls import Plan
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.providers import Provider
 from rmsnorm_lab.bench.records import Record
 from rmsnorm_lab.bench.runner import run_case, seconds
-from rmsnorm_lab.bench.timing import Plan
 
 
 def measure_all(

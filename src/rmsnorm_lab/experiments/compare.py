@@ -4,9 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rmsnorm_lab.experiments import timing
 from rmsnorm_lab.experiments.runs import Record
-from rmsnorm_lab.experiments.timing import Spread
+from rmsnorm_lab.timing import Spread, saved, spread
 
 MOST_NAMED = 3
 """Commits and versions: more of them say no more."""
@@ -64,13 +63,13 @@ def time_row(norm: str, record: Record) -> TimeRow:
     result = record["result"]
     times = result["milliseconds"]
     layer, none = (times.get(reference) if norm != reference else None for reference in ("layer", "none"))
-    saved = None if layer is None else timing.saved_against(layer, times[norm])
-    median = timing.spread(times[norm] if layer is None else layer).median
+    against_layer = None if layer is None else saved(layer, times[norm])
+    median = spread(times[norm] if layer is None else layer).median
     return TimeRow(
         norm=norm,
-        milliseconds=median if saved is None else median * (1 - saved.median),
-        saved=saved,
-        norm_share=None if none is None else timing.share_beyond(none, times[norm]),
+        milliseconds=median if against_layer is None else median * (1 - against_layer.median),
+        saved=against_layer,
+        norm_share=None if none is None else saved(times[norm], none),
         profiled_share=result["profiled_share"][norm],
         peak_memory=result["peak_memory"][norm],
     )

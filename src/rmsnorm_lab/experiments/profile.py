@@ -2,7 +2,7 @@
 
 Forward: the calls of the modules that normalise. Backward: the autograd nodes that those calls made, found by their
 sequence numbers. The profiler's own cost makes such a step slower than a plain one: its share stands beside the one by
-ablation (timing.share_beyond), which is of plain steps and cannot say where their time went.
+ablation (TimeRow.norm_share), which is of plain steps and cannot say where their time went.
 """
 
 import statistics

@@ -16,7 +16,7 @@ from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published, label
 from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.runs import Record
 from rmsnorm_lab.experiments.task import Metric, Task
-from rmsnorm_lab.experiments.timing import Spread
+from rmsnorm_lab.timing import Spread
 
 SETTINGS = {
     "unfused": "time, unfused: every norm in framework operators, as the paper had it",

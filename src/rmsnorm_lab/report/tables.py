@@ -9,8 +9,8 @@ from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.runs import Record
 from rmsnorm_lab.experiments.table import SETTINGS
-from rmsnorm_lab.experiments.timing import Spread
 from rmsnorm_lab.report.collect import Experiment, processor, rounds
+from rmsnorm_lab.timing import Spread
 
 
 @dataclass(frozen=True)

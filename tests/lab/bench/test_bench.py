@@ -17,7 +17,7 @@ import pytest
 
 from rmsnorm import cli
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import cases, timing
+from rmsnorm_lab.bench import calls, cases
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.errors import UserError
 
@@ -41,22 +41,6 @@ def _refuse_to_drop(name, error):
     raise AssertionError(name) from error
 
 
-def test_quartiles_interpolate():
-    assert timing.quartiles([5, 1, 4, 2, 3]) == (2, 3, 4)
-    assert timing.quartiles([1, 2, 3, 4]) == (1.75, 2.5, 3.25)
-    assert timing.quartiles([7.0]) == (7, 7, 7)
-
-
-def test_paired_ratio_cancels_what_slows_a_whole_round():
-    drift = [1.0, 50.0, 2.0, 9.0, 3.0]
-    noise = [1.1, 1.0, 0.9, 1.0, 1.0]
-    first = [2 * d * e for d, e in zip(drift, noise, strict=True)]
-    assert timing.paired_ratio(first, drift) == pytest.approx((2, 2, 2), rel=0.11)
-    assert timing.paired_ratio(first, drift)[1] == pytest.approx(2)
-    with pytest.raises(ValueError, match="shorter"):
-        timing.paired_ratio(first, drift[:-1])
-
-
 def test_measure_fits_the_repeats_to_the_cost():
     costs = {"fast": 1e3, "middle": 1e5, "slow": 1e8}
     samples = []
@@ -65,12 +49,12 @@ def test_measure_fits_the_repeats_to_the_cost():
         samples.append((call(), repeats))
         return costs[call()]
 
-    plan = timing.Plan(budget_ns=0, sample_ns=1e6, lead_ns=5e7, rounds=(12, 20))
-    times = timing.measure({name: lambda name=name: name for name in costs}, plan, sample=clock, drop=_refuse_to_drop)
+    plan = calls.Plan(budget_ns=0, sample_ns=1e6, lead_ns=5e7, rounds=(12, 20))
+    times = calls.measure({name: lambda name=name: name for name in costs}, plan, sample=clock, drop=_refuse_to_drop)
     assert times == {name: [cost] * 12 for name, cost in costs.items()}, "no budget gives the fewest rounds"
     leads_and_samples = [("fast", 256), ("fast", 1000), ("middle", 2), ("middle", 10), ("slow", 1)]
     assert Counter(samples[-12 * 5 :]) == dict.fromkeys(leads_and_samples, 12), "a long call needs no lead-in"
-    assert timing.measure({}, plan, sample=clock, drop=_refuse_to_drop) == {}
+    assert calls.measure({}, plan, sample=clock, drop=_refuse_to_drop) == {}
 
 
 def test_a_call_that_fails_while_timed_costs_nobody_else():
@@ -81,11 +65,11 @@ def test_a_call_that_fails_while_timed_costs_nobody_else():
         if served[name] > last:
             raise RuntimeError(f"{name} is out of memory")
 
-    calls = {name: partial(call, name, last) for name, last in {"early": 0, "late": 4, "good": 10**9}.items()}
-    times = timing.measure(
-        calls,
-        timing.Plan(budget_ns=0, sample_ns=1, lead_ns=0, rounds=(5, 5)),
-        sample=lambda call, repeats: call() or timing.STEP_NS,
+    named = {name: partial(call, name, last) for name, last in {"early": 0, "late": 4, "good": 10**9}.items()}
+    times = calls.measure(
+        named,
+        calls.Plan(budget_ns=0, sample_ns=1, lead_ns=0, rounds=(5, 5)),
+        sample=lambda call, repeats: call() or calls.STEP_NS,
         drop=lambda name, error: dropped.append((name, str(error))),
     )
     assert list(times) == ["good"]
@@ -95,8 +79,8 @@ def test_a_call_that_fails_while_timed_costs_nobody_else():
 
 def test_untimed_calls_go_on_until_they_are_steady():
     costs = iter([1e6, 8e6, 4e6, 1.1e6, 1.0e6] + [9e6] * 9 + [7e6])
-    plan = timing.Plan(budget_ns=0, sample_ns=1, lead_ns=5e7, rounds=(2, 2))
-    times = timing.measure({"call": lambda: None}, plan, sample=lambda call, repeats: next(costs), drop=_refuse_to_drop)
+    plan = calls.Plan(budget_ns=0, sample_ns=1, lead_ns=5e7, rounds=(2, 2))
+    times = calls.measure({"call": lambda: None}, plan, sample=lambda call, repeats: next(costs), drop=_refuse_to_drop)
     # The first costs the warm-up; 8 and 4 ms are not steady, 1.1 is; 1.0 is timed. Then 6 × 9 ms exceed the limit.
     assert times == {"call": [1.0e6, 9e6]}
     assert list(costs) == [9e6, 9e6, 7e6]
@@ -104,9 +88,9 @@ def test_untimed_calls_go_on_until_they_are_steady():
 
 def test_rounds_follow_the_budget_and_the_order_changes():
     seen = []
-    calls = {name: lambda name=name: seen.append(name) for name in "abcd"}
-    plan = timing.Plan(budget_ns=1e12, sample_ns=1.0, lead_ns=0.5, rounds=(3, 10))
-    times = timing.measure(calls, plan, sample=lambda call, repeats: call() or 1e6, drop=_refuse_to_drop)
+    named = {name: lambda name=name: seen.append(name) for name in "abcd"}
+    plan = calls.Plan(budget_ns=1e12, sample_ns=1.0, lead_ns=0.5, rounds=(3, 10))
+    times = calls.measure(named, plan, sample=lambda call, repeats: call() or 1e6, drop=_refuse_to_drop)
     rounds = [tuple(seen[start : start + 4]) for start in range(len(seen) - 40, len(seen), 4)]
     assert len(times["a"]) == 10, "an ample budget gives the most rounds"
     assert all(sorted(turn) == list("abcd") for turn in rounds), "each once a round"
@@ -180,7 +164,7 @@ def test_wrong_input_is_refused_by_name(arguments, said, capsys, tmp_path, monke
 
 
 def _run(case, *chosen):
-    return runner.run_case(case, chosen, timing.QUICK, lambda _: None)
+    return runner.run_case(case, chosen, calls.QUICK, lambda _: None)
 
 
 class Fake(providers.Provider):
@@ -217,7 +201,7 @@ def test_right_numbers_are_timed():
     record = _run(CASE, fake := Fake())
     assert record.wrong == {}
     assert record.results["fake"].errors["y"] < 1
-    assert len(record.results["fake"].times_ns) == timing.QUICK.rounds[0]
+    assert len(record.results["fake"].times_ns) == calls.QUICK.rounds[0]
     assert fake.calls > 3
 
 

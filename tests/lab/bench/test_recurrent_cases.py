@@ -9,9 +9,9 @@ import torch
 import plain_rnn
 from rmsnorm.cli import main
 from rmsnorm_lab.bench import cases, providers, recurrent_oracle
+from rmsnorm_lab.bench.calls import QUICK
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.bench.runner import run_case
-from rmsnorm_lab.bench.timing import QUICK
 
 SMALL = [
     case for case in cases.quick_cases(1) if case.recurrent and case.backward

@@ -304,36 +304,6 @@ def test_evaluations_are_spread_evenly(steps, expected):
     assert evaluation_steps(replace(config(evaluations=4), steps=steps)) == expected
 
 
-def test_pairing_is_immune_to_a_machine_that_slows_down():
-    """LayerNorm 10 ms, RMSNorm 9 ms, a machine up to five times slower: unpaired medians are off, paired ones exact."""
-    slowness = [1 + 4 * (i % 7) / 6 for i in range(50)]
-    layer = [10 * s for s in slowness]
-    rms = [9 * s for s in slowness]
-    saved = timing.saved_against(layer, rms)
-    assert saved.median == pytest.approx(0.1)
-    assert saved.interval == pytest.approx((0.1, 0.1))
-    assert timing.share_beyond(rms, layer).median == pytest.approx(0.1)
-
-
-def test_spread_of_known_numbers():
-    spread = timing.spread([*range(100, 0, -1)])
-    assert spread.median == 50.5
-    assert spread.quartiles == (25.75, 75.25)
-    assert spread.interval == (41, 61)  # the 41st and the 61st of 100: ±1.96·√100/2 about 50
-    assert timing.spread([7.0]) == timing.Spread(7.0, (7.0, 7.0), None)
-    assert timing.spread([1.0] * 5).interval is None  # the extremes of five: 1 - 2/2**5 = 94 %
-    assert timing.spread([*range(6)]).interval == (0, 5)
-
-
-def test_the_interval_covers_the_median_in_95_of_100_cases():
-    draw = random.Random(0)
-    hits = 0
-    for _ in range(2000):
-        low, high = timing.spread([draw.expovariate(1) for _ in range(100)]).interval
-        hits += low <= math.log(2) <= high
-    assert 0.94 < hits / 2000 < 0.98
-
-
 def test_timing_takes_each_step_on_the_first_weights(path, monkeypatch):
     seen = []
 
