@@ -1,5 +1,6 @@
 """Captioned images in three layouts, and every way in which the files can be wrong; the stand-in."""
 
+import hashlib
 from functools import partial
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_blocks_do_not_show(tmp_path, monkeypatch):
     other = prepared(tmp_path).arrays["test.images"]
     for found in (pieces.arrays["test.images"], whole.arrays["test.images"], other):
         assert np.array_equal(found, whole.arrays["train.images"])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_file_is_read_in_small_blocks(tmp_path, monkeypatch, order):
+    """In either order of its elements: COCO's repeated rows take 10 GB."""
+    rows = np.random.default_rng(2).normal(size=(23, 7))
+    np.save(tmp_path / "a.npy", np.asarray(rows, order=order))
+    monkeypatch.setattr(features_module, "_BLOCK", 300)  # five rows of 56 bytes
+    hashed = hashlib.sha256()
+    blocks = list(features_module.Features(tmp_path / "a.npy").blocks(5, hashed))
+    assert [len(block) for block in blocks] == [5, 5, 5, 5, 3]
+    assert np.array_equal(np.concatenate(blocks), rows.astype(np.float32))
+    assert hashed.digest() == hashlib.sha256((tmp_path / "a.npy").read_bytes()).digest()
 
 
 def test_the_hash_follows_the_content(tmp_path):

@@ -1,9 +1,9 @@
-"""A ``.npy`` file of feature vectors, read block by block: COCO's repeated rows are larger than many a memory."""
+"""A ``.npy`` file of feature vectors, read block by block: COCO's repeated rows take 10 GB."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +45,33 @@ class Features:
             )
 
     def blocks(self, multiple: int, hashed: Any) -> Iterator[NDArray[np.float32]]:
-        """All rows in order, in blocks of a ``multiple`` of rows (the last may have fewer); updates the hash."""
-        row = self.width * self.dtype.itemsize
-        size = self.rows if self._by_column else max(_BLOCK // row // multiple, 1) * multiple
+        """All rows in order, in blocks of a ``multiple`` of rows (the last may have fewer).
+
+        Arguments:
+            hashed: is updated with the bytes of the file, in their order.
+        """
+        size = max(_BLOCK // (self.width * self.dtype.itemsize) // multiple, 1) * multiple
         with opened(self.path) as file:
             try:
                 hashed.update(file.read(self._start))
+                if self._by_column:
+                    while content := file.read(_BLOCK):
+                        hashed.update(content)
                 for start in range(0, self.rows, size):
                     count = min(size, self.rows - start)
-                    content = file.read(count * row)
-                    hashed.update(content)
-                    shape = (count, self.width)
-                    values = np.frombuffer(content, self.dtype).reshape(shape, order="F" if self._by_column else "C")
-                    yield values.astype(np.float32, order="C")
+                    if self._by_column:
+                        yield self._columns(file, start, count)
+                    else:
+                        content = file.read(count * self.width * self.dtype.itemsize)
+                        hashed.update(content)
+                        yield np.frombuffer(content, self.dtype).reshape(count, self.width).astype(np.float32)
             except OSError as error:
                 raise unreadable(self.path, error) from None
+
+    def _columns(self, file: BinaryIO, start: int, count: int) -> NDArray[np.float32]:
+        """``count`` rows from ``start`` on of a file that holds one column after the other."""
+        rows = np.empty((count, self.width), np.float32)
+        for column in range(self.width):
+            file.seek(self._start + (column * self.rows + start) * self.dtype.itemsize)
+            rows[:, column] = np.frombuffer(file.read(count * self.dtype.itemsize), self.dtype)
+        return rows
