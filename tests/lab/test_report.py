@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -12,44 +13,23 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
     pytest.importorskip(_package)
 
+from made_records import MACHINE, run_record, timing_record, with_result  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import runs  # noqa: E402
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm_lab.experiments.hidden_states import KEYS  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import NORMS  # noqa: E402
+from rmsnorm_lab.experiments.recipes.common import NORMS, TrainConfig  # noqa: E402
+from rmsnorm_lab.experiments.record import Content, Curve, Metric  # noqa: E402
 from rmsnorm_lab.experiments.runs import RunStore  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
 
-MACHINE = {
-    "cpu": "A processor <2>",
-    "memory_gib": 8.0,
-    "os": "Linux",
-    "gpu": None,
-    "python": "3.11",
-    "commit": "0123456789abcdef",
-    "dirty": False,
-    "torch_threads": 2,
-    "versions": {"torch": "2.13.0", "numpy": "2.0"},
-}
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
 DETAILS = {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20}
 SMALL = {"width": 8, "layers": 1}
 
 
-def source(stand_in=True, sha256="ab" * 32, details=DETAILS):
-    return {
-        "stand_in": stand_in,
-        "sha256": sha256,
-        "details": details,
-    }
-
-
-def common(kernels="rmsnorm", model=SMALL, processes=None, **of_source):
-    return {
-        **({"processes": processes} if processes else {}),
-        **{"kernels": kernels, "device": "cpu", "precision": "32-true", "source": source(**of_source)},
-        **{"size": "small", "model": model, "data": None},
-    }
+def setting(kernels="rmsnorm", model=SMALL, stand_in=True, sha256="ab" * 32, details=DETAILS):
+    return {"kernels": kernels, "model": model, "source": Content(stand_in, sha256, details)}
 
 
 class Folder:
@@ -58,9 +38,6 @@ class Folder:
     def __init__(self, path):
         path.mkdir()
         self.path, self.store = path, RunStore(path)
-
-    def put(self, task, kind, identity, result, name="digits", machine=MACHINE):
-        self.store.put(task, kind, identity, source_name=name, machine=machine, result=result)
 
     def run(
         self,
@@ -74,45 +51,29 @@ class Folder:
         label="test error, %",
         steps=40,
         more=(),
-        on_validation=None,
+        on_validation="",
         name="digits",
-        **of_common,
+        processes=None,
+        **of_setting,
     ):
-        on = {"on_validation": on_validation} if on_validation else {}
-        train = {"steps": steps, "batch": 10, "learning_rate": rate, "schedule": "constant"}
-        identity = {**common(**of_common), "norm": norm, "seed": seed, "p": p, "train": train}
+        train = TrainConfig(steps=steps, batch=10, learning_rate=rate)
         valid = {"test_error": [90.0, 40.0 + seed, 12.0, 10.0], "loss": [2.3, 1.0 + seed / 10, 0.4, 0.3]}
-        result = {
-            "status": "diverged" if quality is None else "finished",
-            "quality": quality if quality is None else {"test_error": quality, "loss": 0.3, **dict(more)},
-            "curve": {
-                "step": [0, 10, 20, 40],
-                "seconds": [0.0, 1.0, 2.0, 4.0],
-                "train_loss": [None, 1, 1, 1],
-                "valid": valid,
-            },
-            "metrics": [{"key": "test_error", "label": label, "higher_is_better": False, "form": ".2f", **on}],
-            "references": {"guessing": 90.0},
-        }
-        self.put(task, "run", identity, result, name)
+        made = run_record(
+            norm, seed, quality, task=task, p=p, train=train, processes=processes, **setting(**of_setting)
+        )
+        made = with_result(
+            made,
+            quality=quality if quality is None else {"test_error": quality, "loss": 0.3, **dict(more)},
+            curve=Curve([0, 10, 20, 40], [0.0, 1.0, 2.0, 4.0], [None, 1.0, 1.0, 1.0], valid),
+            metrics=(Metric("test_error", label, False, ".2f", on_validation),),
+            references={"guessing": 90.0},
+        )
+        self.store.put(replace(made, source_name=name))
 
-    def timing(self, task="images", batch=10, rounds=9, machine=MACHINE, **of_common):
+    def timing(self, task="images", batch=10, rounds=9, machine=MACHINE, **of_setting):
         norms = ["none", "batch", "layer", "rms", "prms"]
         milliseconds = {norm: [10.0 - 2 * (norm == "rms") + 0.01 * round for round in range(rounds)] for norm in norms}
-        identity = {
-            **common(**of_common),
-            "timing": {"rounds": rounds},
-            "batch": batch,
-            "norms": norms,
-            "p": 0.125,
-            "machine": machine,
-        }
-        result = {
-            "milliseconds": milliseconds,
-            "profiled_share": {norm: None if norm == "none" else 0.123 for norm in norms},
-            "peak_memory": dict.fromkeys(norms, 3 << 20),
-        }
-        self.put(task, "timing", identity, result, machine=machine)
+        self.store.put(timing_record(milliseconds, task=task, machine=machine, batch=batch, **setting(**of_setting)))
 
     def page_of(self, norm):
         self.run(norm, 0, 5.0)
@@ -222,7 +183,7 @@ def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
 
 def test_experiments_are_told_apart(full):
     found = collect(runs.load(full.path))
-    assert [(each.task, each.train["steps"]) for each in found] == [("images", 40), ("images", 7), ("unheard-of", 40)]
+    assert [(each.task, each.train.steps) for each in found] == [("images", 40), ("images", 7), ("unheard-of", 40)]
     assert list(found[0].timings) == ["unfused", "rmsnorm", "best"]
     assert [(line.norm, line.p, len(line.records)) for line in found[0].main("rmsnorm")] == [
         ("none", None, 2),
@@ -249,7 +210,7 @@ def test_times_alone_and_runs_alone(folder):
     assert "Loss by wall time" not in text_of(folder.page())
 
 
-ELSEWHERE = {**MACHINE, "cpu": "Another processor", "commit": "fedcba9876543210"}
+ELSEWHERE = replace(MACHINE, cpu="Another processor", commit="fedcba9876543210")
 
 
 def test_the_timing_with_most_rounds_is_shown_and_the_others_are_named(folder):
@@ -325,7 +286,7 @@ def test_the_papers_quality_stands_alone_beside_its_own_data_only(folder, detail
 
 def test_commits_are_short_and_machines_that_differ_in_them_alone_are_one(folder):
     for place in range(5):
-        machine = {**MACHINE, "commit": f"{place}" * 40}
+        machine = replace(MACHINE, commit=f"{place}" * 40)
         folder.timing(rounds=6 + place, machine=machine)
     said = text_of(folder.page())
     assert "5 records:" in said

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Record, RunRecord, TimingRecord
 from rmsnorm_lab.timing import Spread, saved, spread
 
 MOST_NAMED = 3
@@ -31,8 +31,8 @@ class QualityRow:
     """Of each metric, over the runs that did not diverge; empty where all did."""
 
 
-def quality_row(norm: str, records: Sequence[Record]) -> QualityRow:
-    finished = [record["result"]["quality"] for record in records if record["result"]["status"] == "finished"]
+def quality_row(norm: str, records: Sequence[RunRecord]) -> QualityRow:
+    finished = [record.result.quality for record in records if record.result.quality is not None]
     columns = {key: [quality[key] for quality in finished] for key in (finished[0] if finished else ())}
     metrics = {
         key: Quality(statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else None)
@@ -59,9 +59,8 @@ class TimeRow:
     """Bytes of tensors at the fullest moment of a step."""
 
 
-def time_row(norm: str, record: Record) -> TimeRow:
-    result = record["result"]
-    times = result["milliseconds"]
+def time_row(norm: str, record: TimingRecord) -> TimeRow:
+    times = record.result.milliseconds
     layer, none = (times.get(reference) if norm != reference else None for reference in ("layer", "none"))
     against_layer = None if layer is None else saved(layer, times[norm])
     median = spread(times[norm] if layer is None else layer).median
@@ -70,8 +69,8 @@ def time_row(norm: str, record: Record) -> TimeRow:
         milliseconds=median if against_layer is None else median * (1 - against_layer.median),
         saved=against_layer,
         norm_share=None if none is None else saved(times[norm], none),
-        profiled_share=result["profiled_share"][norm],
-        peak_memory=result["peak_memory"][norm],
+        profiled_share=record.result.profiled_share[norm],
+        peak_memory=record.result.peak_memory[norm],
     )
 
 
@@ -79,13 +78,8 @@ def mixed_machines(records: Sequence[Record]) -> list[str]:
     """What the records were made with in more than one way: 'torch 2.12.0, 2.13.0'."""
     found: dict[str, set[str]] = {}
     for record in records:
-        made = record["machine"]
-        named = {
-            **made["versions"],
-            "cpu": made["cpu"],
-            "python": made["python"],
-            "commit": (made["commit"] or "")[:12],
-        }
+        made = record.machine
+        named = {**made.versions, "cpu": made.cpu, "python": made.python, "commit": (made.commit or "")[:12]}
         for name, value in named.items():
             found.setdefault(name, set()).add(value or "unknown")
     return [f"{name} {_some(sorted(values))}" for name, values in found.items() if len(values) > 1]

@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Load, evaluate, print; returns the exit status."""
     trained = arguments.loaded(args)
     task, figures = trained.evaluate(args.data, args.split)
-    same = task.source.sha256 == trained.record["identity"]["source"]["sha256"]
+    same = task.source.sha256 == trained.record.identity.source.sha256
     data = f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
     if args.json:
-        found = {"task": trained.task, "norm": trained.norm, "seed": trained.record["identity"]["seed"]}
+        found = {"task": trained.task, "norm": trained.norm, "seed": trained.record.identity.seed}
         found |= {"data": data, "same data": same, "split": args.split, "figures": figures}
         print(json.dumps(found, indent=2))
         return 0

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from rmsnorm_lab.experiments.jobs import Job
+from rmsnorm_lab.experiments.jobs import Job, TrainingJob
 
 
 class Pace:
@@ -62,4 +62,5 @@ class Pace:
 
 
 def _sort(job: Job) -> Hashable:
-    return (job.task.name, job.kind, job.setup.kernels, job.identity.get("norm"))
+    norm = job.identity.norm if isinstance(job, TrainingJob) else None
+    return (job.task.name, job.identity.kind, job.setup.kernels, norm)

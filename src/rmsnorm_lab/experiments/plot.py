@@ -2,18 +2,16 @@
 
 import io
 import statistics
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rmsnorm_lab.experiments.compare import QualityRow, TimeRow
 from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Curve, RunRecord
 from rmsnorm_lab.experiments.styles import STYLES
-from rmsnorm_lab.experiments.task import Task, validation_label
+from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.files import write_whole
 
 
@@ -23,7 +21,7 @@ def draw(
     task: Task,
     rows: list[QualityRow],
     times: list[TimeRow] | None,
-    runs: dict[str, list[Record]],
+    runs: dict[str, list[RunRecord]],
 ) -> None:
     """The headline metric on the validation split: mean over seeds, band ± one standard deviation.
 
@@ -38,7 +36,7 @@ def draw(
     ends: list[float] = []
     for row in rows:
         colour, style = STYLES[row.norm]
-        steps, mean, sd = mean_curve([record["result"]["curve"] for record in runs[row.norm]], metric.key)
+        steps, mean, sd = mean_curve([record.result.curve for record in runs[row.norm]], metric.key)
         label = LABELS[row.norm] + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
         for axes, scale in zip(halves, (1.0, milliseconds.get(row.norm, 0.0) / 1000), strict=False):
             x = [step * scale for step in steps]
@@ -61,7 +59,7 @@ def draw(
         # The fall from guessing says nothing of normalisers and would take half the height.
         halves[0].set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
     halves[0].set_xlabel("training steps")
-    halves[0].set_ylabel(f"{validation_label(asdict(metric))}, validation", parse_math=False)
+    halves[0].set_ylabel(f"{metric.validation_label}, validation", parse_math=False)
     if times:
         halves[1].set_xlabel("wall time in seconds (steps × interleaved step time)")
     halves[-1].legend(fontsize=9)
@@ -72,14 +70,14 @@ def draw(
     write_whole(path, image.getvalue())
 
 
-def mean_curve(curves: list[dict[str, Any]], key: str) -> tuple[list[int], list[float], list[float]]:
+def mean_curve(curves: list[Curve], key: str) -> tuple[list[int], list[float], list[float]]:
     """Steps, mean and standard deviation, as far as every seed has a finite loss."""
     steps: list[int] = []
     mean: list[float] = []
     sd: list[float] = []
-    for place in zip(*(zip(curve["step"], curve["valid"][key], strict=True) for curve in curves), strict=False):
-        values = [value for _, value in place]
-        if None in values:
+    for place in zip(*(zip(curve.step, curve.valid[key], strict=True) for curve in curves), strict=False):
+        values = [value for _, value in place if value is not None]
+        if len(values) < len(place):
             break
         steps.append(place[0][0])
         mean.append(statistics.fmean(values))

@@ -11,7 +11,7 @@ from rich.table import Column
 
 from rmsnorm_lab.experiments.jobs import Job
 from rmsnorm_lab.experiments.pace import Pace
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Record, RunRecord
 
 LINE_EVERY = 30.0
 """Seconds between two lines where the output is no terminal. A run that has lasted longer gets one at each evaluation
@@ -156,11 +156,11 @@ def _three(value: float) -> str:
 
 def outcome(job: Job, record: Record) -> str:
     """One line of what a record says."""
-    result = record["result"]
-    if job.kind == "timing":
-        return f"{len(next(iter(result['milliseconds'].values())))} rounds"
-    if result["status"] == "diverged":
-        return f"diverged at step {result['diverged_at']}"
+    if not isinstance(record, RunRecord):
+        return f"{record.result.rounds} rounds"
+    result = record.result
+    if result.quality is None:
+        return f"diverged at step {result.diverged_at}"
     metric = job.task.metrics[0]
     label = metric.label.replace("\n", " ")
-    return f"{result['quality'][metric.key]:{metric.form}} {label}, {result['seconds']:.1f} s in steps"
+    return f"{result.quality[metric.key]:{metric.form}} {label}, {result.seconds:.1f} s in steps"

@@ -14,16 +14,15 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.record import SCHEMA, Record, RunIdentity, RunRecord, TimingIdentity, TimingRecord
 from rmsnorm_lab.files import remove_unfinished, write_whole
+from rmsnorm_lab.plain import from_plain, to_plain
 
-SCHEMA = 3
-
-Record = dict[str, Any]
+_KINDS: dict[str, type[Record]] = {"run": RunRecord, "timing": TimingRecord}
 
 ASIDE = "aside"
 """The folder, within that of the records, of files that were set aside."""
@@ -33,17 +32,17 @@ _OURS = re.compile(r".+-[0-9a-f]{12}(-[a-z_]+\d+)?\.jsonl")
 """What file_name gives: a file that is called so is a record, even if nothing of it can be read."""
 
 
-def file_name(task: str, kind: str, identity: dict[str, Any]) -> str:
+def file_name(task: str, identity: RunIdentity | TimingIdentity) -> str:
     """The run's file: readable first, then the hash that decides, then the processes where there were several.
 
-    These are not in the hash: what begins with the same name is the same run by other processes.
+    These are not in the hash: names that begin alike are of one run by other processes.
     """
-    by = identity.get("processes")
-    settings = {name: value for name, value in identity.items() if name != "processes"}
-    parts = [task, kind]
-    if kind == "run":
-        parts = [task, identity["norm"], f"seed{identity['seed']}"]
-    return "-".join([*parts, _hash([task, kind, settings])[:12], *([by] if by else [])]) + ".jsonl"
+    settings, processes = to_plain(identity), []
+    parts = [task, identity.kind]
+    if isinstance(identity, RunIdentity):
+        parts = [task, identity.norm, f"seed{identity.seed}"]
+        processes = list(filter(None, [settings.pop("processes", None)]))
+    return "-".join([*parts, _hash([task, identity.kind, settings])[:12], *processes]) + ".jsonl"
 
 
 def load(folder: Path) -> list[Record]:
@@ -90,34 +89,30 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, task: str, kind: str, identity: dict[str, Any]) -> Record | None:
-        path = self.folder / file_name(task, kind, identity)
+    @overload
+    def get(self, task: str, identity: RunIdentity) -> RunRecord | None: ...
+    @overload
+    def get(self, task: str, identity: TimingIdentity) -> TimingRecord | None: ...
+    def get(self, task: str, identity: RunIdentity | TimingIdentity) -> Record | None:
+        path = self.folder / file_name(task, identity)
         return read(path) if path.exists() else None
 
-    def put(
-        self,
-        task: str,
-        kind: str,
-        identity: dict[str, Any],
-        *,
-        source_name: str,
-        machine: dict[str, Any],
-        result: dict[str, Any],
-    ) -> Record:
-        record = {
-            "schema": SCHEMA,
-            "task": task,
-            "kind": kind,
-            "identity": identity,
-            "source_name": source_name,
-            "machine": machine,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "result": result,
-        }
-        record["digest"] = _hash(record)
-        path = self.folder / file_name(task, kind, identity)
-        write_whole(path, _dumps(record).encode() + b"\n")
-        return read(path)  # as it is read ever after, tuples and all
+    def put(self, record: Record) -> Path:
+        """Write a record; returns where it is."""
+        path = self.folder / file_name(record.task, record.identity)
+        write_whole(path, line_of(record).encode())
+        return path
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """The record as its file holds it."""
+    content = {"schema": SCHEMA, "kind": record.identity.kind, **to_plain(record)}
+    return {**content, "digest": _hash(content)}
+
+
+def line_of(record: Record) -> str:
+    """The whole content of a record's file."""
+    return _dumps(as_json(record)) + "\n"
 
 
 @contextlib.contextmanager
@@ -193,25 +188,29 @@ def read(path: Path) -> Record:
     content = path.read_bytes()
     first, _, rest = content.partition(b"\n")
     try:
-        record = json.loads(first)
+        found = json.loads(first)
     except (ValueError, RecursionError) as error:
         unread = f"it cannot be read: {error}"
         raise (damaged(1, unread) if _OURS.fullmatch(path.name) else foreign(unread)) from None
-    if not isinstance(record, dict):
+    if not isinstance(found, dict):
         raise foreign("it is not an object")
-    if "schema" not in record:
+    if "schema" not in found:
         raise foreign("it has no schema")
     if rest or not content.endswith(b"\n"):
         raise damaged(2 if rest else 1, "something follows it" if rest else "its end is missing")
-    if record["schema"] != SCHEMA:
-        raise damaged(1, f"it has schema {record['schema']!r} and this version reads {SCHEMA}")
+    if found["schema"] != SCHEMA:
+        raise damaged(1, f"it has schema {found['schema']!r} and this version reads {SCHEMA}")
     try:
-        whole = record.get("digest") == _hash({name: value for name, value in record.items() if name != "digest"})
-        named = whole and path.name == file_name(record["task"], record["kind"], record["identity"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(1, f"it is none of this program's ({error!r})") from None
+        whole = found.get("digest") == _hash({name: value for name, value in found.items() if name != "digest"})
+    except (ValueError, RecursionError) as error:  # NaN is no JSON
+        raise damaged(1, f"it is none of this program's ({error})") from None
     if not whole:
         raise damaged(1, "its digest is not that of its content: it was edited")
-    if not named:
+    try:
+        fields = {name: value for name, value in found.items() if name not in ("schema", "kind", "digest")}
+        record = from_plain(_KINDS[found["kind"]], fields)
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise damaged(1, f"it is none of this program's ({error})") from None
+    if path.name != file_name(record.task, record.identity):
         raise damaged(1, "its settings are not those that its file's name says")
     return record

@@ -14,16 +14,15 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import devices, interrupts, networks, sweep, sweep_p, tasks
+from rmsnorm_lab.experiments import devices, interrupts, networks, sweep, sweep_p, table, tasks
 from rmsnorm_lab.experiments.checkpoints import Checkpoints
 from rmsnorm_lab.experiments.compare import quality_row, time_row
 from rmsnorm_lab.experiments.jobs import (
     Advance,
     Job,
+    TrainingJob,
     checkpoints_of,
     do_all,
-    keep,
-    recorded,
     taken_over,
     timings,
     training,
@@ -32,8 +31,9 @@ from rmsnorm_lab.experiments.learner import Setup, fabric_for
 from rmsnorm_lab.experiments.plot import draw
 from rmsnorm_lab.experiments.progress import ProgressReport, outcome
 from rmsnorm_lab.experiments.recipes.common import Recipe
-from rmsnorm_lab.experiments.runs import Record, RunStore, opened
-from rmsnorm_lab.experiments.table import Comparison, as_json, heading, show_quality, show_times
+from rmsnorm_lab.experiments.record import Record, RunRecord, runs_of, timings_of
+from rmsnorm_lab.experiments.runs import RunStore, as_json, opened
+from rmsnorm_lab.experiments.table import Comparison, heading, show_quality, show_times
 from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.experiments.train import Listener, Run
 
@@ -59,24 +59,24 @@ def _compare(
     if not args.overwrite:
         for planned in of_task.values():
             for job in planned:
-                recorded(job, store)
+                store.get(job.task.name, job.identity)
     for name in recipes:
         task, planned, norms = loaded.pop(name), of_task.pop(name), norms_of[name]
         records = _do(planned, store, args, heading(task, setup), partial(_trained, args, task, setup, norms, store))
         if records is None:
             return 130
         if args.sweep_p is not None:
-            swept = sweep_p.rows(records)
+            swept = sweep_p.rows(runs_of(records))
             found.append(sweep_p.as_json(task, swept))
             if not args.json:
                 sweep_p.show(task, swept, _output())
         elif args.sweep_lr:
-            found.append(sweep.summary(task, norms, args.sweep_lr, records))
+            found.append(sweep.summary(task, norms, args.sweep_lr, runs_of(records)))
             if not args.json:
                 sweep.show(found[-1], _output())
         else:
             comparison = _compared(task, setup, norms, records, store.folder)
-            found.append(as_json(comparison))
+            found.append(table.as_json(comparison))
             if not args.json:
                 show_times(comparison, _output())
     if args.json:
@@ -86,12 +86,12 @@ def _compare(
 
 def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str]) -> list[Job]:
     if args.sweep_p is not None:
-        return sweep_p.jobs(task, setup, args.seeds, args.sweep_p or sweep_p.PAPER)
+        return list(sweep_p.jobs(task, setup, args.seeds, args.sweep_p or sweep_p.PAPER))
     if args.sweep_lr:
-        return sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr)
+        return list(sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr))
     # Seed by seed, so that what an interruption leaves is a comparison too; times after what was asked for.
-    runs = [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
-    return runs + ([] if args.timing_rounds == 0 else timings(task, setup, norms))
+    runs: list[Job] = [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
+    return runs if args.timing_rounds == 0 else [*runs, *timings(task, setup, norms)]
 
 
 def _trained(
@@ -109,7 +109,7 @@ def _do(
     console = Console(stderr=True)
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     records: list[Record] = []
-    runs = sum(job.kind == "run" for job in planned)
+    runs = sum(isinstance(job, TrainingJob) for job in planned)
     progress = ProgressReport(console, len(planned))
     try:
         with progress:
@@ -129,11 +129,8 @@ def _do(
 
 
 def _compared(task: Task, setup: Setup, norms: list[str], records: list[Record], out: Path) -> Comparison:
-    timed = {record["identity"]["kernels"]: record for record in records if record["kind"] == "timing"}
-    runs = {
-        norm: [record for record in records if record["kind"] == "run" and record["identity"]["norm"] == norm]
-        for norm in norms
-    }
+    timed = {record.identity.kernels: record for record in timings_of(records)}
+    runs = {norm: [record for record in runs_of(records) if record.identity.norm == norm] for norm in norms}
     quality = [quality_row(norm, runs[norm]) for norm in norms]
     times = {kernels: [time_row(norm, record) for norm in norms] for kernels, record in timed.items()}
     plot = out / f"{task.name}.png"
@@ -168,7 +165,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
     if record is None:
         if args.overwrite and first:
             checkpoints.remove()
-        elif first and recorded(job, store):
+        elif first and store.get(task.name, job.identity):
             progress.say("recorded, but its network is missing or damaged: what no checkpoint holds is trained again")
         fabric.barrier()
         try:
@@ -185,15 +182,16 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
             progress.say(_interrupted_training(checkpoints, args.overwrite))
             return 130
         if first and weights is not None:  # before the record: a run that is recorded can be used
-            networks.keep(store.folder / job.file_name, task.sizes, weights, task.files())
+            networks.keep(store.folder / f"{job.stem}.jsonl", task.sizes, weights, task.files())
         if first:
-            record = keep(job, store, job.result(result))
+            record = job.record(result)
+            store.put(record)
     else:
         without = "; no logs are written" if args.tensorboard else ""
         progress.say(f"recorded in {args.out} already (--overwrite does it again){without}")
     if first and record is not None:
-        print(json.dumps(record, indent=2) if args.json else _said(job, record, args.out))
-    status = result.status if record is None else record["result"]["status"]
+        print(json.dumps(as_json(record), indent=2) if args.json else _said(job, record, args.out))
+    status = result.status if record is None else record.result.status
     return 1 if status == "diverged" else 0
 
 
@@ -214,12 +212,12 @@ def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
     return cast(Result, found)
 
 
-def _usable(job: Job, store: RunStore) -> Record | None:
+def _usable(job: TrainingJob, store: RunStore) -> RunRecord | None:
     """The job's record, if its network can be used. Of a comparison's record it cannot: it is not there."""
-    record = recorded(job, store)
-    if record is None or record["result"]["status"] == "diverged":
+    record = store.get(job.task.name, job.identity)
+    if record is None or not record.result.finished:
         return record
-    path = store.folder / job.file_name
+    path = store.folder / f"{job.stem}.jsonl"
     try:
         networks.files_of(path, networks.read(path))
     except UserError:
@@ -228,7 +226,7 @@ def _usable(job: Job, store: RunStore) -> Record | None:
 
 
 @contextlib.contextmanager
-def _listener(args: argparse.Namespace, job: Job, progress: ProgressReport, first: bool) -> Any:
+def _listener(args: argparse.Namespace, job: TrainingJob, progress: ProgressReport, first: bool) -> Any:
     beside: Listener = Advance(progress)
     if not (args.tensorboard and first):
         yield beside
@@ -239,14 +237,13 @@ def _listener(args: argparse.Namespace, job: Job, progress: ProgressReport, firs
         yield log
 
 
-def _said(job: Job, record: Record, out: Path) -> str:
-    lines = [outcome(job, record)]
-    for metric in job.task.metrics[1:] if record["result"]["quality"] else ():
-        value = record["result"]["quality"][metric.key]
-        lines.append(f"{value:{metric.form}} {metric.label}".replace("\n", " "))
-    record_path = out / job.file_name
+def _said(job: TrainingJob, record: RunRecord, out: Path) -> str:
+    lines, quality = [outcome(job, record)], record.result.quality or {}
+    for metric in job.task.metrics[1:] if quality else ():
+        lines.append(f"{quality[metric.key]:{metric.form}} {metric.label}".replace("\n", " "))
+    record_path = out / f"{job.stem}.jsonl"
     lines.append(f"record: {record_path}")
-    if record["result"]["quality"]:
+    if quality:
         lines.append(f"network: {networks.path_of(record_path)}")
     return "\n".join(lines)
 

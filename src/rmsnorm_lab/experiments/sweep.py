@@ -5,7 +5,6 @@ Each rate is judged by the headline metric on the validation split, never on the
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +12,9 @@ from rich.console import Console
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import RunRecord, RunResult
 from rmsnorm_lab.experiments.table import ruled, source_of
-from rmsnorm_lab.experiments.task import Metric, Task, validation_label
+from rmsnorm_lab.experiments.task import Metric, Task
 
 
 def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequence[float]) -> list[Job]:
@@ -23,7 +22,7 @@ def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequ
     return [training(task, setup, norm, seed, rate) for seed in range(seeds) for rate in rates for norm in norms]
 
 
-def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: Sequence[Record]) -> dict[str, Any]:
+def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: Sequence[RunRecord]) -> dict[str, Any]:
     """Mean over seeds of the last (or best, if the recipe takes that) validation figure; None where a run diverged."""
     metric = task.metrics[0]
     best = max if metric.higher_is_better else min
@@ -32,9 +31,9 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
         row: dict[str, float | None] = {}
         for rate in rates:
             runs = [
-                record["result"]
+                record.result
                 for record in records
-                if record["identity"]["norm"] == norm and record["identity"]["train"]["learning_rate"] == rate
+                if record.identity.norm == norm and record.identity.train.learning_rate == rate
             ]
             figures = [figure for run in runs if (figure := _figure(run, metric, task.recipe.train.best)) is not None]
             row[f"{rate:g}"] = statistics.fmean(figures) if len(figures) == len(runs) else None
@@ -44,11 +43,10 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
     for norm, row in table.items():
         of_rate = {rate: value for rate, value in row.items() if value is not None}
         chosen[norm] = best(of_rate, key=of_rate.__getitem__) if of_rate else None
-    label = validation_label(asdict(metric))
     return {
         "task": task.name,
         "source": source_of(task),
-        "metric": label,
+        "metric": metric.validation_label,
         "form": metric.form,
         "valid": table,
         "best": chosen,
@@ -56,11 +54,11 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
     }
 
 
-def _figure(run: dict[str, Any], metric: Metric, best: bool) -> float | None:
+def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
     """The validation figure that stands for a run; None if it diverged."""
-    column: list[float | None] = run["curve"]["valid"][metric.key]
+    column = run.curve.valid[metric.key]
     seen = [value for value in column if value is not None]
-    if run["status"] != "finished" or not seen:
+    if not run.finished or not seen:
         return None
     return (max if metric.higher_is_better else min)(seen) if best else column[-1]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rmsnorm_lab.experiments.compare import QualityRow, quality_row
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import RunRecord
 from rmsnorm_lab.experiments.table import quality_cell, ruled, source_of
 from rmsnorm_lab.experiments.task import Task
 
@@ -31,11 +31,11 @@ def with_p(task: Task, p: float) -> Task:
     return other
 
 
-def rows(records: Sequence[Record]) -> dict[float, QualityRow]:
+def rows(records: Sequence[RunRecord]) -> dict[float, QualityRow]:
     """p -> quality over seeds, p rising."""
-    found: dict[float, list[Record]] = {}
+    found: dict[float, list[RunRecord]] = {}
     for record in records:
-        found.setdefault(record["identity"]["p"], []).append(record)
+        found.setdefault(record.identity.p or 1.0, []).append(record)
     return {p: quality_row("prms", found[p]) for p in sorted(found)}
 
 

@@ -14,7 +14,7 @@ from rmsnorm_lab.experiments.data.official import is_official
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published, label
 from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Record, timings_of
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.timing import Spread
 
@@ -85,7 +85,7 @@ def ruled(first: str, headings: Sequence[str]) -> Table:
 
 
 def _official(task: Task) -> bool:
-    return is_official(task.name, asdict(task.source))
+    return is_official(task.name, task.source.content)
 
 
 def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
@@ -139,23 +139,21 @@ def notes(comparison: Comparison) -> list[str]:
     """What has to be known to read the tables, a line each."""
     task, records = comparison.task, comparison.records
     found = [*_about_quality(comparison), _about_data(task)]
-    timed = [record for record in records if record["kind"] == "timing"]
-    if timed:
-        machine, rounds = timed[0]["machine"], len(next(iter(timed[0]["result"]["milliseconds"].values())))
+    if timed := timings_of(records):
+        first, rounds = timed[0], timed[0].result.rounds
         saved = [
             "ms of a step: LayerNorm's median step, less the time that is saved",
             "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
         ]
-        if "layer" not in timed[0]["identity"]["norms"]:
+        if "layer" not in first.identity.norms:
             saved = ["ms of a step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
-        processor = machine["cpu"] if comparison.setup.device == "cpu" else f"{machine['gpu'] or machine['cpu']}"
         found += [
             f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
             *saved,
             "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
             "peak: the memory of all tensors at the fullest moment of a step",
-            f"timed on: {processor}, {machine['torch_threads']} threads, torch {machine['versions']['torch']}, "
-            f"{timed[0]['finished']}",
+            f"timed on: {first.machine.processor(comparison.setup.device)}, {first.machine.torch_threads} threads, "
+            f"torch {first.machine.versions['torch']}, {first.finished}",
         ]
     if task.name in PAPER:
         found.append(f"paper: {PAPER[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
@@ -217,7 +215,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "references": dict(task.references),
         "paper": asdict(PAPER[task.name]) if task.name in PAPER else None,
         "paper_data": _official(task),
-        "machine": comparison.records[0]["machine"],
+        "machine": asdict(comparison.records[0].machine),
         "quality": [asdict(each) for each in comparison.quality],
         "time": {kernels: [asdict(each) for each in rows] for kernels, rows in comparison.times.items()},
         "notes": notes(comparison),

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.record import Content, Metric
+
+__all__ = ["Batch", "Metric", "Source", "Task", "generator"]
 
 Batch = tuple[Any, ...]
 """Tensors (a NamedTuple of them) whose first dimension is the example: each process takes its slice."""
@@ -16,36 +19,20 @@ Batch = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """What was trained on; part of every record's identity, so never a path of this machine."""
+    """What was trained on."""
 
     name: str
-    """"scikit-learn 1.7.2 load_digits", or the name of the user's file or folder."""
+    """"scikit-learn 1.7.2 load_digits", or the name of the user's file or folder, never a path of this machine."""
     stand_in: bool
     sha256: str
     """Of the content."""
     details: dict[str, Any] = field(default_factory=dict)
     """Counts, the split, whatever a table should say; JSON values."""
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of quality."""
-
-    key: str
-    """Its name in records: "accuracy", "bleu", "bits"."""
-    label: str
-    """Its heading in a table, in at most two lines: "held-out bits\\nper character"."""
-    higher_is_better: bool
-    form: str
-    """As in ``format``: ".3f"."""
-    on_validation: str = ""
-    """Its name on the validation set; empty where ``label`` does not name the test set."""
-
-
-def validation_label(metric: Mapping[str, Any]) -> str:
-    """What a curve shows, in one line, of a metric as records have it (older ones without a name of its own)."""
-    label: str = metric.get("on_validation") or metric["label"]
-    return label.replace("\n", " ")
+    @property
+    def content(self) -> Content:
+        """What a record's identity holds of it."""
+        return Content(self.stand_in, self.sha256, self.details)
 
 
 class Task(Protocol):

@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -13,8 +12,8 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import interrupts
 from rmsnorm_lab.experiments.checkpoints import Checkpoints
 from rmsnorm_lab.experiments.learner import Learner, Setup, schedule_at
-from rmsnorm_lab.experiments.memory import Peak
 from rmsnorm_lab.experiments.recipes.common import TrainConfig
+from rmsnorm_lab.experiments.record import Curve, RunResult
 from rmsnorm_lab.experiments.task import Task
 
 DIVERGED_ABOVE = 1.25
@@ -28,37 +27,6 @@ class Listener:
     def step(self, done: int, loss: float, learning_rate: float) -> None: ...
     def evaluating(self, split: str) -> None: ...
     def evaluated(self, done: int, figures: dict[str, float]) -> None: ...
-
-
-@dataclass
-class Curve:
-    """Validation along a run. ``None`` stands for a number that is not finite."""
-
-    step: list[int]
-    seconds: list[float]
-    """Time spent in training steps so far, without evaluations."""
-    train_loss: list[float | None]
-    """Mean of the training losses since the point before."""
-    valid: dict[str, list[float | None]]
-    """Each metric, and "loss"."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    status: str
-    """``finished`` or ``diverged``."""
-    diverged_at: int | None
-    """The first step of those up to the end whose losses all were far above the first one's, or not finite."""
-    quality: dict[str, float] | None
-    """Every metric, and "loss", on the test split at the end; ``None`` if diverged."""
-    seconds: float
-    """In training steps, without evaluations; over all processes that a resumed run took."""
-    peak_memory: int | None
-    """Bytes, of the last process: allocated on a GPU, else resident; ``None`` where the system does not tell."""
-    curve: Curve
-
-    def as_record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -116,14 +84,13 @@ class Run:
         self.learning_rate = learning_rate or task.recipe.learning_rate(norm)
         self.checkpoints, self.every = checkpoints, every
         self.stops = evaluation_steps(self.config)
-        self.peak = Peak(self.learner.fabric.device)
         columns: dict[str, list[float | None]] = {key: [] for key in [*(m.key for m in task.metrics), "loss"]}
         self.progress = _Progress(0, 0.0, math.nan, [], Curve([], [], [], columns))
         self.saved = 0
         if checkpoints is not None:
             self._resume(checkpoints)
 
-    def finish(self, listener: Listener = Listener()) -> Outcome:  # noqa: B008  # it has no state
+    def finish(self, listener: Listener = Listener()) -> RunResult:  # noqa: B008  # it has no state
         """Train to the end. What interrupts it leaves a checkpoint of the last step.
 
         Several processes go on until they know of the interruption together: each may be waiting for the others.
@@ -137,7 +104,7 @@ class Run:
                 self._save(self.checkpoints)
             raise
 
-    def _train(self, listener: Listener, together: bool) -> Outcome:
+    def _train(self, listener: Listener, together: bool) -> RunResult:
         config, progress, learner = self.config, self.progress, self.learner
         while True:
             done = progress.done
@@ -190,7 +157,7 @@ class Run:
         if self.config.best and seen and curve.valid[headline.key][-1] == best(seen):
             progress.best = {name: t.detach().cpu().clone() for name, t in self.learner.network().state_dict().items()}
 
-    def _outcome(self, listener: Listener) -> Outcome:
+    def _outcome(self, listener: Listener) -> RunResult:
         last = self.progress.curve.train_loss[-1]
         if last is None or last > DIVERGED_ABOVE * self.progress.first:
             return self._outcome_of("diverged", None)
@@ -200,10 +167,16 @@ class Run:
             return self._outcome_of("diverged", None)
         return self._outcome_of("finished", {key: round(value, 6) for key, value in quality.items()})
 
-    def _outcome_of(self, status: str, quality: dict[str, float] | None) -> Outcome:
-        at = None if status == "finished" else self.progress.astray or self.progress.done
-        seconds = round(self.progress.seconds, 3)
-        return Outcome(status, at, quality, seconds, self.peak.bytes(), self.progress.curve)
+    def _outcome_of(self, status: str, quality: dict[str, float] | None) -> RunResult:
+        return RunResult(
+            status=status,
+            diverged_at=None if status == "finished" else self.progress.astray or self.progress.done,
+            quality=quality,
+            seconds=round(self.progress.seconds, 3),
+            curve=self.progress.curve,
+            metrics=self.task.metrics,
+            references=dict(self.task.references),
+        )
 
     def _save(self, checkpoints: Checkpoints) -> None:
         with interrupts.held():

@@ -18,8 +18,10 @@ from rmsnorm_lab.experiments.arguments import MOST
 from rmsnorm_lab.experiments.data.subwords import LONGEST
 from rmsnorm_lab.experiments.learner import Setup, fabric_for
 from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.record import RunRecord
 from rmsnorm_lab.experiments.sampling import sample
 from rmsnorm_lab.experiments.task import Task
+from rmsnorm_lab.plain import from_plain
 
 VERBS = {"language": "sample", "translation": "translate", "transformer": "translate"}
 """What a task's network can do beside evaluate."""
@@ -37,7 +39,7 @@ class Trained:
     """One of rmsnorm_lab.experiments.recipes.common.NORMS."""
     recipe: Recipe
     """All settings of the training."""
-    record: runs.Record
+    record: RunRecord
     """The run's record: settings, machine, curve and figures."""
     preprocessor: Any
     """What turns an input into what the network takes: ``Subwords`` (translation, transformer), the characters in the
@@ -67,9 +69,9 @@ class Trained:
         """
         if split not in ("valid", "test"):
             raise UserError(f"split must be valid or test; got {split!r}. Pass one of these.")
-        if data is None and not self.record["identity"]["source"]["stand_in"]:
+        if data is None and not self.record.identity.source.stand_in:
             raise UserError(
-                f"the run was trained on {self.record['source_name']!r}, which is no stand-in. "
+                f"the run was trained on {self.record.source_name!r}, which is no stand-in. "
                 "Pass these data (--data PATH)."
             )
         task = tasks.load(self.task, None if data is None else Path(data), self.recipe)
@@ -78,9 +80,9 @@ class Trained:
                 f"the data must have the training files of the run; {task.source.name!r} gives other "
                 f"{', '.join(task.files())} or sizes than the network was trained with. Pass the data of the training."
             )
-        identity = self.record["identity"]
+        identity = self.record.identity
         device = next(self.model.parameters()).device
-        fabric = fabric_for(Setup(identity["kernels"], str(device), identity["precision"]))
+        fabric = fabric_for(Setup(identity.kernels, str(device), identity.precision))
         with torch.no_grad(), fabric.autocast():
             figures = task.evaluate(self.model, split)
         return task, {key: round(value, 6) for key, value in figures.items()}  # as a record has them
@@ -168,22 +170,21 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
     devices.check(device)
     path = _record_of(Path(run))
     record = runs.read(path)
-    identity = record["identity"]
-    if record["kind"] != "run":
+    if not isinstance(record, RunRecord):
         raise UserError(f"RUN must be the record of a training; {str(path)!r} is of a timing. Pass another one.")
-    network = networks.read(path)
+    identity, network = record.identity, networks.read(path)
     recipe = _recipe(record, path)
-    module = tasks.module(record["task"])
+    module = tasks.module(record.task)
     try:
-        model: nn.Module = module.network(recipe, network.sizes, identity["norm"], identity["kernels"])
+        model: nn.Module = module.network(recipe, network.sizes, identity.norm, identity.kernels)
         model.load_state_dict(network.weights)
     except (RuntimeError, KeyError, TypeError) as error:
         raise _of_another_version(networks.path_of(path), error) from None
     files = networks.files_of(path, network)
     return Trained(
         model=model.to(device).eval(),
-        task=record["task"],
-        norm=identity["norm"],
+        task=record.task,
+        norm=identity.norm,
         recipe=recipe,
         record=record,
         preprocessor=module.preprocessor(files),
@@ -215,21 +216,21 @@ def _record_of(run: Path) -> Path:
     )
 
 
-def _recipe(record: runs.Record, path: Path) -> Recipe:
+def _recipe(record: RunRecord, path: Path) -> Recipe:
     """The recipe that a record's settings are of."""
-    identity = record["identity"]
+    identity = record.identity
     try:
-        usual = tasks.recipe(record["task"], identity["size"])
-        parts = {name: _part(getattr(usual, name), identity[name]) for name in ("model", "data", "train")}
-        return replace(usual, **parts, p=identity["p"] or usual.p, learning_rates=())
-    except (KeyError, TypeError, AttributeError, ModuleNotFoundError) as error:
+        usual = tasks.recipe(record.task, identity.size)
+        model, data = _part(usual.model, identity.model), _part(usual.data, identity.data)
+        return replace(usual, model=model, data=data, train=identity.train, p=identity.p or usual.p, learning_rates=())
+    except (ValueError, AttributeError, ModuleNotFoundError) as error:
         raise _of_another_version(path, error) from None
 
 
 def _part(usual: Any, values: dict[str, Any] | None) -> Any:
     if values is None:
         return None
-    return type(usual)(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+    return from_plain(type(usual), values)
 
 
 def _of_another_version(path: Path, error: Exception) -> UserError:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     lines, out = _lines(bytes_of(sys.stdin, "standard input")), bytes_of(sys.stdout, "standard output")
     trained = arguments.loaded(args)
     trained.translate([])  # a network that cannot is refused before the first line is read
-    details = trained.record["identity"]["source"]["details"]
+    details = trained.record.identity.source.details
     if details["text"] == "tokenised":
         print("rmsnorm translate: this network was trained on tokenised text; pass tokenised lines", file=sys.stderr)
     size, first = 1 if sys.stdin.isatty() else args.batch, 1

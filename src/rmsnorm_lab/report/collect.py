@@ -2,16 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.data.official import is_official
-from rmsnorm_lab.experiments.recipes.common import KERNELS, NORMS, Recipe
-from rmsnorm_lab.experiments.runs import Record
-
-_OF_A_RUN = ("norm", "seed", "p", "kernels", "train")
-_OF_A_TIMING = ("timing", "batch", "norms", "p", "machine", "kernels")
+from rmsnorm_lab.experiments.recipes.common import KERNELS, NORMS, Recipe, TrainConfig
+from rmsnorm_lab.experiments.record import (
+    Record,
+    RunRecord,
+    RunResult,
+    Setting,
+    TimingRecord,
+    runs_of,
+    timings_of,
+)
+from rmsnorm_lab.plain import to_plain
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Line:
     p: float | None
     """pRMSNorm's; None for all others."""
     learning_rate: float
-    records: tuple[Record, ...]
+    records: tuple[RunRecord, ...]
     """By seed."""
 
 
@@ -31,43 +37,54 @@ class Experiment:
     """One task on one data source with one recipe: any number of normalisers, seeds and kernels."""
 
     task: str
-    common: dict[str, Any]
-    """What the identities of all of its records agree in: source, size, model, data, device, precision."""
+    setting: Setting
+    """What the identities of all of its records agree in."""
     batch: int
-    train: dict[str, Any] | None = None
-    """As in the identities of its runs, but for the learning rate; None if nothing was trained."""
+    accumulate: int
+    train: TrainConfig | None = None
+    """As in the identities of its runs, the learning rate left out (0); None if nothing was trained."""
+    processes: str | None = None
     lines: dict[str, list[Line]] = field(default_factory=dict)
     """Kernels -> in the order of tables; every p and learning rate on its own."""
-    timings: dict[str, Record] = field(default_factory=dict)
+    timings: dict[str, TimingRecord] = field(default_factory=dict)
     """Kernels -> the timing with most rounds (``_most_telling``)."""
-    other_timings: dict[str, list[Record]] = field(default_factory=dict)
+    other_timings: dict[str, list[TimingRecord]] = field(default_factory=dict)
     """Kernels -> the timings that are not shown."""
+
+    @property
+    def timed_as(self) -> tuple[Any, ...]:
+        """What a timing of this experiment agrees in with its runs."""
+        return self.task, self.setting, self.batch, self.accumulate
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings of its runs' training by name, without the learning rate; empty if nothing was trained."""
+        found = {} if self.train is None else to_plain(self.train)
+        return {name: found[name] for name in sorted(found) if name != "learning_rate"}
 
     @property
     def records(self) -> list[Record]:
         trained = [record for lines in self.lines.values() for line in lines for record in line.records]
-        return trained + list(self.timings.values())
+        return [*trained, *self.timings.values()]
 
     @property
     def source_name(self) -> str:
         """Of the data, as one of the records has it: others may have found the same data under another name."""
-        found: str = self.records[0]["source_name"]
-        return found
+        return self.records[0].source_name
 
     @property
     def official(self) -> bool:
         """Whether the data are those that the paper's figures were taken on."""
-        return is_official(self.task, self.common["source"])
+        return is_official(self.task, self.setting.source)
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> RunResult:
         """Of any run: for what is the same in all of them, metrics and references."""
-        found: dict[str, Any] = next(iter(self.lines.values()))[0].records[0]["result"]
-        return found
+        return next(iter(self.lines.values()))[0].records[0].result
 
     def main(self, kernels: str) -> list[Line]:
         """One line a normaliser: that of the recipe's p and learning rate, or else the one with most seeds."""
-        recipe = _recipe(self.task, self.common["size"])
+        recipe = _recipe(self.task, self.setting.size)
 
         def rank(line: Line) -> tuple[bool, bool, int]:
             if recipe is None:
@@ -88,33 +105,29 @@ class Experiment:
 def collect(records: Sequence[Record]) -> list[Experiment]:
     """The experiments: tasks in the order of the command line, and of a task the one with most records first."""
     experiments: dict[str, Experiment] = {}
-    lines: dict[tuple[str, str, str, float | None, float], list[Record]] = {}
-    for record in records:
-        if record["kind"] == "run":
-            identity = record["identity"]
-            train = {name: value for name, value in identity["train"].items() if name != "learning_rate"}
-            common = _without(identity, _OF_A_RUN)
-            name = _name(record["task"], common, train)
-            experiments.setdefault(name, Experiment(record["task"], common, train["batch"], train))
-            rate = identity["train"]["learning_rate"]
-            key = (name, identity["kernels"], identity["norm"], identity.get("p"), rate)
-            lines.setdefault(key, []).append(record)
+    lines: dict[tuple[str, str, str, float | None, float], list[RunRecord]] = {}
+    for run in runs_of(records):
+        identity = run.identity
+        train = replace(identity.train, learning_rate=0.0)
+        name = _name(run.task, identity.setting, train, identity.processes)
+        batch, accumulate = train.batch, train.accumulate
+        made = Experiment(run.task, identity.setting, batch, accumulate, train, identity.processes)
+        experiments.setdefault(name, made)
+        key = (name, identity.kernels, identity.norm, identity.p, identity.train.learning_rate)
+        lines.setdefault(key, []).append(run)
     order = sorted(lines, key=lambda key: (NORMS.index(key[2]), key[3] or 0.0, key[4]))
     for name, kernels, norm, p, rate in order:
-        members = sorted(lines[name, kernels, norm, p, rate], key=lambda record: record["identity"]["seed"])
+        members = sorted(lines[name, kernels, norm, p, rate], key=lambda run: run.identity.seed)
         experiments[name].lines.setdefault(kernels, []).append(Line(norm, p, rate, tuple(members)))
 
-    for record in records:
-        if record["kind"] == "timing":
-            identity = record["identity"]
-            common, batch = _without(identity, _OF_A_TIMING), identity["batch"]
-            timed = (record["task"], common, batch)
-            of_it = [e for e in experiments.values() if (e.task, _without(e.common, ["processes"]), e.batch) == timed]
-            if not of_it:
-                of_it = [Experiment(*timed)]
-                experiments[_name(record["task"], common, {"batch": batch})] = of_it[0]
-            for experiment in of_it:
-                experiment.other_timings.setdefault(identity["kernels"], []).append(record)
+    for timing in timings_of(records):
+        timed = Experiment(timing.task, timing.identity.setting, timing.identity.batch, timing.identity.accumulate)
+        of_it = [each for each in experiments.values() if each.timed_as == timed.timed_as]
+        if not of_it:
+            of_it = [timed]
+            experiments[_name(*timed.timed_as)] = timed
+        for experiment in of_it:
+            experiment.other_timings.setdefault(timing.identity.kernels, []).append(timing)
     for experiment in experiments.values():
         for name in KERNELS:
             if found := experiment.other_timings.get(name):
@@ -130,31 +143,21 @@ def collect(records: Sequence[Record]) -> list[Experiment]:
 
 def processor(record: Record) -> str:
     """What computed."""
-    machine, device = record["machine"], record["identity"]["device"]
-    found: str = machine["cpu"] if device == "cpu" else machine["gpu"] or machine["cpu"]
-    return found
+    return record.machine.processor(record.identity.device)
 
 
-def rounds(timing: Record) -> int:
-    return len(next(iter(timing["result"]["milliseconds"].values())))
+def _most_telling(timings: Sequence[TimingRecord], experiment: Experiment) -> TimingRecord:
+    trained_on = {processor(run) for lines in experiment.lines.values() for line in lines for run in line.records}
 
-
-def _most_telling(timings: Sequence[Record], experiment: Experiment) -> Record:
-    trained_on = {processor(r) for lines in experiment.lines.values() for line in lines for r in line.records}
-
-    def rank(timing: Record) -> tuple[bool, int, int, bool, str]:
-        norms = timing["identity"]["norms"]
-        return "layer" in norms, rounds(timing), len(norms), processor(timing) in trained_on, timing["finished"]
+    def rank(timing: TimingRecord) -> tuple[bool, int, int, bool, str]:
+        norms = timing.identity.norms
+        return "layer" in norms, timing.result.rounds, len(norms), processor(timing) in trained_on, timing.finished
 
     return max(timings, key=rank)
 
 
-def _without(identity: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in identity.items() if name not in names}
-
-
 def _name(*parts: Any) -> str:
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps(to_plain(parts), sort_keys=True)
 
 
 def _recipe(task: str, size: str) -> Recipe | None:

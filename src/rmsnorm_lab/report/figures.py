@@ -12,8 +12,8 @@ from rmsnorm_lab.analysis.gradients import Gradients
 from rmsnorm_lab.experiments.compare import quality_row, time_row
 from rmsnorm_lab.experiments.plot import mean_curve
 from rmsnorm_lab.experiments.recipes.common import LABELS
+from rmsnorm_lab.experiments.record import Metric
 from rmsnorm_lab.experiments.styles import STYLES
-from rmsnorm_lab.experiments.task import validation_label
 from rmsnorm_lab.report.collect import Experiment, Line, processor
 from rmsnorm_lab.report.svg import drawing, inline
 
@@ -36,13 +36,13 @@ def curves(experiment: Experiment, kernels: str, name: str) -> list[Drawn]:
     programs have their part.
     """
     lines = experiment.main(kernels)
-    headline = experiment.result["metrics"][0]
-    label = validation_label(headline)
+    headline = experiment.result.metrics[0]
+    label = headline.validation_label
     steps = "training steps"
     found = [_curve(lines, "loss", None, (steps, "validation loss"), f"{name}-loss", "Loss by steps")]
     if kernels in experiment.timings:
         timing = experiment.timings[kernels]
-        timed = [line for line in lines if line.norm in timing["result"]["milliseconds"]]
+        timed = [line for line in lines if line.norm in timing.result.milliseconds]
         seconds = {line.norm: time_row(line.norm, timing).milliseconds / 1000 for line in timed}
         caption = "Loss by wall time: steps × interleaved step time"
         made_on = {processor(record) for line in lines for record in line.records}
@@ -50,7 +50,7 @@ def curves(experiment: Experiment, kernels: str, name: str) -> list[Drawn]:
             caption += f" on {processor(timing)}"
         found.append(_curve(timed, "loss", seconds, ("seconds", "validation loss"), f"{name}-time", caption))
     caption = f"{label[:1].upper()}{label[1:]} by steps, validation"
-    found.append(_curve(lines, headline["key"], None, (steps, label), f"{name}-headline", caption))
+    found.append(_curve(lines, headline.key, None, (steps, label), f"{name}-headline", caption))
     return found
 
 
@@ -68,7 +68,7 @@ def _curve(
         later: list[float] = []
         for line in lines:
             colour, style = STYLES[line.norm]
-            steps, mean, sd = mean_curve([record["result"]["curve"] for record in line.records], key)
+            steps, mean, sd = mean_curve([record.result.curve for record in line.records], key)
             x = [step * (seconds[line.norm] if seconds else 1) for step in steps]
             low, high = ([m + sign * s for m, s in zip(mean, sd, strict=True)] for sign in (-1, 1))
             axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.6, marker="o", markersize=2.5)
@@ -88,10 +88,10 @@ def _without_the_first_fall(axes: Axes, later: Sequence[float]) -> None:
         axes.set_ylim(min(later) - margin, max(later) + margin)
 
 
-def p_sweep(lines: Sequence[Line], beside: Sequence[Line], metric: dict[str, str], name: str) -> Drawn:
+def p_sweep(lines: Sequence[Line], beside: Sequence[Line], metric: Metric, name: str) -> Drawn:
     """The headline metric on the test split against p: mean ± standard deviation over seeds, LayerNorm's and
     RMSNorm's means ``beside`` it as lines."""
-    key, label = metric["key"], metric["label"].replace("\n", " ")
+    key, label = metric.key, metric.label.replace("\n", " ")
     rows = [(line, quality_row(line.norm, line.records).metrics) for line in lines]
     points = [(100 * (line.p or 1.0), found[key]) for line, found in rows if key in found]
     with drawing():

@@ -14,7 +14,8 @@ from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row
 from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published
 from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Record
+from rmsnorm_lab.plain import to_plain
 from rmsnorm_lab.report import figures
 from rmsnorm_lab.report.collect import Experiment, Line, collect
 from rmsnorm_lab.report.tables import Cell, heading, percent, quality_table, quality_text, states_table, time_table
@@ -38,7 +39,7 @@ def render(records: Sequence[Record]) -> str:
         for place, experiment in enumerate(experiments, 1)
     ]
     return environment.get_template("page.html").render(
-        newest=max(record["finished"] for record in records),
+        newest=max(record.finished for record in records),
         count=len(records),
         sections=sections,
         glance=[_glance(experiment, section) for experiment, section in zip(experiments, sections, strict=True)],
@@ -51,13 +52,13 @@ def render(records: Sequence[Record]) -> str:
 
 def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
     paper = PAPER.get(experiment.task, Published(""))
-    source = experiment.common["source"]
+    source = experiment.setting.source
     trained = []
     for kernels in experiment.lines:
         main, name = experiment.main(kernels), f"{anchor}-{kernels}"
         shown = figures.curves(experiment, kernels, name)
         if sweep := _p_sweep(experiment, kernels):
-            shown.append(figures.p_sweep(sweep, main, experiment.result["metrics"][0], f"{name}-p"))
+            shown.append(figures.p_sweep(sweep, main, experiment.result.metrics[0], f"{name}-p"))
         trained.append(
             {
                 "quality": quality_table(experiment, kernels, paper),
@@ -72,13 +73,13 @@ def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
         "task": experiment.task,
         "apart": apart,
         "what": tasks.TASKS.get(experiment.task, ""),
-        "stand_in": source["stand_in"],
+        "stand_in": source.stand_in,
         "source": experiment.source_name,
         "facts": _facts(experiment),
         "trained": trained,
         "times": [time_table(experiment, kernels, paper) for kernels in experiment.timings],
         "paper": paper.where,
-        "unlike": " · not the paper's data" if paper.where and not (experiment.official or source["stand_in"]) else "",
+        "unlike": " · not the paper's data" if paper.where and not (experiment.official or source.stand_in) else "",
         "caveat": "" if experiment.official else f"; {CAVEAT}",
     }
 
@@ -96,14 +97,20 @@ def _apart(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
     ]
     if "sha256" in differing:
         shown.insert(0, f"{experiment.source_name} ({own['sha256'][:8]})")
-    return ", ".join([f"{experiment.train['steps']:,} steps", *shown])
+    return ", ".join([f"{experiment.train.steps:,} steps", *shown])
 
 
 def _leaves(experiment: Experiment) -> dict[str, Any]:
-    common = experiment.common
-    parts = (common["source"], common["model"], common["data"] or {}, experiment.train or {})
-    settings = {name: common.get(name) for name in ("size", "device", "precision", "processes")}
-    return {**settings, **{name: value for part in parts for name, value in part.items()}}
+    setting = experiment.setting
+    settings = {name: getattr(setting, name) for name in ("size", "device", "precision")}
+    return {
+        **settings,
+        "processes": experiment.processes,
+        **to_plain(setting.source),
+        **setting.model,
+        **(setting.data or {}),
+        **experiment.training,
+    }
 
 
 def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
     metric, quality = "", dict.fromkeys(("layer", "rms", "prms"), Cell("–"))
     if experiment.lines:
         kernels = next(iter(experiment.lines))
-        headline = experiment.result["metrics"][0]
+        headline = experiment.result.metrics[0]
         metric = heading(headline)
         for line in experiment.main(kernels):
             if line.norm in quality:
@@ -119,7 +126,7 @@ def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
     cells = [(LABELS[norm], cell) for norm, cell in quality.items()]
     for kernels, label in _SAVED.items():
         timing = experiment.timings.get(kernels)
-        timed = timing and "rms" in timing["identity"]["norms"]
+        timed = timing and "rms" in timing.identity.norms
         cells.append((label, percent(time_row("rms", timing).saved) if timing and timed else Cell("–")))
     return {"section": section, "metric": metric, "cells": cells, "headings": [label for label, _ in cells]}
 
@@ -132,14 +139,14 @@ _SAVED = {
 
 
 def _facts(experiment: Experiment) -> list[tuple[str, str]]:
-    common = experiment.common
-    source, train = common["source"], experiment.train
-    details = [f"{key} {_said(value)}" for key, value in source["details"].items()]
+    setting, train = experiment.setting, experiment.train
+    source = setting.source
+    details = [f"{key} {_said(value)}" for key, value in source.details.items()]
     return [
-        ("data", ", ".join([experiment.source_name, *details, f"sha256 {source['sha256'][:12]}"])),
-        ("setting", f"{common['size']} size, {common['device']}, {common['precision']}"),
-        ("model", _settings({**common["model"], **(common["data"] or {})})),
-        ("training", _settings(train) if train else f"batch {experiment.batch}; nothing was trained"),
+        ("data", ", ".join([experiment.source_name, *details, f"sha256 {source.sha256[:12]}"])),
+        ("setting", f"{setting.size} size, {setting.device}, {setting.precision}"),
+        ("model", _settings({**setting.model, **(setting.data or {})})),
+        ("training", _settings(experiment.training) if train else f"batch {experiment.batch}; nothing was trained"),
     ]
 
 
@@ -166,14 +173,14 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
         rates.setdefault(line.learning_rate, []).append(LABELS[line.norm])
     learned = "; ".join(f"{rate:g}" + ("" if len(rates) == 1 else f" ({', '.join(of)})") for rate, of in rates.items())
     notes = [f"learning rate {learned}"]
-    if mean := experiment.common["model"].get("init_mean"):
+    if mean := experiment.setting.model.get("init_mean"):
         notes.append(
             f"weights drawn around {mean:g} instead of 0, as in the paper's Fig. 4, where LayerNorm creeps from 1.4 to "
             "3.8 BLEU and RMSNorm climbs from 3.0 to 16.8"
         )
     notes += [f"pRMSNorm of the first {100 * line.p:g} %" for line in main if line.p is not None]
-    form = experiment.result["metrics"][0]["form"]
-    notes += [f"{name} would give {value:{form}}" for name, value in experiment.result["references"].items()]
+    form = experiment.result.metrics[0].form
+    notes += [f"{name} would give {value:{form}}" for name, value in experiment.result.references.items()]
     others = [line for line in experiment.lines[kernels] if line not in main]
     swept = _p_sweep(experiment, kernels)
     if elsewhere := [line for line in others if line not in swept]:
@@ -230,13 +237,13 @@ def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Every machine and set of versions that the records were made on, with how many, and at which commits."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
-        machine = record["machine"]
-        about = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        commit = (machine["commit"] or "")[:12] + (" with changes" if machine["dirty"] else "")
+        machine = record.machine
+        about = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        commit = (machine.commit or "")[:12] + (" with changes" if machine.dirty else "")
         lines = [
-            machine["cpu"] + (f"; {machine['gpu']}" if machine["gpu"] else ""),
-            f"{machine['torch_threads']} threads, {machine['memory_gib']} GiB, {machine['os']}",
-            f"Python {machine['python']}, {about}",
+            machine.cpu + (f"; {machine.gpu}" if machine.gpu else ""),
+            f"{machine.torch_threads} threads, {machine.memory_gib} GiB, {machine.os}",
+            f"Python {machine.python}, {about}",
         ]
         group = found.setdefault("\n".join(lines), {"lines": lines, "count": 0, "commits": set()})
         group["count"] += 1

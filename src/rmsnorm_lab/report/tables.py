@@ -1,15 +1,14 @@
 """The report's tables: figures put into words, with the paper's beneath them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from rmsnorm_lab.experiments import hidden_states
 from rmsnorm_lab.experiments.compare import QualityRow, quality_row, time_row
 from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.runs import Record
+from rmsnorm_lab.experiments.record import Metric, TimingRecord
 from rmsnorm_lab.experiments.table import SETTINGS
-from rmsnorm_lab.report.collect import Experiment, processor, rounds
+from rmsnorm_lab.report.collect import Experiment, processor
 from rmsnorm_lab.timing import Spread
 
 
@@ -34,14 +33,14 @@ class Table:
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     """Every metric of every normaliser."""
-    metrics, word = experiment.result["metrics"], label(experiment.official)
+    metrics, word = experiment.result.metrics, label(experiment.official)
     rows = []
     for line in experiment.main(kernels):
         row, published = quality_row(line.norm, line.records), paper.quality.get(line.norm, {})
         cells = [
             Cell(
                 quality_text(row, metric),
-                paper=f"{word} {published[metric['key']]:g}" if metric["key"] in published else "",
+                paper=f"{word} {published[metric.key]:g}" if metric.key in published else "",
             )
             for metric in metrics
         ]
@@ -80,17 +79,17 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
     return Table(title, headings, rows) if rows else None
 
 
-def heading(metric: dict[str, Any]) -> str:
+def heading(metric: Metric) -> str:
     """A metric's label, and which way is better."""
-    return f"{metric['label']}\N{NO-BREAK SPACE}{'↑' if metric['higher_is_better'] else '↓'}".replace("\n", " ")
+    return f"{metric.label}\N{NO-BREAK SPACE}{'↑' if metric.higher_is_better else '↓'}".replace("\n", " ")
 
 
-def quality_text(row: QualityRow, metric: dict[str, Any]) -> str:
+def quality_text(row: QualityRow, metric: Metric) -> str:
     """'2.345 ± 0.012'; never a mere number where a run diverged."""
     diverged = f"{row.diverged} of {row.runs} diverged"
-    if metric["key"] not in row.metrics:
+    if metric.key not in row.metrics:
         return "diverged" if row.runs == 1 else diverged
-    quality, form = row.metrics[metric["key"]], metric["form"]
+    quality, form = row.metrics[metric.key], metric.form
     spread = "" if quality.sd is None else f" ± {quality.sd:{form}}"
     return f"{quality.mean:{form}}{spread}" + (f", {diverged}" if row.diverged else "")
 
@@ -100,7 +99,7 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     record = experiment.timings[kernels]
     saved = paper.saved if kernels == "unfused" else {}
     rows = []
-    for norm in record["identity"]["norms"]:
+    for norm in record.identity.norms:
         row = time_row(norm, record)
         cells = [
             Cell(f"{row.milliseconds:.1f}"),
@@ -111,17 +110,17 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
         ]
         rows.append((LABELS[norm], cells))
     headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
-    machine = record["machine"]
-    torch = machine["versions"]["torch"]
-    note = f"one step each in turn, {_when(record)}; {machine['torch_threads']} threads, torch {torch}"
+    machine = record.machine
+    torch = machine.versions["torch"]
+    note = f"one step each in turn, {_when(record)}; {machine.torch_threads} threads, torch {torch}"
     if others := experiment.other_timings.get(kernels):
         note += f". Timed too, and not shown: {'; '.join(map(_when, others))}"
     return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
 
 
-def _when(timing: Record) -> str:
-    when = timing["finished"][:16].replace("T", " ")
-    return f"{rounds(timing)} rounds on {processor(timing)}, {when} UTC"
+def _when(timing: TimingRecord) -> str:
+    when = timing.finished[:16].replace("T", " ")
+    return f"{timing.result.rounds} rounds on {processor(timing)}, {when} UTC"
 
 
 def percent(spread: Spread | None, paper: str = "") -> Cell:

@@ -1,6 +1,5 @@
 """Gradient accumulation: the whole batch's gradient from its parts, and recorded runs that keep their identity."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,12 @@ for _package in ("lightning_fabric", "babel", "sacrebleu", "tokenizers", "sklear
     pytest.importorskip(_package)
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import tasks  # noqa: E402
+from rmsnorm_lab.experiments import runs, tasks  # noqa: E402
 from rmsnorm_lab.experiments.jobs import timings, training  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup, split  # noqa: E402
 from rmsnorm_lab.experiments.recipes import settings  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import identity_of  # noqa: E402
+from rmsnorm_lab.experiments.record import runs_of  # noqa: E402
+from rmsnorm_lab.plain import to_plain  # noqa: E402
 
 RECORDS = Path(__file__).parents[3] / "benchmarks" / "experiments"
 # Seven examples: parts of 3, 2, 2. What is drawn in a step would be drawn otherwise for parts, so nothing is.
@@ -72,20 +72,19 @@ def test_more_parts_than_the_batch_has_are_refused():
 
 def test_a_setting_that_older_records_lack_is_part_of_the_identity_only_where_it_is_set(task):
     jobs = [training(task, Setup(), "rms", 0), timings(task, Setup(), ["rms"])[0]]
-    assert "accumulate" not in jobs[0].identity["train"]
-    assert "accumulate" not in jobs[1].identity
+    assert "accumulate" not in to_plain(jobs[0].identity)["train"]
+    assert "accumulate" not in to_plain(jobs[1].identity)
     other = with_train(task, accumulate=2)
-    assert training(other, Setup(), "rms", 0).identity["train"]["accumulate"] == 2
-    assert timings(other, Setup(), ["rms"])[0].identity["accumulate"] == 2
+    assert training(other, Setup(), "rms", 0).identity.train.accumulate == 2
+    assert timings(other, Setup(), ["rms"])[0].identity.accumulate == 2
 
 
 def test_the_recorded_runs_are_those_of_the_recipes():
-    records = [json.loads(path.read_text()) for path in RECORDS.glob("*/*.jsonl")]
-    found = [record for record in records if record["kind"] == "run" and record["identity"]["size"] == "small"]
+    records = [runs.read(path) for path in RECORDS.glob("*/*.jsonl")]
+    found = [record for record in runs_of(records) if record.identity.size == "small"]
     assert len(found) > 100
     for record in found:
-        identity, recipe = record["identity"], tasks.recipe(record["task"])
-        train = replace(recipe.train, learning_rate=identity["train"]["learning_rate"])
-        assert json.loads(json.dumps(identity_of(train))) == identity["train"]
-        for part in ("model", "data"):
-            assert json.loads(json.dumps(identity_of(getattr(recipe, part)))) == identity[part]
+        identity, recipe = record.identity, tasks.recipe(record.task)
+        assert replace(recipe.train, learning_rate=identity.train.learning_rate) == identity.train
+        assert to_plain(recipe.model) == identity.model
+        assert to_plain(recipe.data) == identity.data

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -15,10 +16,12 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
 
+from made_records import MACHINE, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import runs  # noqa: E402
 from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import LABELS  # noqa: E402
+from rmsnorm_lab.experiments.record import SCHEMA  # noqa: E402
 from rmsnorm_lab.experiments.table import quality_cell  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
 from tiny_runs import corpus, language  # noqa: E402
@@ -61,7 +64,7 @@ def test_a_comparison_leaves_records_of_one_json_line_and_a_png(out, tmp_path):
         (norm, seed) for norm in Language.default_norms for seed in (0, 1)
     }
     for record in trained:
-        assert record["schema"] == runs.SCHEMA
+        assert record["schema"] == SCHEMA
         assert record["identity"]["train"]["steps"] == 2
         assert record["source_name"] == "words.txt"
         assert record["result"]["curve"]["step"] == [0, 1, 2]
@@ -217,16 +220,6 @@ def test_an_interrupted_comparison_goes_on_and_comes_out_the_same(out, capsys, h
     assert {name: contents(out)[name] for name in left} == left
 
 
-def run_record(bits, seed=0, torch_version="2.13.0"):
-    status, quality = ("diverged", None) if bits is None else ("finished", {"bits": bits})
-    machine = {"versions": {"torch": torch_version}, "cpu": "x", "python": "3", "commit": None}
-    return {
-        "result": {"status": status, "quality": quality},
-        "identity": {"seed": seed},
-        "machine": machine,
-    }
-
-
 TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms": [8.5, 17.0]}
 
 
@@ -241,16 +234,12 @@ TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms":
     ],
 )
 def test_divergence_is_said_as_such(bits, cell):
-    assert quality_cell(quality_row("rms", [run_record(each) for each in bits]), Language.metrics[0]) == cell
+    assert quality_cell(quality_row("rms", [run_record(quality=each) for each in bits]), Language.metrics[0]) == cell
 
 
 def test_a_row_pairs_the_times():
-    result = {
-        "milliseconds": TIMES,
-        "profiled_share": dict.fromkeys(TIMES, 0.05),
-        "peak_memory": dict.fromkeys(TIMES, 9),
-    }
-    rows = {norm: time_row(norm, {"result": result}) for norm in TIMES}
+    record = timing_record(TIMES)
+    rows = {norm: time_row(norm, record) for norm in TIMES}
     assert rows["rms"].saved.median == pytest.approx(0.1)
     assert rows["rms"].norm_share.median == pytest.approx(1 / 9)
     assert rows["rms"].milliseconds == pytest.approx(13.5)  # LayerNorm's median, 15, less a tenth
@@ -260,8 +249,9 @@ def test_a_row_pairs_the_times():
 
 
 def test_records_of_different_versions_are_pointed_out():
-    assert mixed_machines([run_record(2.0), run_record(2.0)]) == []
-    assert mixed_machines([run_record(2.0), run_record(2.0, torch_version="2.12.0")]) == ["torch 2.12.0, 2.13.0"]
+    older = replace(MACHINE, versions={**MACHINE.versions, "torch": "2.12.0"})
+    assert mixed_machines([run_record(), run_record()]) == []
+    assert mixed_machines([run_record(), run_record(machine=older)]) == ["torch 2.12.0, 2.13.0"]
 
 
 def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):

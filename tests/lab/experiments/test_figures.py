@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from rich.console import Console  # noqa: E402
 
+from made_records import run_identity, run_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import hidden_states, sweep_p  # noqa: E402
 from rmsnorm_lab.experiments.sweep import show, summary  # noqa: E402
@@ -132,8 +134,8 @@ def test_wrong_sweeps_are_said(sweep, flags, said, capsys):
 
 
 def a_run(norm, rate, column, status="finished"):
-    identity = {"norm": norm, "train": {"learning_rate": rate}}
-    return {"identity": identity, "result": {"status": status, "curve": {"valid": {"accuracy": column}}}}
+    train = replace(run_identity().train, learning_rate=rate)
+    return run_record(norm, quality=0.5 if status == "finished" else None, column=column, train=train)
 
 
 @pytest.mark.parametrize(("best", "expected"), [(False, [0.5, 0.6, 0.3, None]), (True, [0.8, 0.7, 0.4, None])])
@@ -143,7 +145,7 @@ def test_a_sweep_judges_by_validation_and_says_where_the_best_rate_is_an_end(bes
     records = [a_run("rms", rate, column) for rate, column in zip(rates, columns, strict=False)]
     records += [a_run("rms", 0.8, [0.9, None, None], "diverged")]
     records += [a_run("layer", rate, [rate, rate, rate]) for rate in rates]
-    metric = Metric("accuracy", "accuracy\nset2014", True, ".1f", "accuracy")
+    metric = Metric("bits", "accuracy\nset2014", True, ".1f", "accuracy")
     recipe = SimpleNamespace(train=SimpleNamespace(best=best))
     source = Source("a [b] set", stand_in=True, sha256="")
     task = SimpleNamespace(name="reading", metrics=(metric,), recipe=recipe, source=source)

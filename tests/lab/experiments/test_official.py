@@ -2,7 +2,10 @@
 
 import pytest
 
+pytest.importorskip("torch")
+
 from rmsnorm_lab.experiments.data.official import is_official
+from rmsnorm_lab.experiments.record import Content
 
 SIZES = {
     "images": {"training images": 50_000, "held out": 0, "test images": 10_000},
@@ -14,7 +17,7 @@ SIZES["transformer"] = SIZES["translation"]
 
 
 def source(details, stand_in=False):
-    return {"stand_in": stand_in, "sha256": "", "details": details}
+    return Content(stand_in=stand_in, sha256="", details=details)
 
 
 @pytest.mark.parametrize("task", SIZES)

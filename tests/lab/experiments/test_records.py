@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
     pytest.importorskip(_package)
 
+from made_records import run_identity, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab import files  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
@@ -19,14 +22,57 @@ from rmsnorm_lab.experiments import runs  # noqa: E402
 from rmsnorm_lab.experiments.runs import RunStore, file_name  # noqa: E402
 from tiny_runs import TINY, corpus  # noqa: E402
 
-IDENTITY = {"norm": "rms", "seed": 3, "train": {"steps": 5, "betas": (0.9, 0.95)}, "source": {"sha256": "ab"}}
-RESULT = {"status": "finished", "quality": {"bits": 2.25}, "curve": {"step": [0, 5], "valid": {"bits": [7.0, None]}}}
+IDENTITY = run_identity("rms", 3)
+PUBLISHED = sorted((Path(__file__).parents[3] / "benchmarks" / "experiments").glob("*/*.jsonl"))
 
 
-def put(folder, seed=3, bits=2.25, **identity):
-    result = {**RESULT, "quality": {"bits": bits}}
-    made = {**IDENTITY, "seed": seed, **identity}
-    return RunStore(folder).put("language", "run", made, source_name="words", machine={"cpu": "x"}, result=result)
+def put(folder, seed=3, bits=2.25):
+    record = run_record("rms", seed, bits)
+    RunStore(folder).put(record)
+    return record
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="the records are no part of the source distribution")
+def test_every_published_record_is_read_and_written_the_same():
+    assert len(PUBLISHED) > 200
+    for path in PUBLISHED:
+        assert runs.line_of(runs.read(path)).encode() == path.read_bytes()
+
+
+@pytest.mark.parametrize("record", [run_record(), run_record(quality=None), timing_record({"rms": [1.0, 2]})])
+def test_a_record_comes_back_as_it_was_made(tmp_path, record):
+    path = RunStore(tmp_path).put(record)
+    assert runs.read(path) == record
+    assert runs.line_of(runs.read(path)).encode() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.pop("machine"), "lacks the field 'machine'"),
+        (lambda found: found.update(more=1), "unknown field 'more'"),
+        (lambda found: found["result"]["curve"].pop("step"), "result.curve lacks the field 'step'"),
+        (lambda found: found["identity"].update(seed="3"), "identity.seed must be int; got '3'"),
+        (lambda found: found["identity"].update(seed=True), "identity.seed must be int; got True"),
+        (
+            lambda found: found["identity"]["train"].update(betas=[0.9]),
+            "train.betas must have 2 values; got 1",
+        ),
+        (lambda found: found["result"].update(quality=[2.5]), "result.quality must be dict"),
+        (lambda found: found.update(kind="walk"), "walk"),
+        (lambda found: found.update(kind=[]), "unhashable"),
+    ],
+)
+def test_a_record_of_other_fields_is_refused_even_if_its_digest_is_right(tmp_path, change, said):
+    path = RunStore(tmp_path).put(run_record())
+    found = json.loads(path.read_text())
+    del found["digest"]
+    change(found)
+    found["digest"] = runs._hash(found)
+    path.write_text(json.dumps(found) + "\n")
+    with pytest.raises(UserError, match="none of this program's") as raised:
+        runs.read(path)
+    assert said in str(raised.value)
 
 
 def the_file(folder):
@@ -36,18 +82,18 @@ def the_file(folder):
 
 def test_what_is_kept_is_found_again_by_its_settings_alone(tmp_path):
     kept = put(tmp_path)
-    found = RunStore(tmp_path).get("language", "run", IDENTITY)
+    found = RunStore(tmp_path).get("language", IDENTITY)
     assert found == kept
-    assert found["result"]["quality"] == {"bits": 2.25}
-    assert RunStore(tmp_path).get("language", "run", {**IDENTITY, "seed": 4}) is None
+    assert found.result.quality["bits"] == 2.25
+    assert RunStore(tmp_path).get("language", replace(IDENTITY, seed=4)) is None
     assert runs.load(tmp_path) == [kept]
 
 
 def test_file_names_tell_the_run_and_differ_with_any_setting():
-    name = file_name("language", "run", IDENTITY)
+    name = file_name("language", IDENTITY)
     assert name.startswith("language-rms-seed3-")
-    assert name != file_name("language", "run", {**IDENTITY, "train": {"steps": 6}})
-    several = file_name("language", "run", {**IDENTITY, "processes": "ddp2"})
+    assert name != file_name("language", replace(IDENTITY, train=replace(IDENTITY.train, steps=6)))
+    several = file_name("language", replace(IDENTITY, processes="ddp2"))
     assert several == name.replace(".jsonl", "-ddp2.jsonl")
 
 
@@ -125,7 +171,7 @@ def test_a_damaged_record_is_named_and_never_used(tmp_path, how, line, what):
     put(tmp_path)
     path = the_file(tmp_path)
     path.write_bytes(damage(path.read_bytes(), how))
-    for read in (runs.load, lambda folder: RunStore(folder).get("language", "run", IDENTITY)):
+    for read in (runs.load, lambda folder: RunStore(folder).get("language", IDENTITY)):
         with pytest.raises(UserError, match=what) as raised:
             read(tmp_path)
         assert f"{path}, line {line}: " in str(raised.value)
@@ -174,16 +220,16 @@ def test_what_lies_where_the_folder_would_be_is_said(tmp_path, out, what):
 def test_a_record_under_the_name_of_another_is_refused(tmp_path):
     put(tmp_path)
     path = the_file(tmp_path)
-    path.rename(tmp_path / file_name("language", "run", {**IDENTITY, "seed": 4}))
+    path.rename(tmp_path / file_name("language", replace(IDENTITY, seed=4)))
     with pytest.raises(UserError, match="not those that its file's name says"):
-        RunStore(tmp_path).get("language", "run", {**IDENTITY, "seed": 4})
+        RunStore(tmp_path).get("language", replace(IDENTITY, seed=4))
 
 
 def test_bad_files_are_all_named_block_nobody_else_and_can_be_set_aside(tmp_path, capsys):
     for seed in range(3):
         put(tmp_path, seed)
     good = put(tmp_path, 3)
-    bad = [tmp_path / file_name("language", "run", {**IDENTITY, "seed": seed}) for seed in range(3)]
+    bad = [tmp_path / file_name("language", replace(IDENTITY, seed=seed)) for seed in range(3)]
     for path in bad:
         path.write_text("{}\n")
     (tmp_path / "foreign.jsonl").write_text("not ours")
@@ -192,7 +238,7 @@ def test_bad_files_are_all_named_block_nobody_else_and_can_be_set_aside(tmp_path
     assert all(str(path) in str(raised.value) for path in bad)
     assert "foreign.jsonl" in str(raised.value)
     assert f"rmsnorm report --set-aside {tmp_path}" in str(raised.value)
-    assert RunStore(tmp_path).get("language", "run", IDENTITY) == good
+    assert RunStore(tmp_path).get("language", IDENTITY) == good
     assert runs.set_aside(tmp_path) == [
         tmp_path / "aside" / path.name for path in [tmp_path / "foreign.jsonl", *sorted(bad)]
     ]

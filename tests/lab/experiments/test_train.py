@@ -20,6 +20,7 @@ from rmsnorm_lab.experiments.recipes.common import EPS, KERNELS, TimingConfig, T
 from rmsnorm_lab.experiments.recipes.language import DataConfig, ModelConfig, small  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language, load  # noqa: E402
 from rmsnorm_lab.experiments.train import Curve, Listener, Run, _Progress, evaluation_steps  # noqa: E402
+from rmsnorm_lab.plain import to_plain  # noqa: E402
 
 NORMS = Language.norms
 DEFAULT_NORMS = Language.default_norms
@@ -226,7 +227,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(path):
     assert 1 < outcome.diverged_at <= len(told) + 1 < 30
     assert all(loss > 1.25 * told[0] for loss in told[outcome.diverged_at - 1 :])
     assert told[outcome.diverged_at - 2] <= 1.25 * told[0]
-    json.dumps(outcome.as_record(), allow_nan=False)
+    json.dumps(to_plain(outcome), allow_nan=False)
 
 
 def test_a_finite_loss_far_above_the_first_is_diverged_too(path):

@@ -22,6 +22,7 @@ from rmsnorm_lab import experiments  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments import networks, tasks  # noqa: E402
 from rmsnorm_lab.experiments.data import digit_scenes  # noqa: E402
+from rmsnorm_lab.experiments.runs import as_json  # noqa: E402
 from rmsnorm_lab.experiments.sampling import sample  # noqa: E402
 from tiny_runs import TINY, corpus  # noqa: E402
 
@@ -119,7 +120,7 @@ def test_load_needs_no_data(trained, monkeypatch, task):
     with_data = tasks.recipe(task)
     assert type(run.recipe.model) is type(with_data.model)
     assert isinstance(run.recipe.train.betas, tuple)
-    assert run.record == the_record(out)[1]
+    assert as_json(run.record) == the_record(out)[1]
 
 
 def test_what_prepares_the_inputs(trained):

@@ -4,8 +4,7 @@ Only CIFAR-10 has published hashes of the files that a user has. The other sets 
 filtered or made by oneself differs in them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from rmsnorm_lab.experiments.record import Content
 
 FILES = "files"
 """The field of a source's details that is there only where the files are not what they are called."""
@@ -22,10 +21,10 @@ _WMT14_PAIRS = 3_900_000
 """Of 4.5 million; what is handed around is filtered by length."""
 
 
-def is_official(task: str, source: Mapping[str, Any]) -> bool:
-    """``source`` is a record's ``identity["source"]``, or ``dataclasses.asdict`` of a task's."""
-    details = source["details"]
-    if source["stand_in"] or task not in _SIZES or details.get(FILES) == OTHER_FILES:
+def is_official(task: str, source: Content) -> bool:
+    """Whether ``source`` is the data of the paper's figures for ``task``."""
+    details = source.details
+    if source.stand_in or task not in _SIZES or details.get(FILES) == OTHER_FILES:
         return False
     if "direction" in details and (details["direction"] != "en-de" or details.get("train pairs", 0) < _WMT14_PAIRS):
         return False

@@ -1,9 +1,10 @@
 """What all recipes are made of, and the names that all tasks share."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.plain import ADDED
 
 NORMS = ("none", "l2", "weight", "batch", "group", "layer", "rms", "prms", "dyt")
 """Every normaliser, in the order of tables; a task takes those that make sense for it."""
@@ -31,10 +32,6 @@ P = 0.0625
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear_second_half")
 CLIPS = ("none", "global", "per_tensor")
-
-
-ADDED = {"added": True}
-"""Metadata of a setting that older records lack: at its default it is no part of a run's identity."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,6 @@ class TrainConfig:
     accumulate: int = field(default=1, metadata=ADDED)
     """Parts in which each process takes its examples of a step, one after the other, for less memory. The gradient is
     the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
-
-
-def identity_of(settings: Any) -> dict[str, Any]:
-    """A frozen dataclass of settings as a run's identity holds it."""
-    found = asdict(settings)
-    for each in fields(settings):
-        if each.metadata.get("added") and getattr(settings, each.name) == each.default:
-            del found[each.name]
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,235 @@
+"""What a record says, schema 3: one finished run or timing, with all that identifies it.
+
+``identity`` decides a record: two with the same one are the same run. JSON holds each field under its own name
+(rmsnorm_lab.plain); runs.py keeps the files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+
+from rmsnorm_lab.experiments.recipes.common import TimingConfig, TrainConfig
+from rmsnorm_lab.machine import describe
+from rmsnorm_lab.plain import ADDED
+
+SCHEMA = 3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of quality."""
+
+    key: str
+    """Its name in records: "accuracy", "bleu", "bits"."""
+    label: str
+    """Its heading in a table, in at most two lines: "held-out bits\\nper character"."""
+    higher_is_better: bool
+    form: str
+    """As in ``format``: ".3f"."""
+    on_validation: str = field(default="", metadata=ADDED)
+    """Its name on the validation set; empty where ``label`` does not name the test set."""
+
+    @property
+    def validation_label(self) -> str:
+        """What a curve shows, in one line."""
+        return (self.on_validation or self.label).replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Content:
+    """The data of a run, by content: never by a name or a path of the machine."""
+
+    stand_in: bool
+    sha256: str
+    details: dict[str, Any]
+    """Counts, the split, whatever a table should say; JSON values."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run was made on: the machine, the versions, and how torch ran. None: unknown."""
+
+    cpu: str
+    isa: str | None
+    cores: int | None
+    threads: int
+    caches: dict[str, str]
+    memory_gib: float | None
+    os: str
+    environment: dict[str, str]
+    python: str
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    torch_threads: int
+    gpu: str | None
+
+    @staticmethod
+    def here() -> "Machine":
+        """This machine and this process."""
+        found = describe()
+        own = {
+            "versions": {**found["versions"], "lightning-fabric": version("lightning-fabric")},
+            "torch_threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        }
+        return Machine(**{**found, **own})
+
+    def processor(self, device: str) -> str:
+        """What computed on ``device``."""
+        return self.cpu if device == "cpu" else self.gpu or self.cpu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs and timings of one experiment agree in."""
+
+    device: str
+    precision: str
+    source: Content
+    size: str
+    """Of the recipe: ``small`` or ``paper``."""
+    model: dict[str, Any]
+    """The recipe's, field by field."""
+    data: dict[str, Any] | None
+    """The recipe's; None if the task has none."""
+
+    @property
+    def setting(self) -> "Setting":
+        """These fields alone, to be compared."""
+        names = ("device", "precision", "source", "size", "model", "data")
+        return Setting(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity(Setting):
+    """What decides a training."""
+
+    kind: ClassVar[str] = "run"
+
+    kernels: str
+    norm: str
+    seed: int
+    p: float | None
+    """Of pRMSNorm; None for all others."""
+    train: TrainConfig
+    processes: str | None = field(default=None, metadata=ADDED)
+    """By which the run was trained if by several: "ddp2"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingIdentity(Setting):
+    """What decides a timing. Times depend on the machine."""
+
+    kind: ClassVar[str] = "timing"
+
+    kernels: str
+    norms: tuple[str, ...]
+    p: float
+    timing: TimingConfig
+    batch: int
+    accumulate: int = field(default=1, metadata=ADDED)
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation along a run. ``None`` stands for a number that is not finite."""
+
+    step: list[int]
+    seconds: list[float]
+    """Time spent in training steps so far, without evaluations."""
+    train_loss: list[float | None]
+    """Mean of the training losses since the point before."""
+    valid: dict[str, list[float | None]]
+    """Each metric, and "loss"."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training came to."""
+
+    status: str
+    """``finished`` or ``diverged``."""
+    diverged_at: int | None
+    """The first step of those up to the end whose losses all were far above the first one's, or not finite."""
+    quality: dict[str, float] | None
+    """Every metric, and "loss", on the test split at the end; ``None`` if diverged."""
+    seconds: float
+    """In training steps, without evaluations; over all processes that a resumed run took."""
+    curve: Curve
+    metrics: tuple[Metric, ...]
+    """The task's, the headline first: a record is read without the task's data."""
+    references: dict[str, float]
+    """What the headline metric is without learning."""
+    peak_memory: int | None = field(default=None, metadata=ADDED)
+    """Bytes, in older records; no longer measured."""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+@dataclass(frozen=True)
+class TimingResult:
+    """What a timing came to, each by normaliser."""
+
+    milliseconds: dict[str, list[float]]
+    """Of each round's step."""
+    profiled_share: dict[str, float | None]
+    """Of a step, in the normaliser."""
+    peak_memory: dict[str, int]
+    """Bytes of tensors at the fullest moment of a step."""
+
+    @property
+    def rounds(self) -> int:
+        return len(next(iter(self.milliseconds.values())))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    """What the records of runs and of timings have in common."""
+
+    task: str
+    source_name: str
+    """Of the data; it is no part of the identity, since others have the same data under another name."""
+    machine: Machine
+    finished: str = field(default_factory=_now)
+    """The time in UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(_Finished):
+    """One finished training."""
+
+    identity: RunIdentity
+    result: RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingRecord(_Finished):
+    """One finished timing."""
+
+    identity: TimingIdentity
+    result: TimingResult
+
+
+Record = RunRecord | TimingRecord
+
+
+def runs_of(records: "Sequence[Record]") -> list[RunRecord]:
+    """The trainings among the records."""
+    return [record for record in records if isinstance(record, RunRecord)]
+
+
+def timings_of(records: "Sequence[Record]") -> list[TimingRecord]:
+    """The timings among the records."""
+    return [record for record in records if isinstance(record, TimingRecord)]
