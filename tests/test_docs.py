@@ -147,6 +147,13 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in anchors(linked), f"{page.name}: {target}"
 
 
+def test_design_names_files_that_exist():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").replace("NAME.py", "language.py")
+    places = [ROOT, *(ROOT / "src" / folder for folder in ("rmsnorm", "rmsnorm_lab", "rmsnorm_lab/experiments"))]
+    paths = {said for said in re.findall(r"`([\w./]+)`", text) if said.endswith(("/", ".py", ".h", ".cpp"))}
+    assert [path for path in sorted(paths) if not any((place / path).exists() for place in places)] == []
+
+
 def anchors(page):
     """The headings of a page as GitHub names them in links."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
