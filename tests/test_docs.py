@@ -154,6 +154,12 @@ def test_design_names_files_that_exist():
     assert [path for path in sorted(paths) if not any((place / path).exists() for place in places)] == []
 
 
+def test_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages == set(re.findall(r"^(\w+)$", index, re.MULTILINE))
+
+
 def anchors(page):
     """The headings of a page as GitHub names them in links."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
