@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rmsnorm import cli, native
-from rmsnorm.torch import elsewhere
+from rmsnorm.torch import dispatch
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from rmsnorm.torch import elsewhere
     [("it is a test", "torch cuda: composite (why: it is a test)"), (None, "torch cuda: Triton kernels (device: ")],
 )
 def test_info_names_the_level_and_every_backend(why_not, says, capsys, monkeypatch):
-    monkeypatch.setattr(elsewhere, "why_not", why_not)  # whatever this torch is built with
+    monkeypatch.setattr(dispatch, "why_no_triton", why_not)  # whatever this torch is built with
     assert cli.main(["info"]) == 0
     said = capsys.readouterr().out
     assert f"kernels     {native.level()}" in said

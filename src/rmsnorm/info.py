@@ -76,16 +76,19 @@ def _torch() -> list[dict[str, str]]:
     try:
         import torch
 
-        from rmsnorm.torch import elsewhere, kernels, nodes
+        from rmsnorm.torch import bindings, dispatch
+        from rmsnorm.torch.eager import why_no_nodes
     except (ImportError, OSError) as error:  # a torch that is there but does not load
         return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
     why = _native().get("error")
     if why:
         found = [{"where": "torch cpu", "served by": "composite", "why": str(why)}]
     else:
-        pool = f"torch's ({torch.get_num_threads()})" if kernels.shares_torch_threads else "own pool: torch before 2.10"
+        pool = (
+            f"torch's ({torch.get_num_threads()})" if bindings.shares_torch_threads else "own pool: torch before 2.10"
+        )
         tensors = (
-            "as they are (DLPack's C exchange API)" if kernels.exchanges else "described from Python, torch < 2.10"
+            "as they are (DLPack's C exchange API)" if bindings.exchanges else "described from Python, torch < 2.10"
         )
         found = [
             {
@@ -93,11 +96,11 @@ def _torch() -> list[dict[str, str]]:
                 "served by": "native kernels",
                 "threads": pool,
                 "tensors": tensors,
-                "autograd nodes": f"in Python: {nodes.why_not}" if nodes.why_not else "in C++",
+                "autograd nodes": f"in Python: {why_no_nodes}" if why_no_nodes else "in C++",
             },
             {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
         ]
-    if why_no_triton := elsewhere.tried():
+    if why_no_triton := dispatch.tried_triton():
         found.append({"where": "torch cuda", "served by": "composite", "why": why_no_triton})
     else:
         there = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device is present"

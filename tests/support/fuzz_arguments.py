@@ -104,7 +104,7 @@ def run_case(number: int, seed: int) -> tuple[str, str]:
     arguments = target.arguments(r)
     name, how, value = changed(r, arguments)
     arguments[name] = value
-    usual, functional.usual = functional.usual, functional.usual if r.random() < 0.7 else None
+    nodes, functional.nodes = functional.nodes, functional.nodes if r.random() < 0.7 else None
     said = f"case {number} of seed {seed}: {target.name}({name}: {how} -> {shown(value)})"
     if TRACE:
         print(said, {n: shown(v) for n, v in arguments.items()}, flush=True)
@@ -142,7 +142,7 @@ def run_case(number: int, seed: int) -> tuple[str, str]:
         for written in target.written:
             may_change(kept, arguments.get(written))
     finally:
-        functional.usual = usual
+        functional.nodes = nodes
     for now, before, allowed in kept:
         if ((now != before) & ~allowed).any():
             return said, f"wrote {int(((now != before) & ~allowed).sum())} bytes that are no output's"

@@ -13,7 +13,7 @@ import fuzz_arguments
 from conformance import CASES, EAGER, NUMPY_BACKEND
 from conforms import conforms
 from rmsnorm import native
-from rmsnorm.torch import nodes
+from rmsnorm.torch.eager import nodes, why_no_nodes
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    print(f"{native.kernels.__file__}; nodes: {nodes.why_not or nodes.module.__file__}", flush=True)
+    print(f"{native.kernels.__file__}; nodes: {why_no_nodes or nodes.__file__}", flush=True)
     small = [case for case in CASES if case.rows <= 36 and case.n <= 129]
     for case in small:
         conforms(EAGER, case)

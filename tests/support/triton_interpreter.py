@@ -45,7 +45,7 @@ def _reduce(self, input):
 
 interpreter.ReduceOps.generic_reduce = _reduce
 
-from rmsnorm.torch import functional, kernels
+from rmsnorm.torch import bindings, eager, functional, gated, quantized
 from rmsnorm.torch.triton import functions, launch
 
 assert launch.INTERPRETED
@@ -55,10 +55,10 @@ served = {}  # name of a kernel's function → how often it has done the work
 
 def install() -> None:
     """Every call of the package's functions goes to the interpreted kernels from now on, native ones to none."""
-    plain = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_backward", "layer_norm_backward")
-    for name in (*plain, "rms_norm_gated", "rms_norm_gated_backward", "rms_norm_quantized"):
-        setattr(kernels, name, _counted(name))
-    functional.usual = None  # which knows the native ones alone
+    counted = bindings.Kernels(*map(_counted, bindings.Kernels._fields))
+    for module in (eager, gated, quantized):
+        module.kernels_of = lambda t: counted
+    functional.nodes = None  # which know the native ones alone
 
 
 def _counted(name):

@@ -114,9 +114,9 @@ import glob, torch
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     del torch.Tensor.__dlpack_c_exchange_api__
 find, glob.glob = glob.glob, lambda pattern: []
-from rmsnorm.torch import composite, kernels, layer_norm, rms_norm
+from rmsnorm.torch import bindings, composite, layer_norm, rms_norm
 glob.glob = find
-assert not kernels.exchanges and not kernels.shares_torch_threads
+assert not bindings.exchanges and not bindings.shares_torch_threads
 for shape in ((700, 256), (5, 3, 33)):
     n = shape[-1:]
     x, w, dy = torch.randn(shape, requires_grad=True), torch.randn(n, requires_grad=True), torch.randn(shape)

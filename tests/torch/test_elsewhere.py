@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rmsnorm import cli, native
-from rmsnorm.torch import elsewhere
+from rmsnorm.torch import bindings, dispatch
 
 HIDDEN = """
 import importlib.util as u
@@ -70,36 +70,41 @@ else:
     )
 
 
-def test_only_what_the_kernels_decline_is_offered_elsewhere(run_python):
-    """The hook by which CUDA tensors reach Triton: asked after the kernels, with their arguments as they came."""
-    run_python(
-        """
-import torch
-from rmsnorm import native
-from rmsnorm.torch import layer_norm, rms_norm, rms_norm_gated
-asked = []
-native.kernels.set_elsewhere(lambda name, *args: asked.append((name, args)) or False)
-x, w = torch.randn(4, 8, requires_grad=True), torch.randn(8)
-rms_norm(x, (8,), w).backward(torch.ones(4, 8))
-assert not asked
-wide = torch.randn(8, 4).t()
-rms_norm(wide, (8,), w, 1e-3)
-name, args = asked[0]
-assert name == "rms_norm" and args[0] is wide and args[1] == (8,) and args[2] is w and args[5] == 1e-3, args
-layer_norm(wide, (8,), w)
-rms_norm_gated(wide, wide, (8,), w)
-assert {name for name, _ in asked} == {"rms_norm", "layer_norm", "rms_norm_gated"}
-def broken(name, *args):
-    raise RuntimeError("out of memory")
-native.kernels.set_elsewhere(broken)
-try:
-    rms_norm(wide, (8,))
-except RuntimeError as error:
-    assert "out of memory" in str(error)
-else:
-    raise AssertionError("an error elsewhere was swallowed")
-"""
-    )
+def test_each_device_has_its_own_kernels(monkeypatch):
+    """A CUDA tensor never reaches the native ones, nor a CPU tensor Triton's."""
+    functions = SimpleNamespace()
+    monkeypatch.setattr(dispatch, "triton", lambda: functions)
+    monkeypatch.setattr(dispatch, "why_no_triton", None)
+    x = torch.ones(2, 8)
+    on_cuda = SimpleNamespace(is_cpu=False, is_cuda=True)
+    assert bindings.kernels_of(on_cuda) is functions
+    assert bindings.kernels_of(x).rms_norm(x, (8,), None, None, torch.empty_like(x), None, 1.0, bindings.FLAGS)
+    assert bindings.kernels_of(x.to("meta")) is bindings._NONE
+    monkeypatch.setattr(dispatch, "why_no_triton", "it is a test")
+    assert bindings.kernels_of(on_cuda) is bindings._NONE
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, dispatch.Way.KERNEL),
+        ({"requires_grad": True}, dispatch.Way.AUTOGRAD),
+        ({"is_neg": lambda: True}, dispatch.Way.COMPOSITE),
+    ],
+)
+def test_the_way_of_a_cuda_tensor(changed, expected, monkeypatch):
+    ordinary = {"is_cuda": True, "requires_grad": False, "is_neg": lambda: False}
+    x = SimpleNamespace(**(ordinary | changed))
+    monkeypatch.setattr(dispatch, "_ORDINARY", (SimpleNamespace,))
+    monkeypatch.setattr(dispatch, "why_no_triton", None)
+    assert dispatch._way(x, None, None) == expected
+    if expected == dispatch.Way.AUTOGRAD:
+        with torch.no_grad():
+            assert dispatch._way(x, None, None) == dispatch.Way.KERNEL
+    with torch.autograd.forward_ad.dual_level():
+        assert dispatch._way(x, None, None) == dispatch.Way.COMPOSITE
+    monkeypatch.setattr(dispatch, "why_no_triton", "it is a test")
+    assert dispatch._way(x, None, None) == dispatch.Way.COMPOSITE
 
 
 def test_triton_is_not_imported_for_cpu_tensors(run_python):
@@ -115,10 +120,10 @@ assert not [name for name in sys.modules if name.startswith("rmsnorm.torch.trito
 
 def test_why_there_is_no_triton(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "without CUDA" in elsewhere._why_no_triton()
+    assert "without CUDA" in dispatch._why_no_triton()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install triton" in elsewhere._why_no_triton()
+    assert "pip install triton" in dispatch._why_no_triton()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     for version, served in (
         ("3.5.1", False),
@@ -127,8 +132,8 @@ def test_why_there_is_no_triton(monkeypatch):
         ("3.10.0", True),
         ("4.0.0", True),
     ):
-        monkeypatch.setattr(elsewhere.metadata, "version", lambda name, version=version: version)
-        assert (elsewhere._why_no_triton() is None) is served
+        monkeypatch.setattr(dispatch.metadata, "version", lambda name, version=version: version)
+        assert (dispatch._why_no_triton() is None) is served
 
 
 @pytest.fixture
@@ -142,19 +147,19 @@ def broken_triton(monkeypatch):
 
     monkeypatch.setattr(functions, "check", broken)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(elsewhere, "why_not", None)
-    elsewhere._triton.cache_clear()
+    monkeypatch.setattr(dispatch, "why_no_triton", None)
+    dispatch.triton.cache_clear()
     yield
-    elsewhere._triton.cache_clear()
+    dispatch.triton.cache_clear()
 
 
 def test_a_triton_that_does_not_run_warns_once_and_serves_nothing(broken_triton):
     with pytest.warns(UserWarning, match="Failed to find C compiler"):
-        assert not elsewhere.serve("rms_norm", SimpleNamespace(is_cuda=True))
-    assert "C compiler" in elsewhere.why_not
+        assert bindings.kernels_of(SimpleNamespace(is_cpu=False, is_cuda=True)) is bindings._NONE
+    assert "C compiler" in dispatch.why_no_triton
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not elsewhere.serve("rms_norm", SimpleNamespace(is_cuda=True))
+        assert bindings.kernels_of(SimpleNamespace(is_cpu=False, is_cuda=True)) is bindings._NONE
 
 
 def test_info_tries_a_kernel(broken_triton, capsys):

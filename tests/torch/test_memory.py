@@ -10,10 +10,10 @@ from rmsnorm.torch import (
     GRU,
     LSTM,
     add_rms_norm,
+    bindings,
+    eager,
     functional,
-    kernels,
     layer_norm,
-    nodes,
     rms_norm,
     rms_norm_gated,
     rms_norm_quantized,
@@ -32,9 +32,9 @@ OTHER_DTYPES = [
 def way(request, monkeypatch):
     """Through the C++ nodes, and without them."""
     if request.param == "python":
-        monkeypatch.setattr(functional, "usual", None)
-    elif nodes.module is None:
-        pytest.skip(f"C++ nodes: {nodes.why_not}")
+        monkeypatch.setattr(functional, "nodes", None)
+    elif eager.nodes is None:
+        pytest.skip(f"C++ nodes: {eager.why_no_nodes}")
 
 
 def freed(*shape: int, offset: int = 0) -> torch.Tensor:
@@ -232,7 +232,7 @@ print("all")
 @pytest.mark.parametrize("pool", ["own", "torch"])
 def test_no_memory_for_a_working_buffer(run_python, pool):
     """What a thread throws reaches the caller: it was swallowed by torch's threads, and would have ended ours."""
-    if pool == "torch" and not kernels.shares_torch_threads:
+    if pool == "torch" and not bindings.shares_torch_threads:
         pytest.skip("torch before 2.10 does not lend its threads")
     source = NO_MEMORY.replace("OWN", str(pool == "own"), 1)
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "RMSNORM_NUM_THREADS": "2"}

@@ -9,10 +9,11 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from rmsnorm.torch import add_rms_norm, functional, layer_norm, nodes, rms_norm  # noqa: E402
+from rmsnorm.torch import add_rms_norm, bindings, eager, functional, layer_norm, rms_norm  # noqa: E402
+from rmsnorm.torch.eager import nodes, why_no_nodes  # noqa: E402
 
-if nodes.module is None:
-    pytest.skip(f"C++ nodes: {nodes.why_not}", allow_module_level=True)
+if nodes is None:
+    pytest.skip(f"C++ nodes: {why_no_nodes}", allow_module_level=True)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -28,7 +29,7 @@ def tensors(rows=5, n=37, dtype=torch.float32, requires_grad=True, seed=0):
 
 def usual(x, *, weight=None, bias=None, shape=None, eps=1e-5, p=1.0, zero_centered=False, casting="once", out=None):
     shape = x.shape[-1:] if shape is None else shape
-    return nodes.module.rms_norm(x, shape, weight, bias, eps, p, zero_centered, casting, out)
+    return nodes.rms_norm(x, shape, weight, bias, eps, p, zero_centered, casting, out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,8 +42,8 @@ def test_usual_calls_are_served(dtype, requires_grad):
         usual(x, weight=weight, bias=bias, p=0.3, eps=None, zero_centered=True, casting="llama"),
         usual(x, weight=torch.nn.Parameter(weight.detach(), requires_grad), shape=[37], p=1),
         usual(x[1:, :], shape=37),
-        nodes.module.layer_norm(x, shape, weight, bias, 1e-5, None),
-        *nodes.module.add_rms_norm(x, residual, shape, weight, bias, 1e-5, 0.5, False, "once"),
+        nodes.layer_norm(x, shape, weight, bias, 1e-5, None),
+        *nodes.add_rms_norm(x, residual, shape, weight, bias, 1e-5, 0.5, False, "once"),
     ]
     assert all(y.dtype == dtype and (y.grad_fn is not None) == requires_grad for y in served)
     with torch.no_grad():
@@ -55,7 +56,7 @@ def test_into_given_memory():
     x, _, weight, bias = tensors(requires_grad=False)
 
     def layer(out):
-        return nodes.module.layer_norm(x, 37, weight, bias, 1e-5, out)
+        return nodes.layer_norm(x, 37, weight, bias, 1e-5, out)
 
     for norm in (layer, lambda out: usual(x, weight=weight, out=out)):
         out, expected = torch.empty_like(x), norm(None)
@@ -132,8 +133,8 @@ def test_everything_else_is_left_alone():
     ]
     assert [usual(other, shape=(8,)) for other in others] == [None] * len(others)
     assert usual(x, shape=(8,), weight=torch.randn(8).as_subclass(Subclass)) is None
-    assert nodes.module.add_rms_norm(x, x.double(), (8,), None, None, None, 1.0, False, "once") is None
-    assert nodes.module.add_rms_norm(x, x[:2], (8,), None, None, None, 1.0, False, "once") is None
+    assert nodes.add_rms_norm(x, x.double(), (8,), None, None, None, 1.0, False, "once") is None
+    assert nodes.add_rms_norm(x, x[:2], (8,), None, None, None, 1.0, False, "once") is None
     assert watched(x) == [None] * 6
 
 
@@ -170,7 +171,7 @@ def test_the_same_bits_as_through_python(dtype, needs, monkeypatch):
         return found
 
     in_cpp = all_of_it()
-    monkeypatch.setattr(functional, "usual", None)
+    monkeypatch.setattr(functional, "nodes", None)
     in_python = all_of_it()
     assert len(in_cpp) == len(in_python)
     for a, b in zip(in_cpp, in_python, strict=True):
@@ -250,7 +251,7 @@ def test_backward_passes_in_many_threads():
 def test_an_error_in_the_python_half_of_a_backward_pass_is_raised(monkeypatch):
     x, _, weight, _ = tensors()
     y = rms_norm(x, (37,), weight)
-    monkeypatch.setattr(nodes.eager, "gradients", lambda *_: 1 / 0)
+    monkeypatch.setattr(eager, "gradients", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         y.sum().backward()  # an expanded gradient, which Python copies
 
@@ -267,7 +268,7 @@ def test_the_profiler_names_them():
 
 def test_modules_of_another_torch_are_not_used(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    module, why_not = nodes._connected()
+    module, why_not = bindings.load_nodes(eager.node_gradients)
     assert module is None
     assert "2.99.0" in why_not
 
@@ -278,7 +279,7 @@ def test_modules_of_another_torch_are_not_used(monkeypatch):
 @pytest.fixture(params=[True, False], ids=["in C++", "in Python"])
 def _both_ways(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr(functional, "usual", None)
+        monkeypatch.setattr(functional, "nodes", None)
 
 
 @pytest.mark.usefixtures("_both_ways")

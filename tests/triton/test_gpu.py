@@ -29,9 +29,9 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _served(request):
     """Every test here runs Triton's kernels, or fails: no silent composite."""
-    from rmsnorm.torch import elsewhere
+    from rmsnorm.torch import dispatch
 
-    assert elsewhere._triton() is not None, elsewhere.why_not
+    assert dispatch.triton() is not None, dispatch.why_no_triton
 
 
 def on_cuda(t):

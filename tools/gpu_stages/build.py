@@ -68,15 +68,13 @@ def wanted(setting: Setting) -> list[Job]:
 @contextmanager
 def _on_a_cpu(launcher: Any) -> Iterator[None]:
     """Every call of the package's functions goes to Triton's, with ``launcher`` in place of the real one."""
-    from rmsnorm.torch import functional, kernels
+    from rmsnorm.torch import eager, functional, gated, quantized
     from rmsnorm.torch.triton import functions, launch
 
-    names = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated", "rms_norm_quantized")
-    names += ("rms_norm_backward", "layer_norm_backward", "rms_norm_gated_backward")
     with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(kernels, name, getattr(functions, name)))
-        stack.enter_context(mock.patch.object(functional, "usual", None))
+        for module in (eager, gated, quantized):
+            stack.enter_context(mock.patch.object(module, "kernels_of", return_value=functions))
+        stack.enter_context(mock.patch.object(functional, "nodes", None))
         stack.enter_context(mock.patch.object(launch, "INTERPRETED", True))
         stack.enter_context(mock.patch.object(launch, "launcher", launcher))
         yield

@@ -55,9 +55,13 @@ def _launch(setting: Setting) -> dict[str, Any]:
 
 def _one_kernel(setting: Setting) -> dict[str, Any]:
     """The first launch of this project's kernels, with what keeps them from running."""
-    from rmsnorm.torch import composite, elsewhere, rms_norm
+    from rmsnorm.torch import composite, dispatch, rms_norm
 
     x = torch.randn(64, 4096, device=cuda.DEVICE, dtype=torch.bfloat16)
     y = rms_norm(x, (4096,))
     off = (y.double() - composite.rms_norm(x.double(), (4096,))).abs().max().item()
-    return {"off": off, "why_no_kernels": elsewhere.why_not, "served": setting.rehearsal or not elsewhere.why_not}
+    return {
+        "off": off,
+        "why_no_kernels": dispatch.why_no_triton,
+        "served": setting.rehearsal or not dispatch.why_no_triton,
+    }

@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm import native
+from rmsnorm.native.codes import NORM_KINDS
 from rmsnorm.spec import check_bool, check_casting, check_spec
-from rmsnorm.torch import checks, composite, kernels
+from rmsnorm.torch import checks, composite, dispatch
+from rmsnorm.torch.bindings import FLAGS, FRESH_FLAGS, kernels_of, load_nodes
+from rmsnorm.torch.dispatch import Way
 
 Shape = int | Sequence[int]
 Wants = Sequence[bool]
@@ -28,7 +31,7 @@ OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 @lru_cache
 def _flags(zero_centered: bool, casting: str) -> int:
-    flags = kernels.FLAGS
+    flags = FLAGS
     flags |= native.ZERO_CENTERED if check_bool(zero_centered) else 0
     flags |= native.ROUND_FIRST if check_casting(casting) == "llama" else 0
     return flags
@@ -87,13 +90,13 @@ def rms_norm(
         flags |= native.FRESH
     else:
         y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, casting))
-    if kernels.rms_norm(input, shape, weight, bias, y, eps, p, flags):
+    if kernels_of(input).rms_norm(input, shape, weight, bias, y, eps, p, flags):
         return y
     spec = check_spec(shape, eps, p, zero_centered, casting)
     dtype = _check(input, spec.normalized_shape, weight, bias, casting, out)
     x = rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if not kernels.rms_norm(x, spec.normalized_shape, weight, bias, y, eps, p, flags):
+    if not kernels_of(x).rms_norm(x, spec.normalized_shape, weight, bias, y, eps, p, flags):
         y = composite.rms_norm(
             x, spec.normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
@@ -110,16 +113,16 @@ def layer_norm(
 ) -> Tensor:
     """y, without autograd."""
     if out is None:
-        y, flags = torch.empty_like(input), kernels.FRESH_FLAGS
+        y, flags = torch.empty_like(input), FRESH_FLAGS
     else:
-        y, flags = out, kernels.FLAGS
-    if kernels.layer_norm(input, shape, weight, bias, y, eps, flags):
+        y, flags = out, FLAGS
+    if kernels_of(input).layer_norm(input, shape, weight, bias, y, eps, flags):
         return y
     spec = check_spec(shape, eps)
     dtype = _check(input, spec.normalized_shape, weight, bias, "once", out)
     x = rows_contiguous(input, len(spec.normalized_shape))
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if not kernels.layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
+    if not kernels_of(x).layer_norm(x, spec.normalized_shape, weight, bias, y, eps, flags):
         y = composite.layer_norm(x, spec.normalized_shape, weight, bias, eps)
     return laid_out(y, input) if out is None else out.copy_(y)
 
@@ -140,7 +143,7 @@ def add_rms_norm(
         flags = _flags(zero_centered, casting) | native.FRESH
         y = torch.empty_like(input, dtype=output_dtype(input, weight, bias, casting))
         new = torch.empty_like(residual)
-        if kernels.add_rms_norm(input, residual, shape, weight, bias, y, new, eps, p, flags):
+        if kernels_of(input).add_rms_norm(input, residual, shape, weight, bias, y, new, eps, p, flags):
             return y, new
     shape = check_spec(shape, eps, p, zero_centered, casting).normalized_shape
     _check(input, shape, weight, bias, casting, None)
@@ -165,7 +168,7 @@ def add_rms_norm_inplace(
     if input.dtype != residual.dtype:
         return False
     flags = _flags(zero_centered, casting)
-    return kernels.add_rms_norm(input, residual, shape, weight, bias, input, residual, eps, p, flags)
+    return kernels_of(input).add_rms_norm(input, residual, shape, weight, bias, input, residual, eps, p, flags)
 
 
 def _check(
@@ -200,14 +203,14 @@ def rms_norm_backward(
     """(dx + plus, dweight, dbias) as far as wanted, without autograd."""
     last = eps, p, _flags(zero_centered, casting)
     dx, dweight, dbias = _empty(input, weight, bias, wants)
-    if kernels.rms_norm_backward(dy, input, shape, weight, dx, plus, dweight, dbias, *last):
+    if kernels_of(input).rms_norm_backward(dy, input, shape, weight, dx, plus, dweight, dbias, *last):
         return dx, dweight, dbias
     spec = check_spec(shape, eps, p, zero_centered, casting)
     _check_backward(spec.normalized_shape, input, weight, bias, dy, plus)
     dims = len(spec.normalized_shape)
     x, dy, plus = rows_contiguous(input, dims), rows_contiguous(dy, dims), rows_contiguous(plus, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if not kernels.rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
+    if not kernels_of(x).rms_norm_backward(dy, x, spec.normalized_shape, weight, dx, plus, dweight, dbias, *last):
         dx, dweight, dbias = composite.rms_norm_backward(dy, input, weight, bias, spec, wants)
         dx = dx if plus is None or dx is None else dx + plus
     return None if dx is None else laid_out(dx, input), dweight, dbias
@@ -224,14 +227,14 @@ def layer_norm_backward(
 ) -> Gradients:
     """(dx, dweight, dbias) as far as wanted, without autograd."""
     dx, dweight, dbias = _empty(input, weight, bias, wants)
-    if kernels.layer_norm_backward(dy, input, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
+    if kernels_of(input).layer_norm_backward(dy, input, shape, weight, dx, None, dweight, dbias, eps, FLAGS):
         return dx, dweight, dbias
     spec = check_spec(shape, eps)
     _check_backward(spec.normalized_shape, input, weight, bias, dy, None)
     shape, dims = spec.normalized_shape, len(spec.normalized_shape)
     x, dy = rows_contiguous(input, dims), rows_contiguous(dy, dims)
     dx, dweight, dbias = _empty(x, weight, bias, wants)
-    if not kernels.layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, kernels.FLAGS):
+    if not kernels_of(x).layer_norm_backward(dy, x, shape, weight, dx, None, dweight, dbias, eps, FLAGS):
         dx, dweight, dbias = composite.layer_norm_backward(dy, input, weight, bias, spec, wants)
     return None if dx is None else laid_out(dx, input), dweight, dbias
 
@@ -261,7 +264,7 @@ def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wan
 
 def first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
     """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
-    return not torch.is_grad_enabled() and kernels.gate(dy, input, weight) != native.COMPOSITE
+    return not torch.is_grad_enabled() and dispatch.eager_way(dy, input, weight) != Way.COMPOSITE
 
 
 def gradients(
@@ -305,7 +308,7 @@ def saveable(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """rms_norm for autograd where :mod:`~rmsnorm.torch.nodes` has none; ``how`` is (eps, p, zero_centered, casting)."""
+    """rms_norm for autograd where nodes.cpp has no node for it; ``how`` is (eps, p, zero_centered, casting)."""
 
     @staticmethod
     def forward(ctx, input, shape, weight, bias, *how):
@@ -364,3 +367,26 @@ class AddRMSNormFunction(torch.autograd.Function):
             dsum, dweight, dbias = gradients("rms", dy, plus, x, ctx.shape, weight, bias, wants, *ctx.how)
         dinput = dsum.to(ctx.input_dtype) if needs[0] and dsum is not None else None
         return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None
+
+
+# ---- the calls in C++ ----
+
+
+def node_gradients(
+    norm: int,
+    dy: Tensor,
+    plus: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    wants: Wants,
+    eps: float,
+    *how: float | bool | str,
+) -> Gradients:
+    """What a C++ node leaves to Python: layouts to be copied, and whatever is differentiated or mapped over."""
+    how = how if NORM_KINDS[norm] == "rms" else ()
+    return gradients(NORM_KINDS[norm], dy, plus, input, input.shape[-dims:], weight, bias, wants, eps, *how)
+
+
+nodes, why_no_nodes = load_nodes(node_gradients)

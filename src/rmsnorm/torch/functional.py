@@ -1,6 +1,6 @@
 """The public functions, and which way a call goes.
 
-- ordinary CPU tensors, eager: :mod:`~rmsnorm.torch.nodes` where it was built, else :mod:`~rmsnorm.torch.eager`,
+- ordinary tensors, eager: the C++ calls of nodes.cpp where they were built, else :mod:`~rmsnorm.torch.eager`,
   straight to the kernels;
 - under ``torch.compile`` and ``torch.export``, on a CPU: the operators of :mod:`~rmsnorm.torch.ops`;
 - everything else (other devices, transforms, subclasses, fake tensors): :mod:`~rmsnorm.torch.composite`.
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rmsnorm.native import AUTOGRAD, COMPOSITE, KERNEL
 from rmsnorm.torch import checks, composite, eager, ops
-from rmsnorm.torch.kernels import captured, gate
-from rmsnorm.torch.nodes import module as usual
+from rmsnorm.torch.dispatch import Way, eager_way, graph_way
+from rmsnorm.torch.eager import nodes
 
 
 def rms_norm(
@@ -77,21 +76,21 @@ def rms_norm(
         tensor([[1.0000, 1.3333]])
     """
     if is_compiling():
-        way = ops if captured(input) else composite
-        y = way.rms_norm(
+        serves = ops if graph_way(input) == Way.OPERATOR else composite
+        y = serves.rms_norm(
             input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
         return _finish(y, out, input, weight, bias)
-    if usual:
-        y = usual.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
+    if nodes:
+        y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
         if y is not None:
             return y
-    way = gate(input, weight, bias)
-    if way == KERNEL and out is None:
+    way = eager_way(input, weight, bias)
+    if way == Way.KERNEL and out is None:
         return eager.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting)
     how = (eps, p, zero_centered, casting)
     if way and out is not None:
-        checks.check_writable(out, way == AUTOGRAD)
+        checks.check_writable(out, way == Way.AUTOGRAD)
         return _touched(eager.rms_norm(input, normalized_shape, weight, bias, *how, out))
     if way:
         return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, *how)
@@ -144,17 +143,17 @@ def layer_norm(
         tensor([[-1.0000,  1.0000]])
     """
     if is_compiling():
-        way = ops if captured(input) else composite
-        return _finish(way.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
-    if usual:
-        y = usual.layer_norm(input, normalized_shape, weight, bias, eps, out)
+        serves = ops if graph_way(input) == Way.OPERATOR else composite
+        return _finish(serves.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
+    if nodes:
+        y = nodes.layer_norm(input, normalized_shape, weight, bias, eps, out)
         if y is not None:
             return y
-    way = gate(input, weight, bias)
-    if way == KERNEL and out is None:
+    way = eager_way(input, weight, bias)
+    if way == Way.KERNEL and out is None:
         return eager.layer_norm(input, normalized_shape, weight, bias, eps)
     if way and out is not None:
-        checks.check_writable(out, way == AUTOGRAD)
+        checks.check_writable(out, way == Way.AUTOGRAD)
         return _touched(eager.layer_norm(input, normalized_shape, weight, bias, eps, out))
     if way:
         return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, eps)
@@ -209,18 +208,18 @@ def add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
     if is_compiling():
-        way = ops if captured(input) else composite
-        return way.add_rms_norm(
+        serves = ops if graph_way(input) == Way.OPERATOR else composite
+        return serves.add_rms_norm(
             input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
         )
-    if usual:
-        pair = usual.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+    if nodes:
+        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
         if pair is not None:
             return pair
     how = (eps, p, zero_centered, casting)
-    ways = gate(input, weight, bias), gate(residual, None, None)
-    if COMPOSITE not in ways:
-        if AUTOGRAD in ways:
+    ways = eager_way(input, weight, bias), eager_way(residual, None, None)
+    if Way.COMPOSITE not in ways:
+        if Way.AUTOGRAD in ways:
             return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, *how)
         return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
     return composite.add_rms_norm(
@@ -232,7 +231,10 @@ def _add_rms_norm_inplace(input, residual, normalized_shape, weight, eps, **opti
     checks.check_no_gradient("inplace=True", input, residual, weight, options["bias"])
     checks.check_inference("input", input)
     checks.check_inference("residual", residual)
-    plain = not is_compiling() and COMPOSITE not in (gate(input, weight, options["bias"]), gate(residual, None, None))
+    plain = not is_compiling() and Way.COMPOSITE not in (
+        eager_way(input, weight, options["bias"]),
+        eager_way(residual, None, None),
+    )
     if plain and eager.add_rms_norm_inplace(input, residual, normalized_shape, weight, eps=eps, **options):
         return _touched(input), _touched(residual)
     normed, new_residual = add_rms_norm(input, residual, normalized_shape, weight, eps, **options)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rmsnorm.native import AUTOGRAD, COMPOSITE
 from rmsnorm.spec import NormSpec, check_groups, check_norm_first, check_spec
-from rmsnorm.torch import checks, composite, eager, kernels, onnx
+from rmsnorm.torch import checks, composite, eager, onnx
+from rmsnorm.torch.bindings import FLAGS, FRESH_FLAGS, kernels_of
+from rmsnorm.torch.dispatch import Way, eager_way, graph_way
 from rmsnorm.torch.eager import Shape
 
 
@@ -67,13 +68,13 @@ def rms_norm_gated(
         tensor([[0.0000, 0.8271]])
     """
     how = (eps, norm_before_gate, groups, p)
-    if is_compiling() and kernels.captured(input):
+    if is_compiling() and graph_way(input) == Way.OPERATOR:
         shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
         return torch.ops.rmsnorm.rms_norm_gated(input, gate, shape, weight, *how)
-    way = COMPOSITE if is_compiling() else kernels.gate(input, weight, gate)
-    if way == AUTOGRAD:
+    way = Way.COMPOSITE if is_compiling() else eager_way(input, weight, gate)
+    if way == Way.AUTOGRAD:
         return RMSNormGatedFunction.apply(input, gate, normalized_shape, weight, *how)
-    if way != COMPOSITE:
+    if way != Way.COMPOSITE:
         return forward(input, gate, normalized_shape, weight, *how)
     spec = GatedSpec.of(normalized_shape, *how).check(input, gate, weight)
     return expression(input, gate, weight, spec)
@@ -182,27 +183,27 @@ def forward(
     """y, without autograd."""
     y = torch.empty_like(input)
     if isinstance(norm_before_gate, bool):
-        last = eps, p, groups, norm_before_gate, kernels.FRESH_FLAGS
-        if kernels.rms_norm_gated(input, gate, shape, weight, y, *last):
+        last = eps, p, groups, norm_before_gate, FRESH_FLAGS
+        if kernels_of(input).rms_norm_gated(input, gate, shape, weight, y, *last):
             return y
     spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
     x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (input, gate))
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if not kernels.rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, kernels.FRESH_FLAGS):
+    if not kernels_of(x).rms_norm_gated(x, z, spec.shape, weight, y, eps, p, groups, spec.norm_first, FRESH_FLAGS):
         y = expression(input, gate, weight, spec)
     return eager.laid_out(y, input)
 
 
 def backward(dy, input, gate, shape, weight, wants, eps, norm_before_gate, groups, p):
     """(dx, dgate, dweight) as far as wanted, without autograd."""
-    last = eps, p, groups, bool(norm_before_gate), kernels.FLAGS
+    last = eps, p, groups, bool(norm_before_gate), FLAGS
     dx, dz, dweight = _empty(input, gate, weight, wants)
-    if not kernels.rms_norm_gated_backward(dy, input, gate, shape, weight, dx, dz, dweight, *last):
+    if not kernels_of(input).rms_norm_gated_backward(dy, input, gate, shape, weight, dx, dz, dweight, *last):
         spec = GatedSpec.of(shape, eps, norm_before_gate, groups, p).check(input, gate, weight)
         checks.check_alike("dy", dy, input)
         g, x, z = (eager.rows_contiguous(t, len(spec.shape)) for t in (dy, input, gate))
         dx, dz, dweight = _empty(x, z, weight, wants)
-        if not kernels.rms_norm_gated_backward(g, x, z, spec.shape, weight, dx, dz, dweight, *last):
+        if not kernels_of(x).rms_norm_gated_backward(g, x, z, spec.shape, weight, dx, dz, dweight, *last):
             dx, dz, dweight = backward_expression(dy, input, gate, weight, spec, wants)
     return eager.laid_out(dx, input) if wants[0] else None, eager.laid_out(dz, gate) if wants[1] else None, dweight
 

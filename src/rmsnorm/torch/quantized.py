@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
-from rmsnorm.native import COMPOSITE
 from rmsnorm.spec import check_spec
-from rmsnorm.torch import checks, composite, eager, kernels
+from rmsnorm.torch import checks, composite, eager
+from rmsnorm.torch.bindings import FLAGS, kernels_of
+from rmsnorm.torch.dispatch import Way, eager_way, forward_mode
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
@@ -60,9 +61,7 @@ def rms_norm_quantized(
         (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]))
     """
     checks.check_no_gradient("rms_norm_quantized", input, weight)
-    if kernels.forward_mode() and any(
-        isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in (input, weight)
-    ):
+    if forward_mode() and any(isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in (input, weight)):
         raise NotImplementedError(
             "rms_norm_quantized has no derivative, but an argument has a tangent (jvp, dual numbers); use "
             "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
@@ -73,12 +72,12 @@ def rms_norm_quantized(
     shape, eps, p = spec.normalized_shape, spec.eps, spec.p
     dims = len(shape)
     checks.check_tensors(shape, input, weight, None)
-    if not is_compiling() and kernels.gate(input, weight, None) != COMPOSITE:
+    if not is_compiling() and eager_way(input, weight, None) != Way.COMPOSITE:
         q = torch.empty(input.shape, dtype=dtype, device=input.device)
         one_a_row = *input.shape[: input.dim() - dims], *(1,) * dims
         scale = torch.empty(one_a_row, dtype=torch.float32, device=input.device)
         x = eager.rows_contiguous(input, dims)
-        if kernels.rms_norm_quantized(x, shape, weight, q, scale, eps, p, kernels.FLAGS):
+        if kernels_of(x).rms_norm_quantized(x, shape, weight, q, scale, eps, p, FLAGS):
             return q, scale
     return expression(input, shape, weight, eps, dtype=dtype, p=p)
 

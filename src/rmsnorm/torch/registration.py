@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmsnorm.spec import check_same
 from rmsnorm.torch import eager
-from rmsnorm.torch.kernels import forward_mode, transformed
+from rmsnorm.torch.dispatch import forward_mode, transformed
 
 library = torch.library.Library("rmsnorm", "DEF")
 

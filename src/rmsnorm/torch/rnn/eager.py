@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rmsnorm import native
+from rmsnorm.torch import bindings
 from rmsnorm.torch import composite as norms
-from rmsnorm.torch import kernels
 from rmsnorm.torch.rnn.placement import RecurrentSpec
 from rmsnorm.torch.rnn.products import right_product
 
@@ -86,7 +86,7 @@ def _steps(
         _wide(parameters.bias_hh, 0.0, width, dtype),
         _wide(parameters.gain_cell, 1.0, spec.hidden, dtype),
     )
-    steps = kernels.recurrent_steps(
+    steps = bindings.recurrent_steps(
         spec.gates,
         spec.hidden,
         spec.norm == "layer",
@@ -95,8 +95,8 @@ def _steps(
         [(*segment, spec.count(segment)) for segment in where.state],
         spec.count((0, 1)) if where.cell else 0,
         where.update_bias,
-        bool(kernels.FLAGS & native.OWN_THREADS),
-        *map(kernels.handle, (None if where.joint else input, state, *h, *c, gates, *wide)),
+        bool(bindings.FLAGS & native.OWN_THREADS),
+        *map(bindings.handle, (None if where.joint else input, state, *h, *c, gates, *wide)),
     )
     return steps, wide
 
@@ -201,7 +201,7 @@ def backward(
     dinput = dstate if where.joint else torch.empty_like(dstate)
     dout = None if dout is None else dout.contiguous()
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
-    steps.prepare_backward(*map(kernels.handle, tensors), where.bias_inside)
+    steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
     order = _order(rows, batch, batch_sizes, reverse)
     multiply = right_product(parameters.weight_hh.detach().t(), batch, len(order))
     through = torch.empty_like(dh)
@@ -212,7 +212,7 @@ def backward(
         (dh if count == batch else dh[:count]).add_(of_step)
 
     sums = torch.empty(4 * width + hidden, dtype=torch.float64, device=x.device)
-    steps.sums(kernels.handle(sums))
+    steps.sums(bindings.handle(sums))
     dgain_ih, dgain_hh, dbias_ih, dbias_hh, dgain_cell = sums.split([width] * 4 + [hidden])
     if where.joint:
         dbias_ih = dinput.sum(0, dtype=torch.float64)

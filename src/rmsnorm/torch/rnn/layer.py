@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rmsnorm.native import AUTOGRAD, COMPOSITE
 from rmsnorm.torch.checks import check_memories
+from rmsnorm.torch.dispatch import Way, eager_way, graph_way, transformed
 from rmsnorm.torch.eager import saveable
-from rmsnorm.torch.kernels import captured, gate, transformed
 from rmsnorm.torch.rnn import checks, composite, eager, ops
 from rmsnorm.torch.rnn.eager import Forward, Parameters
 from rmsnorm.torch.rnn.placement import RecurrentSpec
@@ -33,14 +32,14 @@ def run_layer(
     """
     checks.layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
     if is_compiling():
-        if x.is_cpu and spec.hidden and captured(x):
+        if x.is_cpu and spec.hidden and graph_way(x) == Way.OPERATOR:
             return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    way = _way(x, h0, c0, *parameters) if spec.hidden else COMPOSITE
-    if way == COMPOSITE:
+    way = _way(x, h0, c0, *parameters) if spec.hidden else Way.COMPOSITE
+    if way == Way.COMPOSITE:
         check_memories(**parameters._asdict())
         return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    if way == AUTOGRAD:
+    if way == Way.AUTOGRAD:
         results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
         c0 = None if c0 is None else c0.contiguous()
@@ -52,9 +51,9 @@ def run_layer(
 def _way(x: Tensor, *others: Tensor | None) -> int:
     tensors = [x, *(t for t in others if t is not None)]
     if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
-        return COMPOSITE
-    ways = {gate(t, None, None) for t in tensors}
-    return COMPOSITE if COMPOSITE in ways else max(ways)
+        return Way.COMPOSITE
+    ways = {eager_way(t, None, None) for t in tensors}
+    return Way.COMPOSITE if Way.COMPOSITE in ways else max(ways)
 
 
 class LayerFunction(torch.autograd.Function):
@@ -77,7 +76,9 @@ class LayerFunction(torch.autograd.Function):
         found: Sequence[Tensor | None]
         if is_compiling():  # compiled autograd
             found = ops.layer_backward(ctx.spec, inputs, kept, gradients, *how)
-        elif torch.is_grad_enabled() or _way(*saved, *gradients) == COMPOSITE:  # differentiated or mapped over itself
+        elif (
+            torch.is_grad_enabled() or _way(*saved, *gradients) == Way.COMPOSITE
+        ):  # differentiated or mapped over itself
             found = composite.backward(ctx.spec, inputs, *how, gradients, ctx.needs_input_grad[3:])
         else:
             x, h0, _, *parameters = inputs

@@ -1,4 +1,4 @@
-"""The kernels as :mod:`rmsnorm.torch.kernels` calls them: ``True`` when the work is done, ``False`` where they decline.
+"""The kernels as :mod:`rmsnorm.torch.bindings` has them: ``True`` when the work is done, ``False`` where they decline.
 
 The arguments are those of the C++ kernels, and so is what is declined. How a call is served: plans.py.
 """

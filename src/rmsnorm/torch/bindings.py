@@ -1,0 +1,137 @@
+"""The kernels as torch calls them: native ones on torch's threads, with tensors as they are; Triton's for CUDA.
+
+Each function returns ``True``, or ``False`` where the kernels do not serve the arguments (see :mod:`rmsnorm.native`).
+"""
+
+import ctypes
+import glob
+import os
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rmsnorm import native
+from rmsnorm.torch import dispatch
+
+_DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
+_CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}  # what rms_norm_quantized writes
+_NOT_SERVED = ()
+
+Kernel = Callable[..., bool]
+
+
+class Kernels(NamedTuple):
+    """The kernels of one device; rmsnorm/torch/triton/functions.py has functions of the same names and arguments."""
+
+    rms_norm: Kernel
+    layer_norm: Kernel
+    add_rms_norm: Kernel
+    rms_norm_backward: Kernel
+    layer_norm_backward: Kernel
+    rms_norm_gated: Kernel
+    rms_norm_gated_backward: Kernel
+    rms_norm_quantized: Kernel
+
+
+# ---- the native kernels ----
+
+
+def _torch_parallel_for() -> int | None:
+    """The address of libtorch's C function of that name, which torch exports since 2.10."""
+    for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.*")):
+        function = getattr(ctypes.CDLL(path), "torch_parallel_for", None)  # torch has loaded it already
+        if function is not None:
+            return ctypes.cast(function, ctypes.c_void_p).value
+    return None
+
+
+def _connect_exchange() -> bool:
+    """Whether torch describes tensors to the kernels through DLPack's C exchange API (since 2.10, 0.03 µs each)."""
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    return exchange is not None and native.kernels.set_exchange(exchange)
+
+
+def _describe(t: object) -> object:
+    if not isinstance(t, Tensor):
+        return t
+    if t.dtype not in _DTYPES or not t.is_cpu or t.layout is not torch.strided:
+        return _NOT_SERVED
+    try:
+        # The address of a view of freed memory is its offset.
+        address = 0 if t.data_ptr() == t.storage_offset() * t.element_size() else t.data_ptr()
+        return address, _DTYPES[t.dtype], tuple(t.shape), tuple(t.stride())
+    except RuntimeError:  # a transform's wrapper has no memory
+        return _NOT_SERVED
+
+
+def _native(name: str) -> Kernel:
+    """The native kernel, which reads tensors itself where torch exchanges them."""
+    kernel: Kernel = getattr(native.kernels, name)
+    return kernel if exchanges else lambda *args: kernel(*map(_describe, args))
+
+
+def _with_code(kernel: Kernel) -> Kernel:
+    """rms_norm_quantized with the code of q's dtype, which the kernel is told."""
+    return lambda x, shape, weight, q, scale, *how: kernel(x, shape, weight, q, scale, _CODES[q.dtype], *how)
+
+
+def _declined(*_: Any) -> bool:
+    return False
+
+
+_parallel_for = _torch_parallel_for()
+shares_torch_threads = _parallel_for is not None
+if shares_torch_threads and not native.missing:
+    native.kernels.set_torch_parallel_for(_parallel_for)
+exchanges: bool = not native.missing and _connect_exchange()
+FLAGS = 0 if shares_torch_threads else native.OWN_THREADS
+FRESH_FLAGS = FLAGS | native.FRESH
+
+_NONE = Kernels(*[_declined] * len(Kernels._fields))
+_CPU = _NONE
+if not native.missing:
+    _CPU = Kernels(*map(_native, Kernels._fields))
+    _CPU = _CPU._replace(rms_norm_quantized=_with_code(_CPU.rms_norm_quantized))
+
+
+def kernels_of(t: Tensor) -> Any:
+    """The :class:`Kernels` of a tensor's device."""
+    if t.is_cpu:
+        return _CPU
+    if t.is_cuda and not dispatch.why_no_triton:
+        return dispatch.triton() or _NONE
+    return _NONE
+
+
+recurrent_steps: Any = None if native.missing else native.kernels.recurrent_steps
+
+
+def handle(t: Tensor | None) -> object:
+    """``t`` as the recurrent kernels take it, which are bound to their tensors once a layer."""
+    return t if exchanges else _describe(t)
+
+
+# ---- the C++ calls and autograd nodes of nodes.cpp ----
+
+
+def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | None]:
+    """The module, or why there is none; ``gradients``: what a node calls in a backward pass that is not ordinary.
+
+    The build makes it where it finds torch (``pip install --no-build-isolation``), for that version alone: torch's C++
+    interface changes with each. Without it the calls go through Python, with the same results.
+    """
+    if native.missing:
+        return None, native.missing
+    try:
+        module = import_module("rmsnorm.torch._nodes")
+    except ImportError:  # not built, or for another torch: then symbols are missing
+        return None, "not built for this torch; `pip install --no-build-isolation .` beside torch builds them"
+    if torch.__version__.partition("+")[0] != module.built_for.partition("+")[0]:
+        return None, f"built for torch {module.built_for}, this is {torch.__version__}; build them again"
+    if not module.connect(native.kernels.c_api, gradients, FLAGS):
+        return None, "of another version of rmsnorm than its kernels; install it again"
+    return module, None

@@ -1,0 +1,169 @@
+"""Which way a call goes: the ways, which device has which kernels, and why another has none.
+
+Before it asks :func:`eager_way`, a public function of the plain norms tries the C++ calls of nodes.cpp (where they were
+built), which return None for whatever is not usual.
+
+``RMSNORM_COMPILE`` says what ``torch.compile`` sees of a call: ``operator`` (the default), the kernels as one operator
+of ``torch.library``; or ``decompose``, the torch expression, which Inductor fuses with what surrounds it.
+"""
+
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from enum import IntEnum
+from importlib import metadata
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rmsnorm import native
+
+
+class Way(IntEnum):
+    """How a call is served."""
+
+    COMPOSITE = native.COMPOSITE
+    """torch's own operations: any device, subclass, transform, mode and order of derivative."""
+    KERNEL = native.KERNEL
+    """The device's kernels, straight on the tensors: no gradient can be asked for."""
+    AUTOGRAD = native.AUTOGRAD
+    """An autograd node around the kernels."""
+    OPERATOR = 3
+    """In a graph that is being captured: one operator of torch.library, which calls the kernels when it runs."""
+
+
+# ---- what is active ----
+
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _included = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH, _VMAP = map(torch._C._dispatch_key_parse, ("PreDispatch", "VmapMode"))
+
+
+def dispatch_modes() -> int:
+    """How many modes want to see operations; those of the PreDispatch key are in no stack (make_fx, export)."""
+    return _dispatch_modes() or _included(_PRE_DISPATCH)
+
+
+def forward_mode() -> bool:
+    """Whether a level of dual numbers has been entered."""
+    return forward_ad._current_level >= 0
+
+
+def transformed() -> bool:
+    """Whether forward mode, a transform of torch.func or the vmap of is_grads_batched is active."""
+    return forward_mode() or _functorch_level() is not None or _included(_VMAP)
+
+
+# These are entered while Dynamo traces, and its guards compare them at every call: constants of a graph. This is the
+# mark of torch.compiler.assume_constant_result.
+forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# ---- which device has kernels ----
+
+TRITON = (3, 6)  # torch 2.10's: the first whose launcher takes what triton/launch.py hands it
+
+
+def _why_no_triton() -> str | None:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA or ROCm"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        return f"it needs torch >= 2.10, this is {torch.__version__}"
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:  # torch's builds for ROCm name the package differently
+        return None
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TRITON:
+        return f"it needs Triton >= {TRITON[0]}.{TRITON[1]}, this is {version}"
+    return None
+
+
+why_no_triton: str | None = _why_no_triton()
+"""Why CUDA tensors have no kernels. None: they have, unless :func:`triton` finds out that these do not run."""
+
+
+@functools.cache
+def triton() -> ModuleType | None:
+    """The kernels of CUDA tensors, imported and tried at the first call with one; None if they do not run here."""
+    global why_no_triton
+    try:
+        from rmsnorm.torch.triton import functions
+
+        functions.check()
+    except Exception as error:  # Triton compiles C against the driver: no compiler, no headers, another driver
+        why_no_triton = f"Triton does not run here: {type(error).__name__}: {error}"
+        warnings.warn(f"rmsnorm: CUDA tensors take torch's operations, slower: {why_no_triton}", stacklevel=5)
+        return None
+    return functions
+
+
+def tried_triton() -> str | None:
+    """:data:`why_no_triton` after a kernel was compiled and launched, if there is a device."""
+    if why_no_triton is None and torch.cuda.is_available():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            triton()
+    return why_no_triton
+
+
+# ---- the way of a call ----
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def _cuda_way(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:
+    """What native/gate.h answers for a CPU."""
+    given = [t for t in (input, weight, bias) if t is not None]
+    if why_no_triton or any(type(t) not in _ORDINARY or t.is_neg() for t in given) or transformed():
+        return Way.COMPOSITE
+    if dispatch_modes() or torch._C._get_tracing_state() is not None:
+        return Way.COMPOSITE
+    return Way.AUTOGRAD if torch.is_grad_enabled() and any(t.requires_grad for t in given) else Way.KERNEL
+
+
+def _way(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:
+    if getattr(input, "is_cuda", False):
+        return _cuda_way(input, weight, bias)
+    return Way.COMPOSITE if native.missing else native.kernels.gate(input, weight, bias)
+
+
+if not native.missing:
+    native.kernels.set_gate(
+        Tensor,
+        torch.nn.Parameter,
+        vars(forward_ad),
+        _functorch_level,
+        dispatch_modes,
+        torch._C._get_tracing_state,
+        torch.is_grad_enabled,
+    )
+
+eager_way: Callable[..., int] = _way if native.missing or not why_no_triton else native.kernels.gate
+"""(input, weight, bias) → the way of an eager call: COMPOSITE, KERNEL or AUTOGRAD.
+
+Where CUDA tensors have no kernels it is the C++ gate itself, so that CPU calls skip a check."""
+
+
+def _decomposed() -> bool:
+    wanted = os.environ.get("RMSNORM_COMPILE") or "operator"
+    if wanted not in ("operator", "decompose"):
+        raise ImportError(f"RMSNORM_COMPILE must be operator or decompose, got {wanted!r}; unset it for operator")
+    return wanted == "decompose"
+
+
+_AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _decomposed() and not why_no_triton}
+
+
+def graph_way(input: Tensor) -> Way:
+    """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE."""
+    if transformed():
+        return Way.COMPOSITE
+    as_operator = _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]
+    return Way.OPERATOR if as_operator else Way.COMPOSITE
