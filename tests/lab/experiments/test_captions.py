@@ -20,7 +20,7 @@ WIDTH = 8
 
 
 def prepared(folder):
-    return temporary(partial(captions.prepare, captions.find(folder)))
+    return temporary(partial(captions.build, captions.find(folder)))
 
 
 def said(found, split):

@@ -42,7 +42,7 @@ def found():
 
 
 def encoded(splits):
-    return temporary(partial(cloze_ids.encode, RECIPE.data, splits.__getitem__))
+    return temporary(partial(cloze_ids.build, RECIPE.data, splits.__getitem__))
 
 
 @pytest.fixture(scope="module")

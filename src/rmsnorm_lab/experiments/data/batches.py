@@ -1,8 +1,8 @@
-"""Batches of sentences of like lengths, as a pure function of step and seed.
+"""Batches of sentences of similar lengths, as a pure function of step and seed.
 
-Sorted by length (of the target, then of the source, then by lot), the sentences are cut into batches; an epoch takes
-the batches in an order drawn for it. The sorted lengths, and with them the number of batches, are the same in every
-epoch; which of the equally long sentences meet is drawn again each epoch.
+The sentences are sorted by the target's length, then by the source's length, with ties in random order, and cut into
+batches. Each epoch takes the batches in a random order of its own. The sorted lengths are the same in every epoch, and
+so is the number of batches; the order of the ties is drawn again for each epoch.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from rmsnorm_lab.experiments.data.subwords import PAD
 
 
 class Batch(NamedTuple):
-    """Ids padded with PAD behind each sentence's END: source (B, S), target (B, T)."""
+    """Ids padded with PAD after each sentence's END: source (B, S), target (B, T)."""
 
     source: Tensor
     target: Tensor
@@ -35,7 +35,7 @@ def padded(sentences: Ragged, chosen: Sequence[int] | NDArray[np.int64]) -> Tens
 
 
 class Batches:
-    """The training batches of a pair of sides.
+    """The training batches of sentence pairs.
 
     Arguments:
         size: sentences a batch; or, with ``by_tokens``, tokens of the longer side, padding included.
@@ -46,15 +46,15 @@ class Batches:
         order = np.lexsort((source.lengths, target.lengths))
         longest = np.maximum(source.lengths, target.lengths)[order]
         self._cuts = _cuts(longest, size) if by_tokens else [*range(0, len(order), size), len(order)]
-        self._epoch = lru_cache(maxsize=1)(self._draw)  # one epoch's order at a time
+        self._epoch = lru_cache(maxsize=1)(self._draw)  # the order of one epoch is kept
 
     @property
     def epoch(self) -> int:
-        """Batches that see every sentence once."""
+        """The number of batches of an epoch, which sees every sentence once."""
         return len(self._cuts) - 1
 
     def __call__(self, step: int, seed: int) -> Batch:
-        """The batch of one step: nothing else decides it."""
+        """The batch of one step. It depends on nothing but the step and the seed."""
         sentences, batches = self._epoch(step // self.epoch, seed)
         place = batches[step % self.epoch]
         chosen = sentences[self._cuts[place] : self._cuts[place + 1]]
@@ -62,12 +62,12 @@ class Batches:
 
     def _draw(self, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         generator = np.random.Generator(np.random.PCG64([seed, epoch]))
-        lots = generator.permutation(len(self.source))
-        return np.lexsort((lots, self.source.lengths, self.target.lengths)), generator.permutation(self.epoch)
+        ties = generator.permutation(len(self.source))
+        return np.lexsort((ties, self.source.lengths, self.target.lengths)), generator.permutation(self.epoch)
 
 
 def _cuts(longest: NDArray[np.int64], tokens: int) -> list[int]:
-    """Where batches begin, and the end: as many sentences each as keep rows × longest row within ``tokens``."""
+    """Where each batch begins, and the end. A batch takes sentences while rows × longest row is at most ``tokens``."""
     cuts, width = [0], 0
     for index, length in enumerate(longest.tolist()):
         width = max(width, length)

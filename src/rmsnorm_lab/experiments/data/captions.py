@@ -4,8 +4,8 @@
     Kiros      coco_{train,dev,test}_caps.txt, coco_{train,dev,test}_ims.npy
     VSE++      {train,dev,test}_caps.txt, {train,dev,test}_ims.npy
 
-A .txt has one caption a line, lines 5i to 5i+4 for row i of the .npy (N × D, floating); rows that are repeated for each
-of their five captions are recognised by the counts, and taken once.
+A .txt file has one caption a line; lines 5i to 5i+4 belong to row i of the .npy file, a floating array (N, D). Some
+files repeat each row for its five captions. The number of rows shows this, and each row is then taken once.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ LAYOUTS = {
 
 
 LONGEST = 1000
-"""Words of a caption. A longer one is a file whose line ends were lost, and would take the memory of all others."""
+"""Words of a caption. A longer line comes from a file that lost its line ends; padding to it would fill the memory."""
 END, UNKNOWN, FIRST_WORD = 0, 1, 2
-"""Ids: the end of a sentence, which is also its padding, and what the training captions lack."""
+"""Ids: the end of a sentence (also its padding), words that are not in the training captions, and the first word."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the three splits lie."""
+    """The files of the three splits."""
 
     layout: str
     root: Path
@@ -61,7 +61,7 @@ class Files:
 
 
 def find(path: Path) -> Files:
-    """The layout of which the most files are there; all of them must be."""
+    """The layout with the fewest missing files. None may be missing."""
     missing = {
         (layout, root): [name for pair in files.values() for name in pair if not (root / name).exists()]
         for root in (path, path / "coco")
@@ -76,10 +76,11 @@ def find(path: Path) -> Files:
     return Files(layout, root)
 
 
-def prepare(files: Files, writer: Writer, loading: Loading) -> dict[str, Any]:
-    """Write each split's ``images``, float32 (N, D) of norm 1, and ``captions`` as ids, 5i to 5i+4 those of image i.
+def build(files: Files, writer: Writer, loading: Loading) -> dict[str, Any]:
+    """Write each split's ``images``, float32 (N, D) with rows of norm 1, and ``captions`` as ids.
 
-    The words of the training captions get ids from FIRST_WORD on, the most frequent first.
+    Captions 5i to 5i+4 belong to image i. The words of the training captions get ids from FIRST_WORD on, the most
+    frequent first.
     """
     hashed, ids, widths = hashlib.sha256(), dict[str, int](), dict[str, int]()
     for split in SPLITS:
@@ -114,7 +115,7 @@ def prepare(files: Files, writer: Writer, loading: Loading) -> dict[str, Any]:
 def _captions(
     lines: Iterator[str], path: Path, ids: dict[str, int], learn: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(ids of all captions' words, lengths). ``learn``: every word gets the next number from 0 on."""
+    """(ids of all captions' words, lengths). ``learn``: a new word gets the next number, from 0 on."""
     words, lengths = array("i"), array("i")
     for number, line in enumerate(lines, 1):
         caption = line.split()
@@ -132,7 +133,7 @@ def _captions(
 
 
 def _rows_an_image(features: Features, captions: int, text: Path) -> int:
-    """1, or 5 where a row is there for each caption."""
+    """5 if the file has a row for each caption, else 1."""
     if features.rows == captions and captions % PER_IMAGE == 0:
         return PER_IMAGE
     if captions != PER_IMAGE * features.rows:
@@ -145,7 +146,7 @@ def _rows_an_image(features: Features, captions: int, text: Path) -> int:
 
 
 def _normalised(rows: NDArray[np.float32], each: int, first: int, path: Path) -> NDArray[np.float32]:
-    """One row of norm 1 for each image. ``first`` is the place of the block in the file."""
+    """One row of norm 1 for each image. ``first`` is the number of the block's first row in the file."""
     groups = rows.reshape(-1, each, rows.shape[1])
     if each > 1 and (unequal := np.flatnonzero((groups != groups[:, :1]).any((1, 2)))).size:
         start = first + each * int(unequal[0])

@@ -1,8 +1,8 @@
 """CIFAR-10 as it is distributed: `cifar-10-python.tar.gz`, or the folder `cifar-10-batches-py` unpacked from it.
 
-The batches are pickles. They are read by an unpickler that can make NumPy arrays and nothing else, so that a file that
-was tampered with cannot run code. The archive must have its published MD5; an unpacked folder whose members have others
-is read if it is well formed, and its images are then said not to be the official ones.
+The batches are pickles. They are read by an unpickler that makes NumPy arrays and nothing else, so a manipulated file
+cannot run code. The archive must have its published MD5. An unpacked folder with other MD5s is read if it is well
+formed; its images are then marked as not official.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.digits import Images
-from rmsnorm_lab.experiments.data.files import names_in, read_bytes
+from rmsnorm_lab.experiments.data.input_files import names_in, read_bytes
 from rmsnorm_lab.experiments.data.lines import digest
 
 ARCHIVE, ARCHIVE_MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
@@ -38,7 +38,7 @@ MD5S = dict(
         strict=True,
     )
 )
-"""Of the members, as torchvision publishes them."""
+"""The MD5 of each member, as torchvision publishes them."""
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 REMEDY = "Unpack the official cifar-10-python.tar.gz again, or pass that file itself."
 
@@ -62,7 +62,7 @@ def load(path: Path) -> Images:
 
 
 def _contents(path: Path) -> tuple[dict[str, bytes], Path]:
-    """Each member's bytes, whichever way they came, and the folder or archive that they lie in."""
+    """The bytes of each member, and the folder or archive that holds them."""
     if path.is_dir():
         for folder in (path, path / FOLDER):
             present = names_in(folder) if folder.is_dir() else []
@@ -99,7 +99,7 @@ def _md5(content: bytes) -> str:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Knows what a pickled NumPy array is made of. Python 2's batches and those written by Python 3 name it alike."""
+    """Finds the classes of a pickled NumPy array and no others. Python 2 and Python 3 use the same names for them."""
 
     KNOWN = {  # noqa: RUF012  # read only
         "_reconstruct": np.empty(0).__reduce__()[0],
@@ -127,7 +127,7 @@ def _unpickled(content: bytes, path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy ≥ 2.4: the official pickles give dtype's align as an int
             found = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a pickle that is torn can raise anything
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{str(path)!r} must be a batch of CIFAR-10: {error}. {REMEDY}") from None
     if not isinstance(found, dict):
         raise UserError(f"{str(path)!r} must hold a dict, holds {type(found).__name__}. {REMEDY}")

@@ -1,7 +1,7 @@
 """Cloze questions on a text whose names are entity markers: the CNN/Daily Mail reading set (Hermann et al. 2015).
 
 DeepMind   {training,validation,test}/*.question: URL, context, question with @placeholder, answer @entityN,
-           lines @entityN:name; a blank line between them
+           lines @entityN:name; with a blank line between the parts
 Danqi      {train,dev,test}.txt: question, answer, context, blank line, …
 """
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import names_in, read_bytes
+from rmsnorm_lab.experiments.data.input_files import names_in, read_bytes
 from rmsnorm_lab.experiments.data.lines import begin, decode, read_lines
 
 PLACEHOLDER = "@placeholder"
 LONGEST = 1000
-"""Words of a question, which is read as a whole."""
+"""Words of a question. A question is never shortened."""
 FOLDERS = {"train": "training", "valid": "validation", "test": "test"}
 FILES = {"train": "train.txt", "valid": "dev.txt", "test": "test.txt"}
 ENTITY = re.compile(r"@entity\d+")
 _NAMED = re.compile(r"(@entity\d+):.*")
 _INSIDE = ("", "questions", "cnn/questions", "dailymail/questions")
-"""Where the folders may lie under what the user names."""
+"""Where the folders may be, relative to the path that the user gives."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class Question:
     context: list[str]
     question: list[str]
     answer: str
-    """The entity marker that stands where the question has @placeholder; it occurs in the context."""
+    """The entity marker that @placeholder replaces in the question; it occurs in the context."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the three splits lie."""
+    """The files of the three splits."""
 
     layout: str
     root: Path
     splits: dict[str, list[str]]
-    """Names from ``root`` on, in the order in which they are read."""
+    """Names relative to ``root``, in the order in which they are read."""
 
     def all(self) -> Iterator[Path]:
         return (self.root / name for names in self.splits.values() for name in names)
 
     def questions(self, split: str, hashed: Any) -> Iterator[Question]:
-        """The questions one by one; ``hashed`` is updated with what is read."""
+        """The questions one by one. ``hashed`` is updated with the names, sizes and contents of the files."""
         for name in self.splits[split]:
             path = self.root / name
             if self.layout == "DeepMind":
@@ -62,7 +62,7 @@ class Files:
 
 
 def find(path: Path) -> Files:
-    """The files of whichever layout ``path`` holds."""
+    """The files under ``path``, in either layout."""
     roots = [path / part for part in _INSIDE if (path / part / FOLDERS["train"]).is_dir()]
     if len(roots) > 1:
         raise UserError(f"--data must name one set of questions; {str(path)!r} holds several: pass {str(roots[0])!r}.")
@@ -135,7 +135,10 @@ def _checked(context: str, question: str, answer: str, where: str) -> Question:
 
 
 def most_relevant(context: list[str], question: list[str], count: int) -> list[str]:
-    """The ``count`` sentences (up to a ".") that share the most different words with the question, in their order."""
+    """The words of the ``count`` sentences that share the most distinct words with the question, in order.
+
+    A sentence ends with ".".
+    """
     sentences: list[list[str]] = [[]]
     for word in context:
         sentences[-1].append(word)

@@ -1,6 +1,6 @@
-"""Cloze questions in ids: the vocabulary, the sentences that are read, and the markers of entities.
+"""Cloze questions as ids: the vocabulary, the choice of sentences, and the entities.
 
-A question's k-th entity, whatever marker it had, is −1 − k.
+The k-th entity of a question, from 0 on, has the id −1 − k. Its marker in the file does not matter.
 """
 
 from array import array
@@ -19,14 +19,14 @@ from rmsnorm_lab.experiments.recipes.reading import DataConfig
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
 _PIECE = 1 << 22
-"""Words whose ids are looked up at a time."""
+"""Words that are converted at a time."""
 
 
-def encode(
+def build(
     config: DataConfig, questions: Callable[[str], Iterable[Question]], writer: Writer, loading: Loading
 ) -> dict[str, Any]:
-    """Write each split's questions in ids. The most frequent words of the training part get ids from FIRST_WORD on."""
-    numbers: dict[str, int] = {}  # of words, in the order of their occurrence
+    """Write each split's questions as ids. The most frequent words of the training split get ids from FIRST_WORD on."""
+    numbers: dict[str, int] = {}  # of words, in the order of their first occurrence
     right = asked = 0
     ids: NDArray[np.int32] | None = None
     words: list[str] = []
@@ -44,7 +44,7 @@ def encode(
 
 
 class _Rows:
-    """Encoded questions as they come: of words their numbers, the number beyond the last for what training lacks."""
+    """Questions with words as numbers. Words that are not in the training split have the number after the last one."""
 
     def __init__(self, numbers: dict[str, int], learn: bool) -> None:
         self.numbers, self.learn = numbers, learn
@@ -60,7 +60,7 @@ class _Rows:
         ):
             numbers.extend(self._number(word, entities) for word in words)
             lengths.append(len(words))
-        # The answer may have been cut off with its sentence.
+        # The answer's sentence may have been left out.
         self.answers.append(entities.setdefault(question.answer, len(entities)))
         self.entities.append(len(entities))
 
@@ -85,7 +85,7 @@ class _Rows:
 
 
 def _vocabulary(numbers: dict[str, int], train: _Rows, size: int) -> tuple[list[str], NDArray[np.int32]]:
-    """The most frequent words, and the id of each word's number."""
+    """The most frequent words, and a table from numbers to ids."""
     counts = np.zeros(len(numbers), np.int64)
     for part in (train.contexts, train.questions):
         found = np.frombuffer(part, np.intc)
@@ -107,6 +107,6 @@ def _shortened(question: Question, sentences: int | None, longest: int) -> Quest
 
 
 def _most_frequent(question: Question) -> str:
-    """The entity that the whole context names most often, the first of equals."""
+    """The most frequent entity of the whole context, the first one of equals."""
     counts = Counter(word for word in question.context if ENTITY.fullmatch(word))
     return max(counts, key=counts.__getitem__)

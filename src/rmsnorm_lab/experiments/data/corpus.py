@@ -1,4 +1,4 @@
-"""Sets of sentence pairs. The training set is not held in memory: it is read again, line by line, each time."""
+"""Sets of sentence pairs. The training set is not kept in memory: each pass reads its files again, line by line."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,23 +10,28 @@ from typing import Generic, Protocol, TypeVar
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.lines import read_lines
 from rmsnorm_lab.experiments.data.loading import Loading
-from rmsnorm_lab.experiments.data.tokenised import without_joints
+from rmsnorm_lab.experiments.data.tokenised import without_bpe
 
 _CHUNK = 10_000
 
 
 class Texts(Protocol):
-    """Sentences that can be counted, and gone through as often as one likes."""
+    """Sentences that can be counted and iterated over more than once."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[str]: ...
 
 
 class Lines:
-    """The sentences of a text file, of which ``kept`` (a byte for each line) says which count."""
+    """The sentences of a text file.
 
-    def __init__(self, path: Path, joints: bool, kept: bytes = b"") -> None:
-        self.path, self.joints, self.kept = path, joints, kept
+    Arguments:
+        bpe: BPE must be undone.
+        kept: a byte for each line, 1 if the line is one of the sentences.
+    """
+
+    def __init__(self, path: Path, bpe: bool, kept: bytes = b"") -> None:
+        self.path, self.bpe, self.kept = path, bpe, kept
 
     def __len__(self) -> int:
         return self.kept.count(1)
@@ -37,7 +42,7 @@ class Lines:
     def all(self) -> Iterator[str]:
         """Every line, with BPE undone."""
         lines = read_lines(self.path)
-        return map(without_joints, lines) if self.joints else lines
+        return map(without_bpe, lines) if self.bpe else lines
 
 
 T = TypeVar("T", bound=Texts, covariant=True)
@@ -51,9 +56,9 @@ class Pairs(Generic[T]):
     source: T
     target: T
     tokenised: bool = False
-    """Words and punctuation apart (Moses): BLEU of such text is not comparable to BLEU of plain text."""
+    """Words and punctuation are separated (Moses). BLEU of such text is not comparable with BLEU of plain text."""
     without_text: int = 0
-    """Training pairs left out because one side was empty."""
+    """The number of training pairs left out because a side was empty."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,15 @@ class Corpus:
         for pairs in (self.train, self.valid, *self.tests):
             for side in (pairs.source, pairs.target):
                 digest.update(f"{pairs.name} {len(side)} ".encode())
-                lines, joint = iter(side), ""
+                lines, separator = iter(side), ""
                 while chunk := list(islice(lines, _CHUNK)):
-                    digest.update((joint + "\n".join(chunk)).encode())
-                    joint = "\n"
+                    digest.update((separator + "\n".join(chunk)).encode())
+                    separator = "\n"
         return digest.hexdigest()
 
 
 def training_pairs(name: str, source: Lines, target: Lines, tokenised: bool, loading: Loading) -> Pairs[Texts]:
-    """Both sides, checked; pairs with an empty line are left out and counted."""
+    """Both sides, checked. Pairs with an empty line are left out and counted."""
     lengths, kept = [0, 0], bytearray()
     for pair in loading.over("checking the text", zip_longest(source.all(), target.all())):
         for side, line in enumerate(pair):
@@ -84,12 +89,12 @@ def training_pairs(name: str, source: Lines, target: Lines, tokenised: bool, loa
     _check_lengths(source, target, *lengths)
     if not any(kept):
         raise UserError(f"{source.path} and {target.path} must hold sentences; they hold none. Get both again.")
-    sides = [Lines(side.path, side.joints, bytes(kept)) for side in (source, target)]
+    sides = [Lines(side.path, side.bpe, bytes(kept)) for side in (source, target)]
     return Pairs(name, sides[0], sides[1], tokenised, kept.count(0))
 
 
 def evaluation_pairs(name: str, source: Lines, target: Lines, tokenised: bool) -> Pairs[list[str]]:
-    """Both sides as lists; an empty line is an error, for nothing of such a set may be left out."""
+    """Both sides as lists. An empty line is an error, because an evaluation set must be complete."""
     sides = [list(source.all()), list(target.all())]
     _check_lengths(source, target, len(sides[0]), len(sides[1]))
     for side, lines in zip((source, target), sides, strict=True):

@@ -1,7 +1,7 @@
 """The stand-in for captioned images: three or four digits in a 2 × 2 grid, five sentences each, in VSE++'s layout.
 
-Captions are made from templates, each telling a part: rows, columns, the diagonal, what is above what. No combination
-of digits at their places and no handwritten digit of one split occurs in another.
+Captions are made from templates. Each describes a part of the picture: its rows, its columns or a diagonal. No
+arrangement of digits and no handwritten digit of one split occurs in another.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ from rmsnorm_lab.experiments.data.captions import LAYOUTS
 from rmsnorm_lab.experiments.data.digits import digits
 
 COUNTS = {"train": 3000, "valid": 200, "test": 400}
-"""Scenes of each split."""
+"""Number of scenes of each split."""
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
-"""Of the handwritten digits."""
+"""Each split's share of the handwritten digits."""
 EMPTY = 10
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "nothing")
 
 
 def write(folder: Path, counts: dict[str, int] | None = None, seed: int = 0) -> str:
-    """Write the files of every split into ``folder``; the source's name."""
+    """Write the files of every split into ``folder``; returns the source's name."""
     grey, labels, source = digits()
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(grey))
@@ -40,7 +40,7 @@ def write(folder: Path, counts: dict[str, int] | None = None, seed: int = 0) -> 
 
 
 def _combination(rng: np.random.Generator, taken: set[tuple[int, ...]]) -> tuple[int, ...]:
-    """Digits at top left, top right, bottom left, bottom right, as none before; one place in half of them is empty."""
+    """Digits at the top left, top right, bottom left and bottom right, not drawn before. Half have an empty place."""
     while True:
         places = rng.integers(10, size=4)
         if rng.integers(2):
@@ -58,7 +58,7 @@ def _picture(
     places: tuple[int, ...],
     rng: np.random.Generator,
 ) -> np.ndarray[Any, Any]:
-    """The 16 × 16 grey values in one row, from this split's own handwriting."""
+    """The 16 × 16 grey values as one row, made of the split's own handwritten digits."""
     cells = [np.zeros((8, 8)) if d == EMPTY else grey[rng.choice(own[labels[own] == d])] for d in places]
     return np.block([cells[:2], cells[2:]]).reshape(-1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The stand-in for images: scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels, which its wheel carries."""
+"""The stand-in for images: scikit-learn's 1,797 handwritten digits of 8 × 8 grey pixels, part of its wheel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,14 @@ from rmsnorm_lab.experiments.data.lines import digest
 Array = np.ndarray[Any, Any]
 TEST = 600
 ENLARGED = 3
-"""Each pixel becomes 3 × 3: two poolings and a convolution without padding then leave 4 × 4 positions for
-statistics. At 2 × 2 pRMSNorm's 12.5 % would be one position, and it learns next to nothing."""
+"""Each pixel becomes 3 × 3 pixels. After two poolings and a convolution without padding 4 × 4 positions are left for
+statistics. With 2 × 2 positions, the 12.5 % of pRMSNorm would be one position, and the network would learn almost
+nothing."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """float32 (N, channels, height, width) with values about −1 to 1, and int64 labels from 0."""
+    """float32 (N, channels, height, width) with values between about −1 and 1, and int64 labels from 0 on."""
 
     train: Array
     train_labels: Array
@@ -41,7 +42,7 @@ def digits() -> tuple[Array, Array, str]:
 
 
 def load() -> tuple[Images, str]:
-    """The digits in a fixed order, the last 600 for the test, and the name of the source."""
+    """The digits in a fixed order, with the last 600 as the test set, and the name of the source."""
     grey, labels, name = digits()
     order = np.random.default_rng(0).permutation(len(grey))
     pixels = ((grey[order] - 8) / 8).astype(np.float32)[:, None]

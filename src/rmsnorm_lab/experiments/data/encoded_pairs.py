@@ -1,4 +1,4 @@
-"""Sentence pairs in subwords: learnt from the training side, which is then encoded piece by piece."""
+"""Sentence pairs as subwords. Subwords are learnt from the training set, which is then encoded in chunks."""
 
 from collections.abc import Callable
 from itertools import chain, compress, islice
@@ -9,7 +9,7 @@ import numpy as np
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.corpus import Corpus
-from rmsnorm_lab.experiments.data.files import read_bytes
+from rmsnorm_lab.experiments.data.input_files import read_bytes
 from rmsnorm_lab.experiments.data.lines import decode
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.prepared import Writer
@@ -19,7 +19,7 @@ from rmsnorm_lab.experiments.memory import give_back
 from rmsnorm_lab.experiments.recipes.parallel_text import DataConfig
 
 SUBWORDS = "subwords.json"
-"""In the folder of the data: subwords of an earlier run, taken instead of learning them again."""
+"""The file in the data's folder that holds subwords of an earlier run. They are used instead of learning new ones."""
 SAMPLED = "subwords learnt from pairs"
 """The field of a source's details that is there only where subwords were learnt from a sample."""
 LEARNT_FROM = 1_000_000
@@ -29,13 +29,13 @@ _CHUNK = 20_000
 """Pairs encoded at a time."""
 
 
-def prepare(
+def build(
     corpus_of: Callable[[Loading], Corpus], given: Path | None, config: DataConfig, writer: Writer, loading: Loading
 ) -> dict[str, Any]:
-    """Write both sides of the training pairs that are short enough, as rows of ids.
+    """Write both sides of the training pairs as rows of ids. Pairs that are too long are left out and counted.
 
     Arguments:
-        given: the file of subwords to be taken instead of learning them.
+        given: a file of subwords to use instead of learning them.
     """
     corpus = corpus_of(loading)
     subwords = _learnt(corpus, config, loading) if given is None else _given(given, config)
@@ -97,7 +97,7 @@ def _given(path: Path, config: DataConfig) -> Subwords:
 
 
 def check_lengths(sentences: Ragged, name: str) -> None:
-    """None of a validation or test set may be longer than LONGEST."""
+    """Raise if a sentence of a validation or test set has more than LONGEST subwords."""
     if (wrong := np.flatnonzero(sentences.lengths > LONGEST)).size:
         raise UserError(
             f"{name}, sentence {wrong[0] + 1:,}: a sentence must have at most {LONGEST:,} subwords, has "

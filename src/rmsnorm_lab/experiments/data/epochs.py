@@ -1,4 +1,4 @@
-"""Which examples a step sees, as a pure function of step and seed: each epoch in an order drawn for it."""
+"""The examples of a step, as a pure function of step and seed. Each epoch has a random order of its own."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,12 +9,12 @@ from rmsnorm_lab.errors import UserError
 
 
 def generator(*key: int) -> np.random.Generator:
-    """The generator that belongs to a key: (seed, epoch) or (seed, step, …)."""
+    """The random generator of a key: (seed, epoch) or (seed, step, …)."""
     return np.random.Generator(np.random.PCG64(key))
 
 
 def chosen(step: int, seed: int, examples: int, batch: int) -> tuple[np.ndarray[Any, Any], int]:
-    """The indices of a step's examples, and its epoch. What is left of an epoch after whole batches is dropped."""
+    """The indices of a step's examples, and its epoch. An incomplete last batch of an epoch is dropped."""
     epoch, place = divmod(step, examples // batch)
     return _order(examples, seed, epoch)[place * batch : (place + 1) * batch], epoch
 
@@ -25,7 +25,7 @@ def _order(examples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
 
 
 def check_enough(examples: int, batch: int, name: str, what: str) -> None:
-    """An epoch must have a batch."""
+    """Raise if the examples of an epoch do not fill a batch."""
     if examples < batch:
         raise UserError(
             f"a step takes {batch} {what}; the training part of {name!r} has {examples}. Pass more data, or a smaller "

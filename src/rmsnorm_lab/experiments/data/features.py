@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import opened, unreadable
+from rmsnorm_lab.experiments.data.input_files import opened, unreadable
 
 _BLOCK = 1 << 25
 """Bytes read at a time."""

@@ -1,7 +1,8 @@
-"""The stand-in for the reading set: functions of Python's standard library, and what their docstrings say of them.
+"""The stand-in for the reading set: functions of Python's standard library and their docstrings.
 
-The context is a function's code with every name replaced by an entity marker; a question is a sentence of its docstring
-with one of these names masked. Written as DeepMind's `.question` files. The split is by source file.
+The context is a function's code in which entity markers replace the names. A question is a sentence of its docstring
+with one of these names masked. The questions are written as DeepMind's `.question` files. Each source file belongs to
+one split.
 """
 
 import ast
@@ -18,27 +19,27 @@ from pathlib import Path
 from rmsnorm_lab.experiments.data.cloze import FOLDERS, PLACEHOLDER
 
 LENGTHS = (6, 40)
-"""Words that a context may have: all of it is read."""
+"""The fewest and the most words of a context, which is read as a whole."""
 MOST_NAMES = 10
 MOST_LINES = 30
-"""Of a function's code; longer ones are not even split into words."""
+"""Lines of a function's code. Longer functions are left out before they are split into words."""
 QUESTION_LENGTHS = (3, 40)
 _WORD = re.compile(r"[A-Za-z_]\w*|[^\s\w]|\d+")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n\s*\n")
-"""Where a sentence ends: what is said in a heading, an example or a list counts as one too."""
+"""Where a sentence ends. A heading, an example or an item of a list counts as a sentence too."""
 _LEFT_OUT = frozenset("()[]{},:.")
-"""Half of the words would be these."""
+"""Left out of the context, because they would be half of its words."""
 _KEPT = frozenset(keyword.kwlist) | frozenset(dir(builtins))
-"""Names that mean the same everywhere stay words."""
+"""Keywords and builtins mean the same everywhere, so they stay words."""
 
 
 def write(folder: Path, sources: dict[str, str]) -> None:
-    """Write the questions on ``sources`` (name -> Python text) into ``folder``'s three splits."""
+    """Write the questions about ``sources`` (name -> Python text) into the three splits of ``folder``."""
     for split in FOLDERS.values():
         (folder / split).mkdir(parents=True, exist_ok=True)
     for name, text in sources.items():
-        lot = hashlib.sha256(name.encode()).digest()[0] / 256
-        split = FOLDERS["train" if lot < 0.72 else "valid" if lot < 0.8 else "test"]
+        place = hashlib.sha256(name.encode()).digest()[0] / 256
+        split = FOLDERS["train" if place < 0.72 else "valid" if place < 0.8 else "test"]
         for number, record in enumerate(_records(name, text)):
             stem = hashlib.sha1(f"{name} {number}".encode(), usedforsecurity=False).hexdigest()
             (folder / split / f"{stem}.question").write_text(record, encoding="utf-8")
@@ -66,7 +67,7 @@ def _records(name: str, text: str) -> Iterator[str]:
 
 
 def _functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function in the statements under ``node``, not in expressions: a third of the time of ast.walk."""
+    """Every function in the statements under ``node``. Not in expressions: that takes a third of ast.walk's time."""
     for part in ("body", "orelse", "finalbody", "handlers"):
         for child in getattr(node, part, ()):
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -75,7 +76,7 @@ def _functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _context(lines: list[str], node: ast.FunctionDef | ast.AsyncFunctionDef, markers: dict[str, str]) -> list[str]:
-    """The function's words without its docstring; fills ``markers`` with its names in the order of their occurrence."""
+    """The function's words without its docstring. Adds its names to ``markers``, in the order of their occurrence."""
     documented, words = node.body[0], []
     own = range(documented.lineno, (documented.end_lineno or 0) + 1)
     code = [lines[i - 1] for i in range(node.lineno, (node.end_lineno or 0) + 1) if i not in own]

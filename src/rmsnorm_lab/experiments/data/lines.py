@@ -1,4 +1,4 @@
-"""A text file as its lines, checked; and the hash that says what was read."""
+"""The lines of a text file, checked; and hashes of files."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import opened, unreadable
+from rmsnorm_lab.experiments.data.input_files import opened, unreadable
 
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
 def decode(content: bytes, path: Path, line: int = 1) -> str:
-    """The text of a UTF-8 file from ``line`` on, or the error that names the file and the line."""
+    """``content`` as text. It is UTF-8 and begins with line ``line`` of ``path``.
+
+    Raises:
+        UserError: it is not UTF-8, or has a zero byte; names the file and the line.
+    """
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -28,12 +32,12 @@ def decode(content: bytes, path: Path, line: int = 1) -> str:
 
 
 def read_lines(path: Path, hashed: Any = None) -> Iterator[str]:
-    """The lines of a UTF-8 file one by one, without white space around them; one at least.
+    """The lines of a UTF-8 file one by one, without white space around them. An empty file is an error.
 
-    Only a line feed ends a line: the Unicode line separators occur within sentences. The last line need not have one.
+    Only a line feed ends a line, because Unicode's line separators occur within sentences. The last line may lack it.
 
     Arguments:
-        hashed: is updated with the file's bytes as they are read (a hash of hashlib).
+        hashed: one of hashlib's hashes; is updated with the bytes of the file as they are read.
     """
     number = 0
     with opened(path) as file:
@@ -50,12 +54,12 @@ def read_lines(path: Path, hashed: Any = None) -> Iterator[str]:
 
 
 def begin(hashed: Any, name: str, size: int) -> None:
-    """What comes before the content of each file in :func:`digest`."""
+    """Update the hash with what comes before a file's content in :func:`digest`."""
     hashed.update(f"{name!r} {size} ".encode())
 
 
 def digest(parts: Iterable[tuple[str, bytes]]) -> str:
-    """One SHA-256 of (name, content) in the order given."""
+    """One SHA-256 of the (name, content) pairs in the given order."""
     found = hashlib.sha256()
     for name, content in parts:
         begin(found, name, len(content))

@@ -1,4 +1,4 @@
-"""What the user sees while data are prepared: a bar on a terminal, else a line every 30 seconds."""
+"""Progress shown while data are prepared: a bar on a terminal, else a line every 30 seconds."""
 
 import threading
 import time
@@ -11,14 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS = 30
 _OFTEN = 1000
-"""Items between two updates: a call for each would cost more than many of them."""
+"""Items between two updates of the bar. An update can cost more than an item."""
 T = TypeVar("T")
 
 
 class Loading:
-    """Tells which step of the preparation of ``name`` runs, and how far it is; a context manager.
+    """Shows which step of preparing ``name`` is running, and how far it is; a context manager.
 
-    The lines come from a thread of their own, because some steps are single calls of a library.
+    A thread prints the lines, because some steps are single calls of a library.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,29 +47,30 @@ class Loading:
         self._bars.stop()
 
     def step(self, what: str, total: int = 0) -> None:
-        """A new step begins, of ``total`` items (0: not known)."""
+        """Begin a new step of ``total`` items (0: not known)."""
         self._step, self._done, self._total = what, 0, total
         self._bars.update(self._bar, description=f"{self.name}: {what}", completed=0, total=total or None)
 
     def over(self, what: str, items: Iterable[T], total: int = 0) -> Iterator[T]:
-        """The items of a new step."""
+        """Begin a new step; yields its items and counts them."""
         self.step(what, total)
         for item in items:
             yield item
             self.advance(1)
 
     def advance(self, count: int) -> None:
-        """So many more items of the step are done."""
+        """Count ``count`` more items of the step as done."""
         self._done += count
         if self._done % _OFTEN < count:
             self._bars.update(self._bar, completed=self._done)
 
     def say(self, message: str) -> None:
+        """Print a line to standard error."""
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """Seconds since the object was made."""
         return time.monotonic() - self._started
 
     def _lines(self) -> None:

@@ -1,24 +1,24 @@
-"""Whether data are those that the paper's figures were taken on, as far as a record's description of them tells.
+"""Whether data are the paper's, judged by the description in a record.
 
-Only CIFAR-10 has published hashes of the files that a user has. The other sets are known by their sizes: what was cut,
-filtered or made by oneself differs in them.
+CIFAR-10's files have published hashes. The other sets are recognised by their sizes: sets that were shortened, filtered
+or made by the user have other sizes.
 """
 
 from rmsnorm_lab.experiments.record import Content
 
 FILES = "files"
-"""The field of a source's details that is there only where the files are not what they are called."""
+"""The key in a source's details. It is there only if the files are not the official ones."""
 OTHER_FILES = "not the official ones"
 
 _SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "images": {"test images": (10_000,)},
     "retrieval": {"train images": (113_287,), "valid images": (5000,), "test images": (5000,)},
     "reading": {"train questions": (380_298,), "valid questions": (3924,), "test questions": (3198,)},  # CNN's
-    "translation": {"newstest2014 pairs": (3003, 2737)},  # all, and those that were scored in 2014
+    "translation": {"newstest2014 pairs": (3003, 2737)},  # the full set, and the part that was scored in 2014
 }
 _SIZES["transformer"] = _SIZES["translation"]
 _WMT14_PAIRS = 3_900_000
-"""Of 4.5 million; what is handed around is filtered by length."""
+"""WMT14 has 4.5 million; published copies are filtered by length."""
 
 
 def is_official(task: str, source: Content) -> bool:

@@ -1,4 +1,4 @@
-"""Parallel text in the forms in which WMT's sets are handed around.
+"""Parallel text in the forms in which WMT's sets are published.
 
 A folder gives a training, a validation and one or more test sets. Each is a pair of text files, one sentence a line::
 
@@ -10,9 +10,9 @@ or, for validation and test, a pair of WMT's own ``.sgm`` files (``newstest2014-
 ``newstest2014-deen-ref.de.sgm``). newstest2014 and newstest2017 (test) and newstest2013 (validation) are taken from
 sacrebleu's cache when the folder has none and the cache does; nothing is downloaded.
 
-All sets are plain or all are tokenised, because a network that writes the one cannot be scored on the other: the first
-of these kinds is taken in which every set is there. A file that is damaged is an error that names the file and the
-record; nothing is skipped but training pairs with an empty side, which are counted.
+Either all sets are plain or all are tokenised, because a network that writes one kind cannot be scored on the other.
+The plain sets are taken if every set has a plain form, else the tokenised ones. A damaged file is an error that names
+the file and the record. Only training pairs with an empty side are skipped, and they are counted.
 """
 
 import os
@@ -23,39 +23,39 @@ from pathlib import Path
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.corpus import Corpus, Lines, Pairs, Texts, evaluation_pairs, training_pairs
-from rmsnorm_lab.experiments.data.files import names_in
+from rmsnorm_lab.experiments.data.input_files import names_in
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.sgm import read_sgm
-from rmsnorm_lab.experiments.data.tokenised import has_joints, looks_tokenised
+from rmsnorm_lab.experiments.data.tokenised import has_bpe, looks_tokenised
 
 TRAIN = ("train",)
 VALID = ("valid", "dev", "newstest_dev", "newstest2013")
 TEST = ("test", "newstest2014", "newstest2017")
 _CACHED = {"newstest2013": "wmt13", "newstest2014": "wmt14/full", "newstest2017": "wmt17"}
-"""The name of sacrebleu's set, which is also its folder."""
+"""The set's name in sacrebleu, which is also its folder in the cache."""
 _KINDS = {False: "plain", True: "tokenised"}
 
 
 @dataclass(frozen=True)
 class Form:
-    """Two files that make a set."""
+    """The two files of a set, in one of its forms."""
 
     name: str
     paths: tuple[Path, Path]
-    joints: tuple[bool, bool] = (False, False)
-    """Whether BPE must be undone."""
+    bpe: tuple[bool, bool] = (False, False)
+    """Whether BPE must be undone, for each side."""
     tokenised: bool = False
 
     @classmethod
     def of_text(cls, name: str, source: Path, target: Path) -> "Form":
-        """Text files: their names or else their beginnings tell what was done to them."""
-        of_source, of_target = (".bpe" in path.name or has_joints(path) for path in (source, target))
+        """A pair of text files. Their names or first lines show whether they are tokenised and cut by BPE."""
+        of_source, of_target = (".bpe" in path.name or has_bpe(path) for path in (source, target))
         tokenised = ".tok" in source.name or of_source or of_target or any(map(looks_tokenised, (source, target)))
         return cls(name, (source, target), (of_source, of_target), tokenised)
 
     def lines(self) -> tuple[Lines, Lines]:
-        """Both sides of text files."""
-        return Lines(self.paths[0], self.joints[0]), Lines(self.paths[1], self.joints[1])
+        """Both sides of a pair of text files."""
+        return Lines(self.paths[0], self.bpe[0]), Lines(self.paths[1], self.bpe[1])
 
     def read(self) -> Pairs[list[str]]:
         """A validation or test set."""
@@ -66,26 +66,27 @@ class Form:
 
 @dataclass(frozen=True)
 class Sets:
-    """What a folder offers, found by names and beginnings."""
+    """The sets of a folder. Only names and first lines have been looked at."""
 
     train: Form
     valid: Form
     tests: tuple[Form, ...]
 
     def files(self) -> list[Path]:
+        """Every file that :meth:`read` reads."""
         return [path for form in (self.train, self.valid, *self.tests) for path in form.paths]
 
     def read(self, loading: Loading) -> Corpus:
-        """Every set, checked."""
+        """Read and check every set."""
         train: Pairs[Texts] = training_pairs("train", *self.train.lines(), self.train.tokenised, loading)
         return Corpus(train, self.valid.read(), tuple(form.read() for form in self.tests))
 
 
 def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
-    """The sets of ``folder`` for one direction: plain ones if all are there so, else tokenised ones.
+    """The sets of ``folder`` for one direction: plain ones if every set has a plain form, else tokenised ones.
 
     Raises:
-        UserError: a set is missing, lacks a side, or is there in the other kind alone.
+        UserError: a set is missing, lacks a side, or is only there in the other kind.
     """
     if not folder.is_dir():
         raise UserError(
@@ -121,7 +122,7 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
 
 
 def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:
-    """The pairs of files of a set: cleaned text first, then the one with fewer steps of somebody's preparation."""
+    """The forms of a set: cleaned text first, then the forms with fewer steps of preparation in their names."""
     names = names_in(folder)
     pattern = re.compile(rf"{re.escape(stem)}((?:\.(?:tok|clean|bpe|\d+))*)\.(\w+)")
     present: dict[str, set[str]] = {}
@@ -157,7 +158,7 @@ def _sgm(folder: Path, names: list[str], stem: str, languages: tuple[str, str]) 
 
 
 def _cached(stem: str, languages: tuple[str, str]) -> Form | None:
-    """The set as sacrebleu keeps it after a download of its own."""
+    """The set in sacrebleu's cache, if sacrebleu has downloaded it before."""
     if stem not in _CACHED:
         return None
     from sacrebleu.utils import SACREBLEU_DIR

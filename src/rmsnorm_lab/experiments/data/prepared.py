@@ -1,9 +1,9 @@
-"""Data as a task takes them, kept in files and mapped into memory: made once, read in seconds at every later start.
+"""Prepared data: arrays in files that tasks map into memory. They are made once; later starts read them in seconds.
 
-A preparation lies beside the data in ``.rmsnorm-cache``, or in the user's cache folder where that cannot be written.
-Its name is a hash of what it was made of: the files' names, sizes and times, the settings, and the version of the
-format. Each array is a file of raw numbers. Processes that need the same preparation, such as torchrun's, wait for the
-one that makes it, and share the pages of its files.
+Prepared data are kept beside the data in ``.rmsnorm-cache``, or in the user's cache folder if that cannot be written.
+The folder's name contains a hash of the files' names, sizes and times, the settings, and the version of the format.
+Each array is a file of raw numbers. Processes that need the same prepared data, such as those of torchrun, wait for the
+one that makes them, and share the pages of the files.
 """
 
 import contextlib
@@ -23,38 +23,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import unreadable
+from rmsnorm_lab.experiments.data.input_files import unreadable
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.ragged import Ragged
 
 FOLDER = ".rmsnorm-cache"
 FORMAT = 1
-"""To be raised whenever the same files and settings give something else than before."""
+"""Must be raised when the same files and settings give other arrays than before."""
 _INDEX = "index.json"
 _BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The arrays, mapped read-only, and JSON values beside them."""
+    """Arrays, mapped read-only, and JSON values that belong to them."""
 
     arrays: dict[str, NDArray[Any]]
     info: dict[str, Any]
 
     def ragged(self, name: str) -> Ragged:
-        """Rows that were written as the arrays ``name`` and ``name.lengths``."""
+        """Rows of unequal lengths, from the arrays ``name`` and ``name.lengths``."""
         return Ragged.of(self.arrays[name], self.arrays[f"{name}.lengths"])
 
 
 class Writer:
-    """Writes the arrays of a preparation, each piece by piece, so that none is in memory as a whole."""
+    """Writes prepared arrays piece by piece, so that no array is in memory as a whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index: dict[str, dict[str, Any]] = {}
 
     def append(self, name: str, values: NDArray[Any]) -> None:
-        """More of an array, along its first dimension."""
+        """Append to an array along its first dimension."""
         dtype, width = values.dtype.str, list(values.shape[1:])
         entry = self._index.setdefault(name, {"dtype": dtype, "rows": 0, "width": width, "crc32": 0})
         assert (entry["dtype"], entry["width"]) == (dtype, width)
@@ -64,12 +64,12 @@ class Writer:
         self._write(name, content)
 
     def ragged(self, name: str, values: NDArray[Any], lengths: NDArray[Any]) -> None:
-        """More rows, for :meth:`Prepared.ragged`."""
+        """Append rows of unequal lengths, for :meth:`Prepared.ragged`."""
         self.append(name, values)
         self.append(f"{name}.lengths", lengths.astype(np.int32))
 
     def finish(self, info: dict[str, Any]) -> None:
-        """The index, without which nothing is read."""
+        """Write the index. Without it the arrays are not read."""
         content = json.dumps({"arrays": self._index, "info": info}).encode()
         self._write(_INDEX, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
@@ -78,24 +78,24 @@ class Writer:
         try:
             with path.open("ab") as file:
                 file.write(content)
-        except OSError as error:  # a full disk, of which the system's error names no file
+        except OSError as error:  # a full disk; the system's error does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 Build = Callable[[Writer, Loading], dict[str, Any]]
-"""Writes the arrays; returns what belongs beside them. Raises UserError for what is wrong with the data."""
+"""Writes the arrays and returns the JSON values that belong to them. Raises UserError if the data are wrong."""
 
 
 def prepare(
     kind: str, data: Path, files: Callable[[], Iterable[Path]], settings: dict[str, Any], build: Build
 ) -> Prepared:
-    """What ``build`` makes of ``files`` with ``settings``: as it was kept, or made now and kept.
+    """What ``build`` makes of ``files`` with ``settings``. It is made at the first call and read at later ones.
 
     Arguments:
-        kind: the task, for the name of the preparation.
-        data: what the user named; the preparation is kept in it, or beside it if it is a file.
-        files: all that ``build`` reads, one by one: the 387,420 paths of CNN would take 200 MB.
-        settings: all else that it depends on; JSON values.
+        kind: the task, for the folder's name.
+        data: the path that the user gave. The arrays are kept in it, or beside it if it is a file.
+        files: all files that ``build`` reads, as an iterator: a list of CNN's 387,420 paths would take 200 MB.
+        settings: everything else that the arrays depend on, as JSON values.
     """
     key = _key(files(), settings)
     name = f"{kind}-{key}"
@@ -118,7 +118,7 @@ def prepare(
 
 
 def temporary(build: Build, loading: Loading | None = None) -> Prepared:
-    """What ``build`` makes, for this process alone: the files lose their names at once, and vanish with the process."""
+    """What ``build`` makes, for this process only. The files are unlinked at once and vanish with the process."""
     try:
         with tempfile.TemporaryDirectory(prefix="rmsnorm-") as folder:
             return _make(Path(folder) / "made", build, loading or Loading("stand-in"), lambda: True)
@@ -132,11 +132,11 @@ def temporary(build: Build, loading: Loading | None = None) -> Prepared:
 def _places(data: Path) -> list[Path]:
     own = (data if data.is_dir() else data.parent) / FOLDER
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [own, Path(user) / "rmsnorm"] if os.path.isabs(user) else [own]  # "~" stays where a user has no home
+    return [own, Path(user) / "rmsnorm"] if os.path.isabs(user) else [own]  # without a home "~" is not expanded
 
 
 def _key(files: Iterable[Path], settings: dict[str, Any]) -> str:
-    """Times change with the content; that of the inode also where somebody set the other one back."""
+    """A hash of names, sizes, times and settings. ctime also changes when a tool restores mtime after a change."""
     found = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
     for path in files:
         try:
@@ -150,7 +150,7 @@ def _key(files: Iterable[Path], settings: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path, loading: Loading) -> Iterator[None]:
-    """One process at a time. The lock goes with the process, however that ends; the empty file stays."""
+    """Let one process in at a time. The lock ends with the process, also if that is killed; the empty file stays."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +162,7 @@ def _lock(path: Path, loading: Loading) -> Iterator[None]:
 
 
 def _make(folder: Path, build: Build, loading: Loading, unchanged: Callable[[], bool]) -> Prepared:
-    part = folder.with_name(f".{folder.name}.part")  # what a killed process left there is in nobody's use
+    part = folder.with_name(f".{folder.name}.part")  # a killed process may have left one
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
@@ -171,7 +171,7 @@ def _make(folder: Path, build: Build, loading: Loading, unchanged: Callable[[], 
             writer.finish(build(writer, loading))
         if not unchanged():
             raise UserError(f"the files of {loading.name!r} were changed while they were read. Run the command again.")
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -182,7 +182,7 @@ def _make(folder: Path, build: Build, loading: Loading, unchanged: Callable[[], 
 
 
 def _read(folder: Path, loading: Loading | None = None) -> Prepared | None:
-    """A preparation that is whole; None if there is none. What is damaged is told to ``loading``."""
+    """The arrays in ``folder``; None if they are missing or damaged. Damage is reported to ``loading``."""
     try:
         digest, content = (folder / _INDEX).read_bytes().split(b"\n", 1)
     except OSError:
@@ -199,7 +199,7 @@ def _read(folder: Path, loading: Loading | None = None) -> Prepared | None:
         try:
             if _crc32(path) != entry["crc32"]:
                 return _damaged(path, loading)
-            empty = 0 in shape  # which cannot be mapped
+            empty = 0 in shape  # an empty file cannot be mapped
             arrays[name] = np.zeros(shape, dtype) if empty else np.asarray(np.memmap(path, dtype, "r", shape=shape))
         except OSError:
             return _damaged(path, loading)

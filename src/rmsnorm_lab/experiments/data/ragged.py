@@ -1,4 +1,4 @@
-"""Rows of unequal lengths in two arrays: an object for each of millions of rows would take many times their memory."""
+"""Rows of unequal lengths in two arrays. Millions of row objects would take many times the memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ class Ragged:
 
     @classmethod
     def of(cls, values: NDArray[Any], lengths: NDArray[Any]) -> "Ragged":
-        """Rows that lie one after the other."""
+        """Rows that follow each other in ``values``."""
         return cls(values, np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))))
 
     def __len__(self) -> int:
@@ -30,6 +30,6 @@ class Ragged:
         return np.diff(self.starts)
 
     def only(self, kept: NDArray[np.bool_]) -> "Ragged":
-        """The rows that are ``kept``."""
+        """The rows where ``kept`` is true."""
         lengths = self.lengths
         return Ragged.of(self.values[np.repeat(kept, lengths)], lengths[kept])

@@ -1,7 +1,7 @@
-"""WMT's ``.sgm`` test sets: a source set and its reference set, whose segments belong together by document and number.
+"""WMT's ``.sgm`` test sets: a source set and its reference set. Document and number say which segments belong together.
 
-They are not XML (ampersands stand as they are), so they are read by line, as sacrebleu reads them: entities stay what
-they are, white space is collapsed.
+The files are not XML (ampersands are not escaped), so they are read line by line, as sacrebleu does: entities are not
+decoded, and white space is collapsed.
 """
 
 import re

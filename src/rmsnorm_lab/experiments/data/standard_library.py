@@ -1,4 +1,4 @@
-"""The sources of the running Python's standard library: text that every installation brings."""
+"""The sources of Python's standard library: text that is part of every installation."""
 
 import platform
 import sys
@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import read_bytes, walk
+from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
 from rmsnorm_lab.experiments.data.lines import decode
 
 NAME = f"Python {platform.python_version()} standard library"
@@ -14,10 +14,10 @@ _TESTS = {"test", "tests", "idle_test"}
 
 
 def sources() -> dict[str, str]:
-    """The .py files that Python names as its standard library, without its tests and without site-packages."""
+    """The .py files of the standard library, without its tests and without site-packages."""
     root = Path(sysconfig.get_path("stdlib"))
     files: dict[str, Path] = {}
-    for module in sys.stdlib_module_names:  # not a walk of everything: site-packages lies in there too
+    for module in sys.stdlib_module_names:  # not all of the folder, which holds site-packages too
         inside = [f"{module}/{name}" for name in walk(root / module)] if (root / module).is_dir() else []
         for name in [f"{module}.py", *inside]:
             if name.endswith(".py") and (root / name).is_file() and not _TESTS & set(name.split("/")):

@@ -1,7 +1,7 @@
-"""Subwords: byte-pair encoding over bytes, learnt from the training side of a corpus alone, both languages jointly.
+"""Subwords: byte-pair encoding over bytes, learnt from the training set only, for both languages together.
 
-Over bytes no character is unknown, and what is encoded is decoded to itself. The library's ids are shifted by three:
-0 pads, 1 begins and 2 ends a sentence, and no text, whatever it holds, can be encoded to one of these.
+With bytes no character is unknown, and decoding gives back the encoded text. The ids of the library are shifted by
+three: 0 is padding, 1 begins and 2 ends a sentence. No text can be encoded to one of these three.
 """
 
 import json
@@ -18,12 +18,10 @@ from rmsnorm_lab.experiments.data.ragged import Ragged
 PAD, BEGIN, END = 0, 1, 2
 _SHIFT = 3
 SMALLEST = 256 + _SHIFT
-"""The vocabulary of the bytes alone."""
-
-
+"""The smallest vocabulary: the bytes and the three special ids."""
 LONGEST = 1024
-"""Subwords of a sentence that is translated, several times what any recipe trains on. A longer one is a text whose line
-ends were lost, and would take many times the memory of training."""
+"""Subwords of a sentence to translate, several times the longest training sentence of any recipe. A longer sentence
+comes from a text that lost its line ends, and would take many times the memory of training."""
 
 
 class Subwords:
@@ -35,7 +33,7 @@ class Subwords:
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocabulary: int) -> "Subwords":
-        """Merge the most frequent pairs until there are ``vocabulary`` subwords, or nothing is left to merge."""
+        """Merge the most frequent pair until there are ``vocabulary`` subwords, or nothing is left to merge."""
         tokenizer = _over_bytes(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary - _SHIFT,
@@ -47,10 +45,10 @@ class Subwords:
 
     @classmethod
     def loads(cls, text: str, path: Path) -> "Subwords":
-        """What ``dumps`` wrote, and nothing else: the library's files can hold encodings of quite other kinds.
+        """Read what ``dumps`` wrote. The library's files can hold other kinds of encodings, which are refused.
 
         Raises:
-            UserError: it is something else; names ``path``.
+            UserError: ``text`` is not such a file; names ``path``.
         """
         try:
             found, model = Tokenizer.from_str(text), json.loads(text)["model"]
@@ -69,18 +67,18 @@ class Subwords:
         return cls(found)
 
     def dumps(self) -> bytes:
-        """The file to be saved beside a run."""
+        """The content of the file that is saved beside a run."""
         return self._tokenizer.to_str(pretty=True).encode()
 
     def encode(self, texts: Sequence[str]) -> Ragged:
-        """Each sentence's ids with END at its end. The library keeps far more of each than its ids: pass thousands."""
+        """The ids of each sentence, with END at its end. The library keeps much more than ids: pass thousands."""
         ends = [END - _SHIFT]
         rows = [encoding.ids + ends for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         values = np.fromiter(chain.from_iterable(rows), np.int32) + np.int32(_SHIFT)
         return Ragged.of(values, np.fromiter(map(len, rows), np.int64, len(rows)))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to END; bytes that are no UTF-8 become U+FFFD."""
+        """The text of the ids up to END. Bytes that are not UTF-8 become U+FFFD."""
         kept = []
         for number in ids:
             if number == END:

@@ -1,34 +1,35 @@
-"""What was done to a text before: BPE and Moses's tokeniser leave traces, whatever the file is called."""
+"""Recognises text that was cut by BPE or tokenised by Moses, whatever the file is called."""
 
 import re
 from pathlib import Path
 
-from rmsnorm_lab.experiments.data.files import opened
+from rmsnorm_lab.experiments.data.input_files import opened
 
 _BEGINNING = 1 << 20
-"""Bytes of a file that are looked at."""
-_JOINT = re.compile(r"(@@ )|(@@ ?$)")
-_JOINTS_SHARE = 10
-"""A file is the output of subword-nmt if at least one line in this many has its joints."""
+"""Bytes of a file that are examined."""
+_SEPARATOR = re.compile(r"(@@ )|(@@ ?$)")
+_BPE_SHARE = 10
+"""A file is subword-nmt's output if at least one line in this many has its separator."""
 _ESCAPES = re.compile(r"&(?:quot|apos|#124|#91|#93);|##AT##| @-@ ")
-"""Moses's for quotes, apostrophes, bars and brackets; of hyphens within words, Stanford's and Moses's."""
+"""Moses's escapes of quotes, apostrophes, bars and brackets; Stanford's and Moses's hyphens within words."""
 _ESCAPES_SHARE = 20
-"""A file is tokenised if at least one line in this many has one of these, or if half of the full stops stand apart."""
+"""A file is tokenised if at least one line in this many has an escape, or if half of the final full stops follow a
+space."""
 
 
-def without_joints(line: str) -> str:
+def without_bpe(line: str) -> str:
     """The line with BPE undone."""
-    return _JOINT.sub("", line)
+    return _SEPARATOR.sub("", line)
 
 
-def has_joints(path: Path) -> bool:
-    """Whether a file is cut by BPE."""
+def has_bpe(path: Path) -> bool:
+    """Whether a file was cut by BPE."""
     lines = _beginning(path)
-    return any(lines) and _JOINTS_SHARE * sum("@@ " in line for line in lines) >= len(lines)
+    return any(lines) and _BPE_SHARE * sum("@@ " in line for line in lines) >= len(lines)
 
 
 def looks_tokenised(path: Path) -> bool:
-    """Whether words and punctuation are apart in a file."""
+    """Whether words and punctuation are separated in a file."""
     lines = _beginning(path)
     stops = [line for line in lines if line.endswith(".")]
     apart = sum(line.endswith(" .") for line in stops)
@@ -37,7 +38,7 @@ def looks_tokenised(path: Path) -> bool:
 
 
 def _beginning(path: Path) -> list[str]:
-    """The first lines; what is no UTF-8 is an error when the file is read, not here."""
+    """The first lines. Text that is not UTF-8 raises when the file is read, not here."""
     with opened(path) as file:
         content = file.read(_BEGINNING)
     lines = content.decode("utf-8", "replace").split("\n")

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.files import unreadable
+from rmsnorm_lab.experiments.data.input_files import unreadable
 from rmsnorm_lab.experiments.recipes.common import Recipe
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.data import standard_library
-from rmsnorm_lab.experiments.data.files import read_bytes, walk
+from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
 from rmsnorm_lab.experiments.data.lines import decode
 from rmsnorm_lab.experiments.models.transformer import Transformer
 from rmsnorm_lab.experiments.normalizers import norm_maker

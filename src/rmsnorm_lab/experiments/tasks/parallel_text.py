@@ -52,7 +52,7 @@ class ParallelTextTask:
         self.norms, self.default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
-            found = temporary(partial(encoded_pairs.prepare, lambda _: corpus, None, config))
+            found = temporary(partial(encoded_pairs.build, lambda _: corpus, None, config))
             valid, tests, tokenised = corpus.valid, corpus.tests, False
         else:
             sets = parallel.find(data, config.source, config.target)
@@ -189,7 +189,7 @@ def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
         "learnt from": encoded_pairs.LEARNT_FROM,
         "tokenizers": version("tokenizers"),
     }
-    return prepare("translation", data, files, settings, partial(encoded_pairs.prepare, sets.read, given, config))
+    return prepare("translation", data, files, settings, partial(encoded_pairs.build, sets.read, given, config))
 
 
 def _first(pairs: Pairs[list[str]], count: int) -> Pairs[list[str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.data import cloze, function_questions, standard_library
 from rmsnorm_lab.experiments.data.cloze import FOLDERS
-from rmsnorm_lab.experiments.data.cloze_ids import FIRST_WORD, PADDING, encode
+from rmsnorm_lab.experiments.data.cloze_ids import FIRST_WORD, PADDING, build
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, generator
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.prepared import Prepared, Writer, prepare, temporary
@@ -167,5 +167,5 @@ def load(data: Path | None, recipe: Recipe) -> Reading:
 
 def _encode(files: cloze.Files, config: DataConfig, writer: Writer, loading: Loading) -> dict[str, Any]:
     hashed = hashlib.sha256()
-    info = encode(config, lambda split: files.questions(split, hashed), writer, loading)
+    info = build(config, lambda split: files.questions(split, hashed), writer, loading)
     return {**info, "sha256": hashed.hexdigest()}

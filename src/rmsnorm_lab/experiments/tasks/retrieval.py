@@ -168,10 +168,10 @@ def load(data: Path | None, recipe: Recipe) -> Retrieval:
     if data is None:
         with tempfile.TemporaryDirectory() as folder:
             name, files = digit_scenes.write(Path(folder)), captions.find(Path(folder))
-            found = temporary(partial(captions.prepare, files))
+            found = temporary(partial(captions.build, files))
     else:
         name, files = data.resolve().name, captions.find(data)
-        found = prepare("retrieval", data, files.all, {"layout": files.layout}, partial(captions.prepare, files))
+        found = prepare("retrieval", data, files.all, {"layout": files.layout}, partial(captions.build, files))
     details: dict[str, Any] = {f"{split} images": len(found.arrays[f"{split}.images"]) for split in SPLITS}
     details["layout"] = files.layout
     return Retrieval(recipe, Source(name, data is None, found.info["sha256"], details), found)

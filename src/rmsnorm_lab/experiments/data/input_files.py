@@ -1,4 +1,4 @@
-"""The user's files: regular ones alone, every one of a folder, and errors that name them."""
+"""Reading the user's files: only regular files are opened, and errors name the file."""
 
 import os
 import stat
@@ -17,12 +17,12 @@ _KINDS = {
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:
-    """The error of the system as one of the user's, who must know which file it is."""
+    """The system's error as a UserError that names the file."""
     return UserError(f"{path} must be readable; it is not: {error.strerror}. Make it readable, or name another.")
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file for reading. Opening a FIFO would wait for a writer, and reading a device may never end."""
+    """The file, opened for reading. Only regular ones: a FIFO would wait for a writer, and a device may never end."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -34,7 +34,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file."""
+    """The whole content of a file."""
     with opened(path) as file:
         try:
             return file.read()
@@ -43,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of everything in a folder, sorted."""
+    """The sorted names of everything in a folder."""
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
@@ -51,13 +51,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 def walk(folder: Path) -> list[str]:
-    """The names, from ``folder`` on, of all files under it, sorted; hidden files and folders are left out.
+    """The sorted names of all files under ``folder``, relative to it. Hidden files and folders are left out.
 
-    Links are followed: corpora are often put together of them.
+    Links are followed, because corpora are often made of links.
 
     Raises:
-        UserError: a folder cannot be read, a link leads nowhere or back to a folder that holds it, or something is
-            neither a file nor a folder. Whatever is skipped would be missing from the data without a word.
+        UserError: a folder cannot be read, a link leads nowhere or back to a folder that holds it, or an entry is
+            neither a file nor a folder. A skipped entry would be missing from the data without notice.
     """
     return sorted(_under(folder, "", frozenset()))
 
