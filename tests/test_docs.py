@@ -15,9 +15,9 @@ import pytest
 from rmsnorm import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 API = ROOT / "docs" / "api.md"
-PLAIN = ["README.md", "CHANGELOG.md", "docs"]
+PLAIN = ["README.md", "CHANGELOG.md", "SECURITY.md", "Makefile", ".ci/run", "docs", "src/rmsnorm/reference"]
 """Files and folders whose English is checked."""
 
 BANNED = {
