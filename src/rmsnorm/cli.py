@@ -1,61 +1,76 @@
-"""The ``rmsnorm`` command: one subcommand a module, imported only when it runs.
+"""The ``rmsnorm`` command: one subcommand per module. Only the module of the command that is called is imported.
 
-Each module named below offers ``configure(parser)``, which adds its arguments and must not import anything
-heavy, and ``run(args) -> int``, the exit status.
+Each module named below has ``configure(parser)``, which adds its arguments and must not import anything heavy, and
+``run(args) -> int``, which returns the exit status. ``info`` is part of the library; the other commands are the
+laboratory's, and :func:`_load` is the one place where the library imports it.
 """
 
 import argparse
+import difflib
 import importlib
 import io
 import sys
 from collections.abc import Sequence
-
-from rmsnorm_lab import errors
+from typing import Any
 
 COMMANDS = {
-    "info": ("rmsnorm.info", "what this installation can do here, and why not the rest"),
+    "info": ("rmsnorm.info", "show what this installation can do here, and why not the rest"),
     "train": ("rmsnorm_lab.experiments.train_command", "train one model with one normaliser"),
     "compare": ("rmsnorm_lab.experiments.command", "train the same model with each normaliser and compare"),
     "evaluate": ("rmsnorm_lab.experiments.evaluate_command", "measure a trained network on its task's data"),
-    "translate": ("rmsnorm_lab.experiments.translate_command", "translate lines of text by a trained network"),
-    "sample": ("rmsnorm_lab.experiments.sample_command", "write text by a trained language model"),
-    "invariance": ("rmsnorm_lab.analysis.command", "measure the paper's Table 1 and its analysis of gradients"),
-    "report": ("rmsnorm_lab.report.command", "put everything recorded into one HTML page"),
-    "bench": ("rmsnorm_lab.bench.command", "time this project's kernels beside their peers"),
+    "translate": ("rmsnorm_lab.experiments.translate_command", "translate lines of text with a trained network"),
+    "sample": ("rmsnorm_lab.experiments.sample_command", "write text with a trained language model"),
+    "invariance": (
+        "rmsnorm_lab.analysis.invariance_command",
+        "measure the invariances in the paper's Table 1, and its gradients under re-scaling",
+    ),
+    "report": ("rmsnorm_lab.report.report_command", "write one HTML page from all records of a folder"),
+    "bench": ("rmsnorm_lab.bench.bench_command", "time this project's kernels beside their peers"),
 }
 
 
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The whole command line, and each command's own parser by name."""
+def _load(module: str) -> Any:
+    """A module by its name; the command ends where the laboratory is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "rmsnorm_lab":
+            raise
+        print(
+            "rmsnorm: this command needs the package rmsnorm_lab; it is not installed. Install rmsnorm again: "
+            "its wheel has both.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser of ``rmsnorm --help``: the commands by name, without their arguments."""
     parser = argparse.ArgumentParser(
         prog="rmsnorm", description="RMSNorm and pRMSNorm: kernels, experiments, measurements."
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    of_command = {}
-    for name, (module, summary) in COMMANDS.items():
-        of_command[name] = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,  # "compare --seed 5" must not be --seeds 5
-        )
-        importlib.import_module(module).configure(of_command[name])
-    return parser, of_command
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return parser
 
 
-def _refuse(unknown: Sequence[str], command: argparse.ArgumentParser) -> None:
-    """End with the command's usage, what it does not know, and the flag that is most like it."""
-    flags = (flag for action in command._actions for flag in action.option_strings)
-    meant = errors.nearest(unknown[0].partition("=")[0], flags)
-    command.error(
-        f"unrecognized arguments: {' '.join(unknown)}.{meant}" + (f" {command.epilog}" if command.epilog else "")
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command, with its arguments."""
+    module, summary = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"rmsnorm {name}",
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,  # "compare --seed 5" must not be --seeds 5
     )
+    _load(module).configure(parser)
+    return parser
 
 
 def _show_every_character() -> None:
-    """What the output's encoding lacks is shown as an escape (ASCII has no "±"), instead of ending hours of work."""
+    """Print a character that the output's encoding lacks (ASCII has no "±") as an escape, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or "utf" not in stream.encoding.lower()):
             stream.reconfigure(errors="backslashreplace")
@@ -64,35 +79,47 @@ def _show_every_character() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: wrong use, 130: interrupted)."""
     _show_every_character()
-    parser, of_command = _parser()
-    command = next(iter(sys.argv[1:] if argv is None else argv), "-")
-    if not command.startswith("-") and command not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        parser.error(f"COMMAND must be one of {known}; got {command!r}.{errors.nearest(command, COMMANDS)}")
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        _refuse(unknown, of_command.get(args.command, parser))
-    if args.version:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    name = argv[0] if argv else ""
+    if name in COMMANDS:
+        return _run(name, argv[1:])
+    if name and not name.startswith("-"):
+        similar = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f" Did you mean {similar[0]!r}?" if similar else ""
+        parser.error(f"COMMAND must be one of {', '.join(COMMANDS)}; got {name!r}.{meant}")
+    if parser.parse_args(argv).version:
         import rmsnorm
 
         print(f"rmsnorm {rmsnorm.__version__}")
         return 0
-    if args.command is None:
-        parser.print_help()
-        return 2
+    parser.print_help()
+    return 2
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    """One command from its arguments to the exit status."""
+    module, parser = COMMANDS[name][0], parser_of(name)
+    errors = _load("rmsnorm_lab.errors") if module.startswith("rmsnorm_lab.") else None
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        meant = errors.nearest_flag(unknown[0], parser) if errors else ""
+        epilog = f" {parser.epilog}" if parser.epilog else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}.{meant}{epilog}")
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        status: int = _load(module).run(args)
+        return status
     except BrokenPipeError:  # the reader of a pipe went away: `rmsnorm info | head`
         sys.stderr.close()
         return 141
     except Exception as error:
-        said = errors.sentence(error)
+        said = errors.sentence(error) if errors else None
         if said is None:
             raise
-        print(f"rmsnorm {args.command}: {said}", file=sys.stderr)
+        print(f"rmsnorm {name}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"rmsnorm {args.command}: interrupted", file=sys.stderr)
+        print(f"rmsnorm {name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -55,6 +55,11 @@ def _native() -> dict[str, Any]:
     }
 
 
+def native_level() -> str | None:
+    """The instruction-set level that the native kernels were loaded for; None if there are no kernels."""
+    return _native().get("level")
+
+
 def _backends() -> list[dict[str, str]]:
     """One entry for each place a tensor can live: what serves it, or why nothing does."""
     why = _native().get("error")

@@ -1,5 +1,6 @@
-"""The one exception of the command line, something the user can mend, and the sentences that say what."""
+"""The one exception of the command line, for what the user can mend, and suggestions of what was meant."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
 
@@ -9,8 +10,13 @@ class UserError(Exception):
 
 
 def nearest(got: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'rms'?"`` where ``got`` is much like something known, else nothing: the end of a message."""
+    """The end of a message, ``" Did you mean 'rms'?"``; empty if no known name is similar to ``got``."""
     return meant(closest(got, known))
+
+
+def nearest_flag(got: str, parser: argparse.ArgumentParser) -> str:
+    """The same of the flags that a command has; ``got`` may have a value: ``--sed=1``."""
+    return nearest(got.partition("=")[0], (flag for action in parser._actions for flag in action.option_strings))
 
 
 def meant(name: str | None) -> str:
@@ -19,19 +25,19 @@ def meant(name: str | None) -> str:
 
 
 def closest(got: str, known: Iterable[str]) -> str | None:
-    """What is known and most like ``got``; None where nothing is much like it."""
-    # A flag's dashes are like those of every other flag, and count for nothing.
+    """The known name that is most similar to ``got``; None if none is similar."""
+    # All flags have dashes, so dashes do not count.
     plain = {name.lower().lstrip("-"): name for name in known}
     found = difflib.get_close_matches(got.lower().lstrip("-"), plain, n=1)
     return plain[found[0]] if found else None
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
-"""In torch's RuntimeErrors: of the CPU's allocator, of devices', of sizes beyond 64 bits."""
+"""Parts of torch's RuntimeErrors: from the CPU's allocator, a device's, and for sizes beyond 64 bits."""
 
 
 def sentence(error: Exception) -> str | None:
-    """What a command says of an error that its user can mend; None for a defect of this program."""
+    """The message for an error that the user can mend; None if the error is a defect of this program."""
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
     ):

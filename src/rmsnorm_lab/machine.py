@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from rmsnorm.info import cpuinfo, output, processor, usable_threads, versions
+from rmsnorm.info import cpuinfo, native_level, output, processor, usable_threads, versions
 
 # Variables that change times by factors: threads, their waiting, and where memory comes from.
 SETTINGS = (
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
     """
     return {
         "cpu": processor(),
-        "isa": _isa(),
+        "isa": native_level(),
         "cores": _cores(),
         "threads": usable_threads(),
         "caches": _caches(),
@@ -95,16 +95,6 @@ def _os() -> str:
     release = ".".join(platform.release().split(".")[:2])
     libc = " ".join(platform.libc_ver()).strip()
     return ", ".join(filter(None, [f"{platform.system()} {release}", platform.machine(), libc]))
-
-
-def _isa() -> str | None:
-    """The instruction-set level that the native kernels were loaded for."""
-    try:
-        from rmsnorm.native import level
-
-        return level()
-    except ImportError:
-        return None
 
 
 def _commit() -> dict[str, Any]:

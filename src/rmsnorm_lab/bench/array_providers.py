@@ -14,7 +14,7 @@ import torch
 
 from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
 from rmsnorm_lab.bench.oracle import Array, Inputs
-from rmsnorm_lab.bench.providers import Prepared, Provider, only
+from rmsnorm_lab.bench.provider import Prepared, Provider, only
 
 
 def _arrays(inputs: Inputs) -> dict[str, Array]:

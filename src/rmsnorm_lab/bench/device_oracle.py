@@ -1,23 +1,26 @@
-"""The oracle of large cases on a CUDA device: the float64 composite there, where NumPy's oracle would take minutes."""
+"""The oracle of large cases on a CUDA device: float64 formulas there, where NumPy's oracle would take minutes."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
-from rmsnorm_lab.bench.oracle import SUMMED, Array, Inputs, Oracle
+from rmsnorm_lab.bench.cases import PLAIN, Case
+from rmsnorm_lab.bench.formulas import formula
+from rmsnorm_lab.bench.oracle import SUMMED, VECTORS, Array, Inputs, Oracle
 
-ELEMENTS = 1 << 24  # worked on at a time: 128 MiB in float64
+ELEMENTS = 1 << 24  # computed at a time: 128 MiB in float64
 
 
 def make_oracle(case: Case, inputs: Inputs) -> Oracle:
-    """The composite's for the plain norms, which the tests hold to the NumPy reference; else the NumPy reference."""
+    """For the plain norms, the formulas, which the tests compare with the NumPy reference; else the NumPy reference."""
     if case.op in PLAIN:
         return DeviceOracle(case, inputs)
     return Oracle(case, {name: t.cpu() for name, t in inputs.items()})
 
 
 class DeviceOracle(Oracle):
-    """The right outputs of one plain norm, where its inputs are."""
+    """The right outputs of one plain norm, computed on the device that has its inputs."""
 
     def _compute(self) -> dict[str, Array]:
         some = torch.as_tensor(self._rows, device=self._inputs["x"].device)
@@ -32,28 +35,19 @@ class DeviceOracle(Oracle):
 
     def _of(self, rows: Tensor | slice) -> dict[str, Tensor]:
         """The outputs of these rows in float64, and these rows' part of the sums over rows."""
-        from rmsnorm.spec import check_spec
-        from rmsnorm.torch import composite
-
         case, inputs = self.case, self._inputs
-        weight, shape = inputs["weight"].double(), (case.n,)
         x, want = inputs["x"][rows], {}
         if case.adds:  # the sum is rounded to the input's dtype
             x = x + inputs["residual"][rows]
             want["h"] = x.double()
-        x = x.double()
-        dy = inputs["dy"][rows].double() if case.backward else None
-        if case.op == "layer_norm":
-            bias = inputs["bias"].double()
-            want["y"] = composite.layer_norm(x, shape, weight, bias, EPS)
-            if dy is not None:
-                found = composite.layer_norm_backward(dy, x, weight, bias, check_spec(shape, EPS))
-        else:
-            want["y"] = composite.rms_norm(x, shape, weight, EPS, p=case.p)
-            if dy is not None:
-                found = composite.rms_norm_backward(dy, x, weight, None, check_spec(shape, EPS, case.p))
-        if dy is not None:
-            want |= {name: t for name, t in zip(("dx", *SUMMED), found, strict=True) if t is not None}
-            if case.adds:
+            case = replace(case, op="rms_norm")
+        vectors = (inputs[name].double() for name in VECTORS if name in case.operands)
+        leaves = [t.requires_grad_(case.backward) for t in (x.double(), *vectors)]
+        y = formula(case, torch.float64)(*leaves)
+        want["y"] = y.detach()
+        if case.backward:
+            gradients = torch.autograd.grad(y, leaves, inputs["dy"][rows].double())
+            want |= zip(("dx", *SUMMED), gradients, strict=False)  # RMSNorm has no bias
+            if self.case.adds:
                 want["dx"] = want["dresidual"] = want["dx"] + inputs["dh"][rows].double()
         return want

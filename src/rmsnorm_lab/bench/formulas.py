@@ -1,4 +1,4 @@
-"""The operations as lines of torch, computed in float32: what one writes without a kernel, and what gets compiled."""
+"""The operations as lines of torch: what one writes without a kernel, what gets compiled, and a float64 oracle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,26 +6,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from rmsnorm.spec import partial_count
 from rmsnorm_lab.bench.cases import EPS, Case
 
 
-def formula(case: Case) -> Callable[..., Any]:
-    """The operation on ``case.operands``."""
-    from rmsnorm.spec import partial_count
-
+def formula(case: Case, dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
+    """The operation on ``case.operands``, computed in ``dtype`` and rounded to the input's."""
     k = partial_count(case.n, case.p)
 
     def normalized(a: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return a * torch.rsqrt(a[..., :k].square().mean(-1, keepdim=True) + EPS) * weight.float()
+        return a * torch.rsqrt(a[..., :k].square().mean(-1, keepdim=True) + EPS) * weight.to(dtype)
 
     def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return normalized(x.float(), weight).to(x.dtype)
+        return normalized(x.to(dtype), weight).to(x.dtype)
 
     def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        a = x.float()
+        a = x.to(dtype)
         centred = a - a.mean(-1, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True)
-        return (centred * torch.rsqrt(variance + EPS) * weight.float() + bias.float()).to(x.dtype)
+        return (centred * torch.rsqrt(variance + EPS) * weight.to(dtype) + bias.to(dtype)).to(x.dtype)
 
     def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
         h = x + residual
@@ -36,10 +35,10 @@ def formula(case: Case) -> Callable[..., Any]:
         return x.copy_(rms_norm(residual, weight)), residual
 
     def rms_norm_gated(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return normalized(x.float() * F.silu(gate.float()), weight).to(x.dtype)
+        return normalized(x.to(dtype) * F.silu(gate.to(dtype)), weight).to(x.dtype)
 
     def rms_norm_quantized(x: torch.Tensor, weight: torch.Tensor) -> Any:
-        y = normalized(x.float(), weight)
+        y = normalized(x.to(dtype), weight)
         scale = y.abs().amax(-1, keepdim=True) / 127
         return (y / scale).round().to(torch.int8), scale
 

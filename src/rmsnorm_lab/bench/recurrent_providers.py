@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmsnorm_lab.bench.cases import EPS, Case, P
 from rmsnorm_lab.bench.oracle import Inputs
-from rmsnorm_lab.bench.providers import Prepared, Provider
+from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.recurrent_oracle import loop, parameter_names
 
 LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": f"pRMSNorm of the first {100 * P:g} %"}
@@ -109,9 +109,9 @@ class Products(RecurrentProvider):
 
 def providers() -> list[Provider]:
     """This project's first, the limit last."""
-    ours = {"rms": "rmsnorm", "prms": "rmsnorm-prms", "layer": "rmsnorm-layer", "none": "rmsnorm-none"}
+    names = {"rms": "rmsnorm", "prms": "rmsnorm-prms", "layer": "rmsnorm-layer", "none": "rmsnorm-none"}
     return [
-        *(Ours(name, norm, f"this project's GRU and LSTM, {LABELS[norm]}") for norm, name in ours.items()),
+        *(Ours(name, norm, f"this project's GRU and LSTM, {LABELS[norm]}") for norm, name in names.items()),
         TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm"),
         *(Loop(f"loop-{norm}", norm, f"a loop of torch operators, {label}") for norm, label in LABELS.items()),
         Products("products", "none", "limit: the matrix products alone"),

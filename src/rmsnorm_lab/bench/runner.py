@@ -13,7 +13,7 @@ from rmsnorm_lab.bench import cuda, device_oracle, oracle, recurrent_oracle
 from rmsnorm_lab.bench.calls import Plan, measure
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
-from rmsnorm_lab.bench.providers import Prepared, Provider
+from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.records import Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.timing import Call, wall_clock

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from rmsnorm_lab.bench.calls import Plan
 from rmsnorm_lab.bench.cases import Case
-from rmsnorm_lab.bench.providers import Provider
+from rmsnorm_lab.bench.provider import Provider
 from rmsnorm_lab.bench.records import Record
 from rmsnorm_lab.bench.runner import run_case, seconds
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
 from rmsnorm_lab.bench.formulas import formula
 from rmsnorm_lab.bench.oracle import Inputs
-from rmsnorm_lab.bench.providers import Prepared, Provider, only
+from rmsnorm_lab.bench.provider import Prepared, Provider, only
 
 
 class TorchProvider(Provider):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rmsnorm_lab.bench.cases import Case
-    from rmsnorm_lab.bench.providers import Provider
+    from rmsnorm_lab.bench.provider import Provider
     from rmsnorm_lab.bench.records import Record
 
 
