@@ -9,6 +9,7 @@ except ImportError as _error:
     raise ImportError("rmsnorm.torch needs PyTorch >= 2.4: pip install 'rmsnorm[torch]'") from _error
 
 from rmsnorm.torch import gated_ops as _gated_ops  # noqa: F401  registers operators
+from rmsnorm.torch.accelerate import accelerate
 from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
 from rmsnorm.torch.gated import rms_norm_gated
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
@@ -23,6 +24,7 @@ __all__ = [
     "LayerNorm",
     "RMSNorm",
     "RMSNormGated",
+    "accelerate",
     "add_rms_norm",
     "layer_norm",
     "rms_norm",
