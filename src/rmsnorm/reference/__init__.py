@@ -1,6 +1,6 @@
 """The oracle: RMSNorm, pRMSNorm and LayerNorm in NumPy and float64, with their derivatives, in the paper's notation.
 
-Made to be read and to be right, not to be fast; tests, benchmarks and analyses check everything else against it.
+Written to be read and to be right, not to be fast. Tests, benchmarks and analyses check everything else against it.
 Notation of Zhang & Sennrich, "Root Mean Square Layer Normalization" (NeurIPS 2019), §3, §3.1 and §4.2:
 
     a  the summed inputs, shape (..., n); the last axis is normalised, every row on its own
@@ -10,11 +10,11 @@ Notation of Zhang & Sennrich, "Root Mean Square Layer Normalization" (NeurIPS 20
 
 Conventions shared by all functions:
 
-- eps stands inside the root: r = √(mean(a²) + eps). A zero-centred gain multiplies by 1 + g.
-- Gain and bias may also have shape (heads, n), where a has (..., heads, n): one for each head. Their gradients then
-  have that shape, both of them, by the gain's (which may be all ones).
+- eps is inside the root: r = √(mean(a²) + eps). A zero-centred gain multiplies by 1 + g.
+- Gain and bias may also have shape (heads, n) if a has (..., heads, n): one for each head. Both gradients then
+  have the shape of the gain (which may be all ones).
 - Arguments of any floating dtype are converted to float64 and float64 is returned. If one of them is ``longdouble``,
-  everything is done in that type: the reference for float64 kernels where the platform has a wider type.
+  everything is computed in that type: the reference for float64 kernels where the platform has a wider type.
 - Rows, and the gradients and tangents that go with them, are first scaled by a power of two, which is exact: no
   finite row overflows or underflows on the way, and a result is infinite only where it is too large to be represented.
 - Infinities and NaN follow IEEE arithmetic: an infinite statistic makes its row 0, and NaN where a is infinite; a row

@@ -37,8 +37,8 @@ def rms_norm_gated(
         g: gain, (n,); none means ones.
         k: how many leading elements of each group the statistic is taken over; none means all.
         eps: added inside the root, at least 0.
-        norm_before_gate: whether the gate multiplies what is normalised already.
-        groups: the number of parts that a row is split into, each with a statistic of its own.
+        norm_before_gate: normalise first, then multiply by the gate.
+        groups: the number of parts that a row is split into; each has its own statistic.
 
     Returns:
         y, shape of a, in float64 (longdouble if an argument is).
