@@ -69,8 +69,8 @@ asan: $(ASAN)/.built
 
 # Every launch choice for every chip: minutes.
 triton: $(VENV)/.dev $(OLDEST_TRITON)
-	$(BIN)/python -m rmsnorm.torch.triton.matrix check --all
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m rmsnorm.torch.triton.matrix check --all
+	$(BIN)/python tools/compile_kernels.py check --all
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py check --all
 
 # From the source tree, with what $(PYTHON) has: a machine lent for measuring may have no compiler and no network.
 gpu:

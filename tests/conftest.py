@@ -60,8 +60,7 @@ def run_python():
 
     def run(source: str, status: int = 0, **environment: str) -> str:
         here = Path(__file__).parent
-        folders = [str(here / name) for name in ("support", "torch")]
-        path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(here / "support"), os.environ.get("PYTHONPATH")]))
         done = subprocess.run(
             [sys.executable, "-c", source],
             env={**os.environ, "PYTHONPATH": path, **environment},

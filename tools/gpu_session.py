@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PATHS = ("src", "tools", "tests/support", "tests/torch", "tests/triton")
+PATHS = ("src", "tools", "tests/support", "tests/triton")
 WITHIN = 400.0  # seconds, for which the table below is made; another deadline scales it
 PATIENCE = 40.0  # seconds without a new line after which a stage's process is taken to hang
 KILLED = -9

@@ -12,12 +12,11 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
 import gpu_session
 from gpu_stages import build, cases, stage, summary, sweep
 from rmsnorm_lab.bench.records import load
+
+ROOT = Path(__file__).parents[2]
 
 
 def lines(path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from recurrent_cases import CELLS, MODULES, assert_near, call, make, states
 from rmsnorm.spec import MismatchError
 from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
 from rmsnorm.torch.rnn import composite, eager, layer
 from rmsnorm.torch.rnn import modules as rnn_modules
-from test_rnn import CELLS, MODULES, assert_near, call, make, states
 
 LAYERS = list(MODULES)
 
@@ -305,7 +305,7 @@ def test_other_instruction_sets(isa, run_python):
         pytest.skip(f"this processor does not run {isa}")
     source = """
 import torch, plain_rnn
-from test_rnn import *
+from recurrent_cases import *
 torch.manual_seed(2)
 for cell in MODULES:
     for p in (1.0, 0.3):

@@ -8,7 +8,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import plain_rnn
 from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
-from test_transforms import EAGER, TRANSFORMS, Holds, check_compiled, leaves, same
+from transforms import EAGER, TRANSFORMS, Holds, check_compiled, leaves, same
 
 H = 3  # also the size of the input, so that an output has its shape
 CASES = {

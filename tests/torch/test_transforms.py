@@ -6,11 +6,10 @@ One graph holds all transforms of a function, and one exported program serves al
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
-from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import grad, jvp, vmap
 
 from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from transforms import EAGER, TRACED, TRANSFORMS, Holds, check_compiled, dual, leaves, same, scalar
 
 N, EPS = 6, 1e-3
 OPS = torch.ops.rmsnorm
@@ -73,123 +72,12 @@ def arguments():
     return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
 
 
-def scalar(f):
-    return lambda *given: f(*given).sin().sum()
-
-
-def many(given):
-    """Three examples of each; the last dimension of the gain's batch."""
-    x, other, weight = given
-    return torch.stack((x, 2 * x, x - 1)), torch.stack((other, -other, other.cos())), torch.stack((weight,) * 3, -1)
-
-
-def dual(f):
-    def tangent(*given):
-        with forward_ad.dual_level():
-            y = f(*(forward_ad.make_dual(t, t.cos()) for t in given))
-            return forward_ad.unpack_dual(y).tangent
-
-    return tangent
-
-
-ALL = (0, 1, 2)
-TRACED = {  # what Dynamo takes into a graph
-    "nothing": lambda f: f,
-    "grad": lambda f: grad(scalar(f), ALL),
-    "vjp": lambda f: lambda *given: vjp(f, *given)[1](given[0].cos()),
-    "jvp": lambda f: lambda *given: jvp(f, given, tuple(t.cos() for t in given)),
-    "dual numbers": dual,
-    "jacrev": lambda f: jacrev(f, ALL),
-    "jacfwd": lambda f: jacfwd(f, ALL),
-    "hessian": lambda f: hessian(scalar(f), ALL),
-    "jacrev of jacrev": lambda f: jacrev(jacrev(scalar(f), ALL), ALL),
-    "vmap": lambda f: lambda *given: vmap(f, (0, 0, None))(*many(given)[:2], given[2]),
-    "vmap, also of gains": lambda f: lambda *given: vmap(f, (0, 0, -1), 1)(*many(given)),
-    "vmap of grad": lambda f: lambda *given: vmap(grad(scalar(f), ALL), (0, 0, -1))(*many(given)),
-    "grad of vmap": lambda f: grad(lambda *given: vmap(scalar(f), (0, 0, -1))(*many(given)).sum(), ALL),
-}
-
-
-def leaves(given):
-    return [t.detach().clone().requires_grad_() for t in given]
-
-
-def batched_gradients(f):
-    def run(*given):
-        given = leaves(given)
-        y = f(*given)
-        return torch.autograd.grad(y, given, torch.stack((y.detach(), y.detach().cos())), is_grads_batched=True)
-
-    return run
-
-
-def negative_gradient(f):
-    def run(*given):
-        given = leaves(given)
-        y = f(*given)
-        return torch.autograd.grad(y, given, torch._neg_view(-y.detach()))
-
-    return run
-
-
-def gradient_of_gradient(f):
-    def run(*given):
-        given = leaves(given)
-        first = torch.autograd.grad(f(*given).sin().sum(), given, create_graph=True)
-        return torch.autograd.grad(sum(t.square().sum() for t in first), given)
-
-    return run
-
-
-def dual_gradient(f):
-    """Forward over reverse: only what reaches the backward pass is dual."""
-
-    def run(*given):
-        given = leaves(given)
-        y = f(*given)
-        with forward_ad.dual_level():
-            found = torch.autograd.grad(y, given, forward_ad.make_dual(y.detach(), y.detach().cos()))
-            return [forward_ad.unpack_dual(t).tangent for t in found]
-
-    return run
-
-
-EAGER = {  # what Dynamo breaks a graph at, or leaves to Python
-    "functionalize": functionalize,
-    "make_fx": lambda f: lambda *given: make_fx(f)(*given)(*given),
-    "make_fx of grad": lambda f: lambda *given: make_fx(grad(scalar(f), ALL))(*given)(*given),
-    "make_fx, pre-dispatch": lambda f: lambda *given: make_fx(f, pre_dispatch=True)(*given)(*given),
-    "negative view": lambda f: lambda *given: f(*(torch._neg_view(-t) for t in given)),
-    "negative gradient": negative_gradient,
-    "batched gradients": batched_gradients,
-    "gradient of gradient": gradient_of_gradient,
-    "dual gradient": dual_gradient,
-}
-TRANSFORMS = TRACED | EAGER
-
-
-def same(found, expected, what):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10, msg=lambda m: f"{what}: {m}", check_stride=False)
-
-
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("operator", [False, True], ids=["function", "operator"])
 @EACH
 def test_eager(name, operator, transform):
     apply, (ours, op, theirs) = TRANSFORMS[transform], FUNCTIONS[name]
     same(apply(op if operator else ours)(*arguments()), apply(theirs)(*arguments()), transform)
-
-
-def check_compiled(function, theirs, transforms, backend, given=None):
-    torch._dynamo.reset()
-
-    def every(*given):
-        return {k: TRACED[k](function)(*given) for k in transforms}
-
-    given = given or arguments()
-    found = torch.compile(every, backend=backend, fullgraph=True)(*given)
-    for transform in transforms:
-        same(found[transform], TRACED[transform](theirs)(*given), transform)
 
 
 SECOND_ORDER = ("hessian", "jacrev of jacrev")  # half of the time of compilation: of two functions
@@ -200,13 +88,17 @@ def test_compiled(name):
     """All transforms in one graph of the public function, which holds its expression: no later pass sees more of it."""
     every = name in ("rms_norm", "rms_norm_gated")
     transforms = [k for k in TRACED if every or k not in SECOND_ORDER]
-    check_compiled(FUNCTIONS[name][0], FUNCTIONS[name][2], transforms, "aot_eager" if name == "rms_norm" else "eager")
+    check_compiled(
+        FUNCTIONS[name][0], FUNCTIONS[name][2], transforms, "aot_eager" if name == "rms_norm" else "eager", arguments()
+    )
 
 
 @EACH
 def test_compiled_operators(name):
     """Operators stay in Dynamo's graph: what decides is what AOTAutograd sees when it runs the graph."""
-    check_compiled(FUNCTIONS[name][1], FUNCTIONS[name][2], ("grad", "jvp", "vmap, also of gains"), "aot_eager")
+    check_compiled(
+        FUNCTIONS[name][1], FUNCTIONS[name][2], ("grad", "jvp", "vmap, also of gains"), "aot_eager", arguments()
+    )
 
 
 @pytest.mark.parametrize("transform", EAGER)
@@ -241,16 +133,7 @@ def test_compiled_autograd(name):
 
 
 def test_compiled_by_inductor():
-    check_compiled(FUNCTIONS["layer_norm"][0], FUNCTIONS["layer_norm"][2], ("jvp",), "inductor")
-
-
-class Holds(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x, other, weight):
-        return self.function(x, other, weight)
+    check_compiled(FUNCTIONS["layer_norm"][0], FUNCTIONS["layer_norm"][2], ("jvp",), "inductor", arguments())
 
 
 @EACH

@@ -7,6 +7,7 @@ for all chips.
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +15,14 @@ triton = pytest.importorskip("triton", reason="the kernels are Triton's (pip ins
 if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing is compiled", allow_module_level=True)
 
-from rmsnorm.torch.triton import aot, choices, matrix
-from rmsnorm.torch.triton.aot import Variant
-from rmsnorm.torch.triton.matrix import BF16
+import compile_kernels
+import kernel_variants
+from compile_kernels import BF16
+from kernel_variants import Variant
+from rmsnorm.torch.triton import choices
 
-ROOT = os.path.dirname(os.path.dirname(__file__))
-OLDEST = {"3.6.0": os.path.join(ROOT, "build", "triton-3.6.0")}
+ROOT = Path(__file__).parents[2]
+OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
 PARTS = 8
 
 
@@ -32,12 +35,12 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("version", ["installed", *OLDEST])
 def test_no_spills(version, part, run_python, tmp_path):
     """By the installed Triton and the oldest that is served, which `make test` puts beside the environment."""
-    path = OLDEST.get(version, "")
-    if path and not os.path.isdir(path):
-        pytest.skip(f"{path} is not there: make {os.path.relpath(path, ROOT)}")
+    folder = OLDEST.get(version)
+    if folder and not folder.is_dir():
+        pytest.skip(f"{folder} is not there: make {folder.relative_to(ROOT)}")
     said = run_python(
-        f"from rmsnorm.torch.triton import matrix; assert matrix.main(['check', '--part', '{part}/{PARTS}']) == 0",
-        PYTHONPATH=path,
+        f"import compile_kernels; assert compile_kernels.main(['check', '--part', '{part}/{PARTS}']) == 0",
+        PYTHONPATH=os.pathsep.join([*([str(folder)] if folder else []), str(ROOT / "tools")]),
         TRITON_CACHE_DIR=str(tmp_path),
     )
     assert version == "installed" or f"Triton {version}:" in said
@@ -46,13 +49,13 @@ def test_no_spills(version, part, run_python, tmp_path):
 def test_a_spill_would_be_seen(monkeypatch):
     tight = replace(choices.backward(16384, 2), registers=64)
     monkeypatch.setattr(choices, "backward", lambda *a: tight)
-    assert "spills" in matrix.fault(("sm_90", Variant("rms_norm backward", 16384, BF16)))
+    assert "spills" in compile_kernels.fault(("sm_90", Variant("rms_norm backward", 16384, BF16)))
 
 
 def test_programs_that_do_not_fit_would_be_seen(monkeypatch):
     loose = replace(choices.backward(4096, 2), programs=4, registers=None)
     monkeypatch.setattr(choices, "backward", lambda *a: loose)
-    assert "resident" in matrix.fault(("sm_90", Variant("rms_norm backward", 4096, BF16)))
+    assert "resident" in compile_kernels.fault(("sm_90", Variant("rms_norm backward", 4096, BF16)))
 
 
 def test_every_choice_is_in_the_sample():
@@ -63,11 +66,13 @@ def test_every_choice_is_in_the_sample():
         length = f"pieces of {choice.block}" if choice.looped else variant.n
         return variant.kernel(choice.looped).__name__, length, variant.dtype
 
-    assert {key(variant) for variant in matrix.variants()} <= {key(variant) for _, variant in matrix.sample()}
+    assert {key(variant) for variant in compile_kernels.variants()} <= {
+        key(variant) for _, variant in compile_kernels.sample()
+    }
 
 
 def accesses(n, dtype=BF16, **more):
-    kernel, _ = aot.compiled(Variant("rms_norm", n, dtype, dtype, **more), aot.TARGETS["sm_90"])
+    kernel, _ = kernel_variants.compiled(Variant("rms_norm", n, dtype, dtype, **more), kernel_variants.TARGETS["sm_90"])
     return re.findall(r"ld\.global[^ ]*?((?:\.v\d)?\.b\d+)", kernel.asm["ptx"])
 
 
@@ -78,7 +83,7 @@ def test_accesses_are_as_wide_as_rows_allow(n, widest):
 
 
 def test_the_number_of_rows_is_no_constant():
-    ptx = aot.compiled(Variant("rms_norm", 1024, BF16), aot.TARGETS["sm_90"])[0].asm["ptx"]
+    ptx = kernel_variants.compiled(Variant("rms_norm", 1024, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
     parameters = re.findall(r"\.param \.(\w+)", ptx.split(")")[0])
     assert parameters.count("u64") + parameters.count("b64") >= 18  # six addresses, twelve strides
     assert parameters.count("u32") + parameters.count("b32") == 4

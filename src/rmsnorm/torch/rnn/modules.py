@@ -301,13 +301,13 @@ class GRU(_Layers):
 class LSTM(_Layers):
     r"""An LSTM with norms inside; one autograd node per layer.
 
-    With a = W_ih x + b_ih and d = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
+    With a = W_ih x + b_ih and c̃ = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
 
     .. math::
-        (i, f, o) = σ(â + \hat{d} + b_{hh}), \quad g = \tanh(â + \hat{d} + b_{hh}), \quad
+        (i, f, o) = σ(â + \hat{c̃} + b_{hh}), \quad g = \tanh(â + \hat{c̃} + b_{hh}), \quad
         c' = f ⊙ c + i ⊙ g, \quad h' = o ⊙ \tanh(\hat{c'})
 
-    The four gates of a share one statistic, those of d another. The cell state is normalised before its tanh but
+    The four gates of a share one statistic, those of c̃ another. The cell state is normalised before its tanh but
     carried to the next step as it is. Replaces :class:`torch.nn.LSTM` as :class:`GRU` replaces torch's.
 
     Args:

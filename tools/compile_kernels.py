@@ -1,8 +1,8 @@
-"""Which kernels are compiled ahead of time: every launch choice, and what usual tensors do not show.
+"""Compiles the Triton kernels for every chip, without a GPU: each launch choice, and what usual tensors do not show.
 
-``python -m rmsnorm.torch.triton.matrix check`` compiles a sample and fails where a kernel spills or a backward grid is
-not resident; ``check --all`` compiles everything for every target; ``table`` prints the tables of docs/gpu.md. The
-Triton that is found first is used: ``PYTHONPATH=build/triton-3.6.0`` (``make triton``) is the oldest that is served.
+``python tools/compile_kernels.py check`` compiles a sample and fails where a kernel spills or a backward grid is not
+resident; ``check --all`` compiles everything for every target; ``table`` prints the tables of docs/gpu.md. It uses the
+first Triton on the path: ``PYTHONPATH=build/triton-3.6.0`` (``make triton``) is the oldest that is served.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import triton
 
+from kernel_variants import TARGETS, Counts, Variant, counts
 from rmsnorm.torch.triton import choices
-from rmsnorm.torch.triton.aot import TARGETS, Counts, Variant, counts
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 131072)
 DTYPES = BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
@@ -155,7 +155,7 @@ def table(operations: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m rmsnorm.torch.triton.matrix", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("check", "table"))
     parser.add_argument("operations", nargs="*", help="of the table (default: all)")
     parser.add_argument("--all", action="store_true", help="check everything, not a sample")

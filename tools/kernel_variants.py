@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, without a GPU, and the registers they take. Which of them, and how: matrix.py."""
+"""One Triton kernel compiled for a chip that need not be there, and the registers that it takes there."""
 
 import re
 import subprocess
