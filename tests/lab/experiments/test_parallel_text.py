@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -422,6 +424,26 @@ def test_subwords_are_lossless_and_cannot_be_controlled(subwords: Subwords) -> N
         assert ids[-1] == END
         assert not {PAD, BEGIN, END} & set(ids[:-1].tolist())
         assert subwords.decode(ids.tolist()) == text
+
+
+@pytest.fixture(scope="module")
+def of_spaces() -> Subwords:
+    """With subwords that hold several characters of white space."""
+    return Subwords.learn(
+        ["a    b\t\t\tc's   1.,\n\n\n  \u202f\u202f aa", "  \t \t  é\xa0\xa0\x85"] * 3, vocabulary=400
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.sampled_from("aé1's.,-\t\n   \x1c\x85\u00a0\u202f\u180e日"), max_size=12), max_size=4))
+def test_words_are_encoded_as_in_their_sentence(of_spaces: Subwords, texts: list[str]) -> None:
+    """encode takes each word once; the library, given whole sentences, must find the same ids."""
+    texts = [*texts, *texts, " ".join(texts)]
+    encoded = of_spaces.encode(texts)
+    assert len(encoded) == len(texts)
+    for index, text in enumerate(texts):
+        whole = [number + 3 for number in of_spaces._tokenizer.encode(text).ids]
+        assert encoded[index].tolist() == [*whole, END]
 
 
 def test_subwords_learn_from_what_they_are_given_alone(small: Corpus, subwords: Subwords, tmp_path: Path) -> None:

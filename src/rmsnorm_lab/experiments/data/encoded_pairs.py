@@ -25,7 +25,7 @@ SAMPLED = "subwords learnt from pairs"
 LEARNT_FROM = 1_000_000
 """Subwords are learnt from at most this many pairs. The library keeps every different word in memory, about 1 KB each.
 Text has ever more of them: 1.0 million different words in 1 million pairs, 2.1 million in the 4.5 million of WMT14."""
-_CHUNK = 20_000
+_CHUNK = 50_000
 """Pairs encoded at a time."""
 
 

@@ -33,3 +33,9 @@ class Ragged:
         """The rows where ``kept`` is true."""
         lengths = self.lengths
         return Ragged.of(self.values[np.repeat(kept, lengths)], lengths[kept])
+
+    def take(self, rows: NDArray[np.int64]) -> "Ragged":
+        """The rows with these numbers, in this order."""
+        lengths = self.lengths[rows]
+        shifts = self.starts[rows] - (np.cumsum(lengths) - lengths)
+        return Ragged.of(self.values[np.repeat(shifts, lengths) + np.arange(lengths.sum())], lengths)
