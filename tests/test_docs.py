@@ -17,7 +17,16 @@ from rmsnorm import cli
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 API = ROOT / "docs" / "api.md"
-PLAIN = ["README.md", "CHANGELOG.md", "SECURITY.md", "Makefile", ".ci/run", "docs", "src/rmsnorm/reference"]
+PLAIN = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "Makefile",
+    ".ci/run",
+    "docs",
+    "src/rmsnorm/reference",
+]
 """Files and folders whose English is checked."""
 
 BANNED = {
