@@ -139,7 +139,7 @@ def one_wrong_row(value):
         (replace_array("test_ims.npy", np.array([[None]])), r"must be a floating array .*is object \(1, 1\)"),
         (replace_array("test_ims.npy", one_wrong_row(0)), "test_ims.npy', row 2: .*its norm is 0.0"),
         (replace_array("test_ims.npy", one_wrong_row(np.nan)), "test_ims.npy', row 2: .*its norm is nan"),
-        (replace_array("test_ims.npy", np.ones((4, 9), np.float32)), "must have one width, have .*'test': 9"),
+        (replace_array("test_ims.npy", np.ones((4, 9), np.float32)), "must have one width; they have .*'test': 9"),
         (
             replace_array("test_ims.npy", np.ones((20, 8), np.float32) * np.array([1] * 12 + [2] * 8)[:, None]),
             "rows 10 to 14 are not",
@@ -148,11 +148,11 @@ def one_wrong_row(value):
             damage("train_caps.txt", lambda b: b.replace(b"caption 9", b"caption \xe9")),
             "train_caps.txt, line 10: .*UTF-8",
         ),
-        (damage("train_caps.txt", lambda b: b"\n".join(b.split(b"\n")[1:])), "30 lines for 6 rows, has 29"),
+        (damage("train_caps.txt", lambda b: b"\n".join(b.split(b"\n")[1:])), "30 lines for 6 rows; it has 29"),
         (damage("train_caps.txt", lambda b: b""), "train_caps.txt must hold text; it is empty"),
         (
             damage("test_caps.txt", lambda b: b.replace(b"caption 4", b"word " * 400_000)),
-            "test_caps.txt', line 5: a caption must have 1 to 1,000 words, has 400,003",
+            "test_caps.txt', line 5: a caption must have 1 to 1,000 words; it has 400,003",
         ),
         (damage("train_caps.txt", lambda b: b.replace("a train caption 4 ü".encode(), b"")), "line 5: .* is empty"),
     ],

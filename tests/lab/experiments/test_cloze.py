@@ -64,12 +64,12 @@ def test_danqis_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": "@entity2"}, "the answer must be one of the entities listed, is '@entity2'"),
-        ({"answer": "Ada"}, "the answer must be one of the entities listed, is 'Ada'"),
+        ({"answer": "@entity2"}, "the answer must be one of the entities listed; got '@entity2'"),
+        ({"answer": "Ada"}, "the answer must be one of the entities listed; got 'Ada'"),
         ({"question": "who met @entity3"}, "the question must contain @placeholder"),
         ({"context": "nobody @entity1 ."}, "the answer @entity0 must occur in the context"),
-        ({"entities": "@entity0 Ada"}, "must be lines @entityN:name, has '@entity0 Ada'"),
-        ({"context": "one\n\ntwo"}, "must have 5 parts .*, has 6"),
+        ({"entities": "@entity0 Ada"}, "must be lines @entityN:name; got '@entity0 Ada'"),
+        ({"context": "one\n\ntwo"}, "must have 5 parts .*, not 6"),
     ],
 )
 def test_wrong_question_files_are_refused(tmp_path, change, message):
@@ -81,8 +81,8 @@ def test_wrong_question_files_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (record().encode()[: -len(ENTITIES)], "must have 5 parts .*, has 4"),
-        (b"", "must have 5 parts .*, has 1"),
+        (record().encode()[: -len(ENTITIES)], "must have 5 parts .*, not 4"),
+        (b"", "must have 5 parts .*, not 1"),
         (record().encode().replace(b"met", b"m\xe9t"), "line 3: text must be UTF-8"),
     ],
 )
@@ -147,7 +147,7 @@ def test_missing_parts_are_refused(tmp_path):
     deepmind(tmp_path / "cnn/questions")
     for file in (tmp_path / "cnn/questions/validation").iterdir():
         file.unlink()
-    with pytest.raises(UserError, match=r"validation' must hold .question files, holds none"):
+    with pytest.raises(UserError, match=r"validation' must hold .question files; it holds none"):
         read(tmp_path)
     deepmind(tmp_path / "dailymail/questions")
     with pytest.raises(UserError, match="holds several"):

@@ -459,7 +459,7 @@ def test_a_sentence_of_400_000_words_is_refused(tmp_path: Path, stem: str) -> No
     lines = path.read_text("utf-8").split("\n")
     path.write_text("\n".join([lines[0], "word " * 400_000, *lines[2:]]), "utf-8")
     with pytest.raises(
-        UserError, match=rf"{stem.split('.')[0]}.*{stem[-2:]}, sentence 2: .*at most 1,024 subwords, has \d"
+        UserError, match=rf"{stem.split('.')[0]}.*{stem[-2:]}, sentence 2: .*at most 1,024 subwords; it has \d"
     ):
         translation.load(tmp_path, tiny(translation))
 

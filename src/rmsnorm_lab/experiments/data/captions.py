@@ -108,7 +108,9 @@ def build(files: Files, writer: Writer, loading: Loading) -> dict[str, Any]:
             row += len(block)
             loading.advance(len(block))
     if len(set(widths.values())) > 1:
-        raise UserError(f"the images of {str(files.root)!r} must have one width, have {widths}. Fetch the files again.")
+        raise UserError(
+            f"the images of {str(files.root)!r} must have one width; they have {widths}. Fetch the files again."
+        )
     return {"sha256": hashed.hexdigest(), "words": list(ids)}
 
 
@@ -121,8 +123,8 @@ def _captions(
         caption = line.split()
         if not 0 < len(caption) <= LONGEST:
             raise UserError(
-                f"{str(path)!r}, line {number:,}: a caption must have 1 to {LONGEST:,} words, has {len(caption):,}"
-                f"{'' if caption else ': the line is empty'}. Mend the line."
+                f"{str(path)!r}, line {number:,}: a caption must have 1 to {LONGEST:,} words; it has {len(caption):,}"
+                f"{'' if caption else ': the line is empty'}. Correct the line."
             )
         if learn:
             words.extend(ids.setdefault(word, len(ids)) for word in caption)
@@ -139,7 +141,7 @@ def _rows_an_image(features: Features, captions: int, text: Path) -> int:
     if captions != PER_IMAGE * features.rows:
         raise UserError(
             f"{str(text)!r} must have {PER_IMAGE} captions for each row of {str(features.path)!r}: "
-            f"{PER_IMAGE * features.rows} lines for {features.rows} rows, has {captions}. "
+            f"{PER_IMAGE * features.rows} lines for {features.rows} rows; it has {captions}. "
             "One of the files is truncated or another split's."
         )
     return 1
@@ -151,7 +153,7 @@ def _normalised(rows: NDArray[np.float32], each: int, first: int, path: Path) ->
     if each > 1 and (unequal := np.flatnonzero((groups != groups[:, :1]).any((1, 2)))).size:
         start = first + each * int(unequal[0])
         raise UserError(
-            f"{str(path)!r} has a row for each caption, so {each} rows must be equal for each image; rows "
+            f"{str(path)!r} has a row for each caption, so the {each} rows of an image must be equal; rows "
             f"{start} to {start + each - 1} are not. Fetch the files again."
         )
     rows = groups[:, 0]
@@ -160,6 +162,6 @@ def _normalised(rows: NDArray[np.float32], each: int, first: int, path: Path) ->
     if wrong.size:
         raise UserError(
             f"{str(path)!r}, row {first + each * int(wrong[0])}: a feature vector must be finite and not zero to be "
-            f"scaled to norm 1, its norm is {norms[wrong[0], 0]}. Fetch the file again."
+            f"scaled to norm 1; its norm is {norms[wrong[0], 0]}. Fetch the file again."
         )
     return rows / norms

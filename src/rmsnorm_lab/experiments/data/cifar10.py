@@ -49,7 +49,7 @@ def load(path: Path) -> Images:
     meta = _unpickled(contents[META], where / META)
     expected = meta.get("num_cases_per_batch")
     if not isinstance(expected, int) or expected < 1:
-        raise UserError(f"{str(where / META)!r} must say num_cases_per_batch, got {expected!r}. {REMEDY}")
+        raise UserError(f"{str(where / META)!r} must say num_cases_per_batch; got {expected!r}. {REMEDY}")
     batches = {name: _batch(contents[name], where / name, expected) for name in (*TRAIN, TEST)}
     return Images(
         np.concatenate([batches[name][0] for name in TRAIN]),
@@ -83,7 +83,7 @@ def _contents(path: Path) -> tuple[dict[str, bytes], Path]:
     content = read_bytes(path)
     if (found := _md5(content)) != ARCHIVE_MD5:
         raise UserError(
-            f"{str(path)!r} must have the MD5 {ARCHIVE_MD5} of the official archive, has {found}: it is cut short, "
+            f"{str(path)!r} must have the MD5 {ARCHIVE_MD5} of the official archive; it has {found}. It is cut short, "
             "or it is another file. Download it again."
         )
     try:
@@ -130,7 +130,7 @@ def _unpickled(content: bytes, path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{str(path)!r} must be a batch of CIFAR-10: {error}. {REMEDY}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{str(path)!r} must hold a dict, holds {type(found).__name__}. {REMEDY}")
+        raise UserError(f"{str(path)!r} must hold a dict; it holds {type(found).__name__}. {REMEDY}")
     return found
 
 
@@ -140,14 +140,14 @@ def _batch(content: bytes, path: Path, expected: int) -> tuple[np.ndarray[Any, A
     pixels = CHANNELS * SIDE * SIDE
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (expected, pixels):
         what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else repr(type(data).__name__)
-        raise UserError(f"{str(path)!r} must hold data, uint8 ({expected}, {pixels}), holds {what}. {REMEDY}")
+        raise UserError(f"{str(path)!r} must hold data, uint8 ({expected}, {pixels}); it holds {what}. {REMEDY}")
     if not isinstance(labels, list) or len(labels) != expected:
         what = f"{len(labels)}" if isinstance(labels, list) else repr(type(labels).__name__)
-        raise UserError(f"{str(path)!r} must hold a list of {expected} labels, holds {what}. {REMEDY}")
+        raise UserError(f"{str(path)!r} must hold a list of {expected} labels; it holds {what}. {REMEDY}")
     for record, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < CLASSES:
             raise UserError(
-                f"{str(path)!r}, record {record}: a label must be 0 to {CLASSES - 1}, is {label!r}. {REMEDY}"
+                f"{str(path)!r}, record {record}: a label must be 0 to {CLASSES - 1}; got {label!r}. {REMEDY}"
             )
     images = (data.astype(np.float32) - 127.5) / 128
     return images.reshape(-1, CHANNELS, SIDE, SIDE), np.array(labels, dtype=np.int64)

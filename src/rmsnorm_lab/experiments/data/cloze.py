@@ -72,7 +72,7 @@ def find(path: Path) -> Files:
             for split, folder in FOLDERS.items()
         }
         if empty := [FOLDERS[split] for split, names in splits.items() if not names]:
-            raise UserError(f"{str(roots[0] / empty[0])!r} must hold .question files, holds none. Add the split.")
+            raise UserError(f"{str(roots[0] / empty[0])!r} must hold .question files; it holds none. Add the split.")
         return Files("DeepMind", roots[0], splits)
     missing = [name for name in FILES.values() if not (path / name).exists()]
     if len(missing) == len(FILES):
@@ -91,17 +91,17 @@ def _deepmind(text: str, path: Path) -> Question:
     if len(blocks) != 5:
         raise UserError(
             f"{where} must have 5 parts with a blank line between them (URL, context, question, answer, entities), "
-            f"has {len(blocks)}: it is cut short, or it is another kind of file. Download it again."
+            f"not {len(blocks)}: it is cut short, or it is another kind of file. Download it again."
         )
     _, context, question, answer, entities = blocks
     names = set()
     for line in entities.split("\n"):
         named = _NAMED.fullmatch(line)
         if not named:
-            raise UserError(f"{where}: the last part must be lines @entityN:name, has {line!r}. Download it again.")
+            raise UserError(f"{where}: the last part must be lines @entityN:name; got {line!r}. Download it again.")
         names.add(named[1])
     if answer.strip() not in names:
-        raise UserError(f"{where}: the answer must be one of the entities listed, is {answer!r}. Download it again.")
+        raise UserError(f"{where}: the answer must be one of the entities listed; got {answer!r}. Download it again.")
     return _checked(context, question, answer, where)
 
 
@@ -123,14 +123,17 @@ def _checked(context: str, question: str, answer: str, where: str) -> Question:
     found = Question(context.lower().split(), question.lower().split(), answer.strip())
     if len(found.question) > LONGEST:
         raise UserError(
-            f"{where}: a question must have at most {LONGEST:,} words, has {len(found.question):,}. Mend the record."
+            f"{where}: a question must have at most {LONGEST:,} words; it has {len(found.question):,}. "
+            "Correct the record."
         )
     if PLACEHOLDER not in found.question:
-        raise UserError(f"{where}: the question must contain {PLACEHOLDER}, is {question!r}. Mend the record.")
+        raise UserError(f"{where}: the question must contain {PLACEHOLDER}; got {question!r}. Correct the record.")
     if not ENTITY.fullmatch(found.answer):
-        raise UserError(f"{where}: the answer must be an entity marker @entityN, is {answer!r}. Mend the record.")
+        raise UserError(f"{where}: the answer must be an entity marker @entityN; got {answer!r}. Correct the record.")
     if found.answer not in found.context:
-        raise UserError(f"{where}: the answer {found.answer} must occur in the context, does not. Mend the record.")
+        raise UserError(
+            f"{where}: the answer {found.answer} must occur in the context; it does not. Correct the record."
+        )
     return found
 
 

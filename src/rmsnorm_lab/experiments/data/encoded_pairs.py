@@ -100,6 +100,6 @@ def check_lengths(sentences: Ragged, name: str) -> None:
     """Raise if a sentence of a validation or test set has more than LONGEST subwords."""
     if (wrong := np.flatnonzero(sentences.lengths > LONGEST)).size:
         raise UserError(
-            f"{name}, sentence {wrong[0] + 1:,}: a sentence must have at most {LONGEST:,} subwords, has "
+            f"{name}, sentence {wrong[0] + 1:,}: a sentence must have at most {LONGEST:,} subwords; it has "
             f"{sentences.lengths[wrong[0]]:,}. Check that the text is one sentence a line."
         )

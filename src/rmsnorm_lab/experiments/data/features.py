@@ -32,7 +32,7 @@ class Features:
             self._start, self.size = file.tell(), os.fstat(file.fileno()).st_size
         if len(shape) != 2 or self.dtype.kind != "f" or 0 in shape:
             raise UserError(
-                f"{str(path)!r} must be a floating array (images, features), is {self.dtype} {shape}. "
+                f"{str(path)!r} must be a floating array (images, features); it is {self.dtype} {shape}. "
                 "Download it again."
             )
         self.rows, self.width = shape
