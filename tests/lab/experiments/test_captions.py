@@ -1,4 +1,4 @@
-"""Captioned images in three layouts, and every way in which the files can be wrong; the stand-in."""
+"""Captioned images in three layouts, and every way in which the files can be wrong, and the stand-in."""
 
 import hashlib
 from functools import partial
@@ -24,7 +24,7 @@ def prepared(folder):
 
 
 def said(found, split):
-    """The captions as words, "?" for what training lacks."""
+    """The captions as words, with "?" for words that are not in the training captions."""
     words = ["", "?", *found.info["words"]]
     rows = found.ragged(f"{split}.captions")
     return [[words[i] for i in rows[row]] for row in range(len(rows))]
@@ -56,7 +56,7 @@ def test_every_layout_gives_the_same(tmp_path, layout, repeat):
         assert images.dtype == np.float32
         assert len(said(found, split)) == 5 * size
         assert said(found, split)[7] == ["a", split if split == "train" else "?", "caption", "7", "ü"]
-    assert found.info["words"][:3] == ["a", "caption", "train"]  # equally frequent: in the order of the alphabet
+    assert found.info["words"][:3] == ["a", "caption", "train"]  # equally frequent words are in alphabetical order
 
 
 def test_vendrovs_folder_above_is_understood(tmp_path):

@@ -1,4 +1,4 @@
-"""The reading set's two layouts, and every way in which the files can be wrong; the stand-in."""
+"""The reading set's two layouts, and every way in which the files can be wrong, and the stand-in."""
 
 import hashlib
 import os

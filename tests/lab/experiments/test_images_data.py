@@ -1,4 +1,4 @@
-"""CIFAR-10's files as they are distributed, and every way in which they can be wrong; the stand-in."""
+"""CIFAR-10's files as they are distributed, and every way in which they can be wrong, and the stand-in."""
 
 import hashlib
 import pickle
@@ -50,13 +50,15 @@ def test_the_unpacked_folder(unpacked):
         assert images.train[n, c, y, x] == (np.float32(raw[n, c * 1024 + y * 32 + x]) - 127.5) / 128
     assert images.train_labels.tolist() == [label for seed in range(5) for label in batch(seed)["labels"]]
     assert images.test_labels.tolist() == batch(5)["labels"]
-    assert cifar10.load(unpacked.parent).sha256 == images.sha256  # the folder above is understood too
+    assert cifar10.load(unpacked.parent).sha256 == images.sha256  # the folder that holds it
 
 
 def test_members_with_other_md5s_are_not_the_official_ones(unpacked, monkeypatch):
     recipe = small()
     recipe = replace(recipe, train=replace(recipe.train, batch=2), data=replace(recipe.data, held_out=2))
-    monkeypatch.setattr(images_task, "zca", lambda images, eps: lambda images: images)  # half a minute at 3072 pixels
+    monkeypatch.setattr(
+        images_task, "zca", lambda images, eps: lambda images: images
+    )  # takes half a minute for 3072 pixels
     assert not cifar10.load(unpacked).official
     assert images_task.load(unpacked, recipe).source.details["files"] == "not the official ones"
     found = {name: hashlib.md5((unpacked / name).read_bytes()).hexdigest() for name in cifar10.MD5S}
@@ -130,7 +132,7 @@ def test_wrong_files_are_refused(unpacked, name, content, message, monkeypatch, 
     for data in (unpacked, unpacked.parent):
         with pytest.raises(UserError, match=message) as caught:
             cifar10.load(data)
-        assert f"'{unpacked}" in str(caught.value)  # where the file lies, whatever was named
+        assert f"'{unpacked}" in str(caught.value)  # the file's own folder, whichever path was given
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,4 +1,4 @@
-"""Which data the paper's figures may stand beside."""
+"""The data beside which the paper's figures may be shown."""
 
 import pytest
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of sacrebleu's."""
+    """An empty cache of sacrebleu."""
     place = tmp_path / "sacrebleu"
     monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(place))
     return place
@@ -74,7 +74,7 @@ def test_bpe_is_undone(tmp_path: Path, cache: Path) -> None:
     for stem in ("train.tok.clean.bpe.32000", "newstest2013.tok.bpe.32000", "newstest2014.tok.bpe.32000"):
         write(tmp_path, f"{stem}.en", ["The weather is good"])
         write(tmp_path, f"{stem}.de", [cut])
-    write(tmp_path, "newstest2014.en", ["The weather is good"])  # untokenised, as GNMT's script leaves it: not taken
+    write(tmp_path, "newstest2014.en", ["The weather is good"])  # plain, as GNMT's script writes it: not taken
     write(tmp_path, "newstest2014.de", ["Die Wetterlage ist gut"])
     corpus = read_corpus(tmp_path)
     for pairs in (corpus.train, corpus.valid, *corpus.tests):
@@ -296,7 +296,7 @@ def nvidia(folder: Path, stem: str, *forms: str) -> None:
 
 
 def test_nvidias_folder_is_read_in_the_form_that_every_set_has(tmp_path: Path, cache: Path) -> None:
-    """What wmt16_en_de.sh leaves: raw training text and tests, but a validation set that is tokenised alone."""
+    """What wmt16_en_de.sh writes: plain training and test sets, but a validation set that is only tokenised."""
     for language in ("en", "de"):
         write(tmp_path, f"train.{language}", ["It rains."])
         write(tmp_path, f"newstest2014.{language}", ["It rains."])
@@ -395,7 +395,7 @@ def test_dates_are_held_out() -> None:
 def test_dates_as_cldr_writes_them(locale: str, style: str, expected: str) -> None:
     moment = dates.Moment(dates.datetime.date(2026, 11, 23), dates.datetime.time(17, 8), style)
     written = dates.written(moment, locale)
-    # CLDR's punctuation changes between versions: words, numbers and their order are what counts.
+    # CLDR's punctuation changes between versions: the test compares words, numbers and their order.
     assert [*filter(None, map(str.strip, written.replace(",", " ").split()))] == expected.replace(",", " ").split()
 
 
@@ -465,7 +465,7 @@ def test_damaged_subwords(subwords: Subwords, tmp_path: Path) -> None:
 
 
 def word_level(subwords: Subwords) -> str:
-    """Ids of words, four of them."""
+    """A word-level encoding of four words."""
     return Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2, "[UNK]": 3}, unk_token="[UNK]")).to_str()
 
 

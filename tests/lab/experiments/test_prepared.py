@@ -1,4 +1,4 @@
-"""What is prepared of data: kept, found again, made again where it must be, by one process of many."""
+"""Prepared data: kept, found again, made again when they must be, by one process of several."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ LENGTHS = [2, 0, 3, 1]
 
 
 class Build:
-    """Writes arrays piece by piece, and counts how often it is asked to."""
+    """Writes arrays piece by piece, and counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -81,7 +81,7 @@ def test_other_files_and_settings_are_prepared_apart(data):
         again(data, build, **settings)
     assert build.calls == 3
     before = (data / "a.txt").stat()
-    (data / "a.txt").write_text("toxt")  # as long, and as old
+    (data / "a.txt").write_text("toxt")  # the same size and mtime
     os.utime(data / "a.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert again(data, build).info["call"] == 4
     (data / "part").mkdir()
@@ -111,7 +111,7 @@ def test_damage_is_noticed_and_mended(data, capsys, name, how):
 
 
 def fail(path, number, monkeypatch):
-    """Whatever is written under ``path`` meets this error of the system."""
+    """Make every write under ``path`` fail with this system error."""
     write, mkdir = prepared.Writer._write, Path.mkdir
 
     def failing_write(self, name, content):
@@ -133,7 +133,7 @@ def test_where_the_data_lie_nothing_can_be_kept(data, tmp_path, monkeypatch, cap
     fail(data, number, monkeypatch)
     build = Build()
     check(again(data, build))
-    assert f"{FOLDER} cannot keep what is prepared of {data}: {os.strerror(number)}" in capsys.readouterr().err
+    assert f"{FOLDER} cannot keep the prepared data of {data}: {os.strerror(number)}" in capsys.readouterr().err
     check(again(data, build))
     assert build.calls == 1 + (number == errno.ENOSPC)
     assert list((tmp_path / "home/rmsnorm").glob("test-*/rows"))
@@ -145,7 +145,7 @@ def test_where_nothing_can_be_kept_it_is_prepared_each_time(data, tmp_path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(data / "home"))
     build = Build()
     check(again(data, build))
-    assert "is not kept, and will be prepared again" in capsys.readouterr().err
+    assert "are not kept; they will be prepared again" in capsys.readouterr().err
     check(again(data, build))
     assert build.calls == 2
     monkeypatch.setattr(prepared.tempfile, "tempdir", str(tmp_path))
@@ -210,7 +210,7 @@ def test_of_several_processes_one_prepares(data):
     said = [process.communicate(timeout=120) for process in running]
     assert [out for out, _ in said] == ["[0, 1, 2]\n"] * 3
     assert (data / "made").read_text() == "x"
-    assert "".join(err for _, err in said[1:]).count("another process prepares it") == 0
+    assert "".join(err for _, err in said[1:]).count("another process is preparing it") == 0
 
 
 def test_a_temporary_one_outlives_its_files(tmp_path, monkeypatch):

@@ -112,8 +112,8 @@ def prepare(
                     loading.say(f"{loading.name}: prepared in {loading.seconds:.0f} s, kept in {place / name}")
                 return found
         except OSError as error:
-            loading.say(f"{place} cannot keep what is prepared of {data}: {error.strerror}")
-    loading.say(f"what is prepared of {data} is not kept, and will be prepared again at the next start")
+            loading.say(f"{place} cannot keep the prepared data of {data}: {error.strerror}")
+    loading.say(f"the prepared data of {data} are not kept; they will be prepared again at the next start")
     return temporary(build, loading)
 
 
@@ -156,7 +156,7 @@ def _lock(path: Path, loading: Loading) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                loading.say(f"{loading.name}: another process prepares it; this one waits")
+                loading.say(f"{loading.name}: another process is preparing it; this one waits")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
