@@ -1,9 +1,6 @@
 """The documentation: its Python runs, its command lines parse, its links lead somewhere, its English is plain."""
 
-import argparse
 import doctest
-import functools
-import importlib
 import io
 import re
 import shlex
@@ -114,19 +111,12 @@ def command_lines(page):
                     yield start + number, words[first + 1 : end]
 
 
-@functools.cache
-def parser_of(command):
-    parser = argparse.ArgumentParser(prog=f"rmsnorm {command}", allow_abbrev=False)
-    importlib.import_module(cli.COMMANDS[command][0]).configure(parser)
-    return parser
-
-
 @pytest.mark.parametrize("page", named(page for page in PAGES if any(command_lines(page))))
 def test_command_lines_parse(page):
     for line, (command, *words) in command_lines(page):
         assert command in cli.COMMANDS, f"{page.name}:{line}: rmsnorm {command}"
         try:
-            _, unknown = parser_of(command).parse_known_args(words)
+            _, unknown = cli.parser_of(command).parse_known_args(words)
         except SystemExit as error:
             if error.code:
                 pytest.fail(f"{page.name}:{line}: rmsnorm {command} {shlex.join(words)}")
@@ -139,7 +129,7 @@ def test_commands_and_flags_in_text_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     for command, rest in re.findall(r"`rmsnorm ([a-z]+)([^`]*)`", prose):
         assert command in cli.COMMANDS, f"{page.name}: rmsnorm {command}"
-        flags = {flag for action in parser_of(command)._actions for flag in action.option_strings}
+        flags = {flag for action in cli.parser_of(command)._actions for flag in action.option_strings}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags, f"{page.name}: rmsnorm {command}{rest}"
 
 
