@@ -13,7 +13,7 @@ from rmsnorm import reference  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.analysis import gradients, invariance, layers  # noqa: E402
 from rmsnorm_lab.analysis.layers import Draw, Sizes  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import LABELS  # noqa: E402
+from rmsnorm_lab.experiments import norms  # noqa: E402
 
 SIZES = (Sizes(), Sizes(8, 8, 8), Sizes(9, 31, 100))
 
@@ -108,8 +108,9 @@ def test_the_command_fits_80_columns_and_is_the_same_for_one_seed(capsys):
     assert main(["invariance"]) == 0
     first = capsys.readouterr().out
     assert "30 of 30 cells" in first
-    rows = [line for line in first.splitlines() if line.startswith(tuple(LABELS.values()))]
-    assert len(rows) == 2 * len(LABELS)
+    labels = tuple(norm.label for norm in norms.REGISTRY.values())
+    rows = [line for line in first.splitlines() if line.startswith(labels)]
+    assert len(rows) == 2 * len(labels)
     assert max(map(len, rows)) <= 80
     assert main(["invariance"]) == 0
     assert capsys.readouterr().out == first

@@ -15,10 +15,10 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 
 from made_records import MACHINE, run_record, timing_record, with_result  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import runs  # noqa: E402
+from rmsnorm_lab.experiments import norms, runs  # noqa: E402
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm_lab.experiments.hidden_states import KEYS  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import NORMS, TrainConfig  # noqa: E402
+from rmsnorm_lab.experiments.recipes.common import TrainConfig  # noqa: E402
 from rmsnorm_lab.experiments.record import Content, Curve, Metric  # noqa: E402
 from rmsnorm_lab.experiments.runs import RunStore  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
@@ -95,7 +95,7 @@ def full(tmp_path_factory):
     folder = Folder(tmp_path_factory.mktemp("full") / "runs")
     for seed, shift in ((0, 0.0), (1, 0.5)):
         for norm in ("none", "batch", "layer", "rms", "prms"):
-            folder.run(norm, seed, 9.0 + NORMS.index(norm) + shift, p=0.125 if norm == "prms" else None)
+            folder.run(norm, seed, 9.0 + norms.place(norm) + shift, p=0.125 if norm == "prms" else None)
     for p in (0.25, 0.5):
         folder.run("prms", 0, 12.0, p=p)
     folder.run("rms", 0, 77.0, rate=0.5)

@@ -7,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmsnorm_lab.analysis.gradients import DELTAS, Gradients, Sweep
-from rmsnorm_lab.experiments.recipes.common import LABELS
-from rmsnorm_lab.experiments.styles import STYLES
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.files import write_whole
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -46,12 +45,12 @@ def panel(axes: Axes, sweeps: dict[str, Sweep], what: str) -> None:
         axes.loglog(
             DELTAS,
             sweep.length,
-            color=STYLES[norm][0],
+            color=norms.entry(norm).colour,
             linewidth=1,
             marker="o",
             markersize=5,
             markevery=(place, len(sweeps)),  # lines lie on each other: each shows its marks where others have none
-            label=LABELS[norm],
+            label=norms.label(norm),
         )
     for exponent in sorted({sweep.exponent for sweep in sweeps.values() if sweep.exponent is not None}):
         axes.annotate(

@@ -12,7 +12,8 @@ from rmsnorm_lab.analysis.gradients import Gradients, Sweep
 from rmsnorm_lab.analysis.invariance import PAPER, Cell
 from rmsnorm_lab.analysis.layers import DYT_ALPHA, GROUPS
 from rmsnorm_lab.analysis.plot import power
-from rmsnorm_lab.experiments.recipes.common import LABELS, P
+from rmsnorm_lab.experiments import norms
+from rmsnorm_lab.experiments.recipes.common import P
 
 NOTHING_BELOW = 1e-9
 """A cosine that only rounding keeps from 0."""
@@ -58,7 +59,7 @@ def _table(headings: list[str]) -> Table:
 def _invariances(table: dict[str, dict[str, Cell]]) -> Table:
     shown = _table([name.replace(" ", "\n") for name in invariance.TRANSFORMATIONS])
     for norm, row in table.items():
-        shown.add_row(LABELS[norm], *map(mark, row.values()), end_section=norm == list(PAPER)[-1])
+        shown.add_row(norms.label(norm), *map(mark, row.values()), end_section=norm == list(PAPER)[-1])
     return shown
 
 
@@ -81,7 +82,7 @@ def _gradients(found: dict[str, Gradients]) -> Table:
     for norm, each in found.items():
         cosine = f"{'0 ' if each.along_weights < NOTHING_BELOW else ''}({each.along_weights:.0e})"
         sweeps = (part for sweep in (each.inputs, each.weights) for part in (law(sweep), f"{sweep.deviation:.0e}"))
-        shown.add_row(LABELS[norm], *sweeps, cosine, end_section=norm == list(PAPER)[-1])
+        shown.add_row(norms.label(norm), *sweeps, cosine, end_section=norm == list(PAPER)[-1])
     return shown
 
 

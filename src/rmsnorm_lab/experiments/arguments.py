@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rmsnorm_lab.errors import UserError, nearest
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.recipes import settings
 from rmsnorm_lab.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
 from rmsnorm_lab.files import named
@@ -104,9 +104,9 @@ def loaded(args: argparse.Namespace) -> "Trained":
 def norms_help() -> str:
     """The normalisers of each task; tasks with the same ones together."""
     alike: dict[tuple[str, ...], list[str]] = {}
-    for task, norms in tasks.NORMS.items():
-        alike.setdefault(norms, []).append(task)
-    return "; ".join(f"{', '.join(names)}: {' '.join(norms)}" for norms, names in alike.items())
+    for task in tasks.TASKS:
+        alike.setdefault(norms.of_task(task), []).append(task)
+    return "; ".join(f"{', '.join(of)}: {' '.join(names)}" for names, of in alike.items())
 
 
 def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[str], *more: str) -> list[str]:
@@ -157,8 +157,8 @@ def numbers(flag: str, values: Sequence[str] | None) -> list[float] | None:
 
 def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     """The chosen normalisers of a task in the order of its table; 'rms layer' and 'rms,layer' are the same."""
-    allowed = tasks.NORMS[task]
-    chosen = {name for part in names or tasks.DEFAULT_NORMS[task] for name in part.split(",") if name}
+    allowed = norms.of_task(task)
+    chosen = {name for part in names or norms.by_default(task) for name in part.split(",") if name}
     must = f"--norm must name some of {', '.join(allowed)} for {task}"
     if unknown := sorted(chosen - set(allowed)):
         raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or ' Pass one of these.'}")
@@ -167,10 +167,12 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     return [name for name in allowed if name in chosen]
 
 
-def recipe_of(args: argparse.Namespace, task: str, norms: Sequence[str]) -> Recipe:
+def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str]) -> Recipe:
     """The task's recipe with what the command line changes, for a command that takes these normalisers."""
-    if "prms" not in norms and any(assignment.startswith("p=") for assignment in args.set):
-        raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(norms)}. Pass --norm prms, or leave p out.")
+    if not any(norms.entry(norm).takes_p for norm in chosen) and any(
+        assignment.startswith("p=") for assignment in args.set
+    ):
+        raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(chosen)}. Pass --norm prms, or leave p out.")
     flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
     of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
     recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rmsnorm_lab.experiments import profile, timing
+from rmsnorm_lab.experiments import norms, profile, timing
 from rmsnorm_lab.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.memory import give_back
-from rmsnorm_lab.experiments.recipes.common import KERNELS, LABELS
+from rmsnorm_lab.experiments.recipes.common import KERNELS
 from rmsnorm_lab.experiments.record import (
     Machine,
     Record,
@@ -48,7 +48,7 @@ class TrainingJob:
         norm, rate, p = self.identity.norm, self.identity.train.learning_rate, self.identity.p
         share = "" if p is None else f" of {100 * p:g} %"
         unusual = "" if rate == self.task.recipe.learning_rate(norm) else f", learning rate {rate:g}"
-        return f"{LABELS[norm]}{share}, seed {self.identity.seed}{unusual}"
+        return f"{norms.label(norm)}{share}, seed {self.identity.seed}{unusual}"
 
     def record(self, result: RunResult) -> RunRecord:
         """The record of what it came to here."""
@@ -105,21 +105,21 @@ def training(
         kernels=setup.kernels,
         norm=norm,
         seed=seed,
-        p=task.recipe.p if norm == "prms" else None,
+        p=task.recipe.p if norms.entry(norm).takes_p else None,
         train=replace(task.recipe.train, learning_rate=learning_rate or task.recipe.learning_rate(norm)),
         processes=processes,
     )
     return TrainingJob(task, setup, identity)
 
 
-def timings(task: Task, setup: Setup, norms: Sequence[str]) -> list[TimingJob]:
-    """``norms`` in each of the three settings, which are never mixed."""
+def timings(task: Task, setup: Setup, timed: Sequence[str]) -> list[TimingJob]:
+    """The normalisers ``timed`` in each of the three settings, which are never mixed."""
     found = []
     for kernels in KERNELS:
         identity = TimingIdentity(
             **_setting(task, setup),
             kernels=kernels,
-            norms=tuple(norms),
+            norms=tuple(timed),
             p=task.recipe.p,
             timing=task.recipe.timing,
             batch=task.recipe.train.batch,
@@ -208,15 +208,15 @@ def checkpoints_of(job: TrainingJob, store: RunStore, watcher: Watcher) -> Check
 
 
 def _time(job: TimingJob, watcher: Watcher) -> TimingResult:
-    norms = list(job.identity.norms)
-    timed = job.units - len(norms) * (profile.WARM_UP + profile.STEPS)
+    names = list(job.identity.norms)
+    timed = job.units - len(names) * (profile.WARM_UP + profile.STEPS)
     milliseconds = timing.measure(
-        job.task, job.setup, norms, lambda done, total: watcher.advance(timed * done // total, len(norms))
+        job.task, job.setup, names, lambda done, total: watcher.advance(timed * done // total, len(names))
     )
     give_back()
     profiles = {}
-    for norm in norms:
-        watcher.doing(f"profiling {LABELS[norm]}")
+    for norm in names:
+        watcher.doing(f"profiling {norms.label(norm)}")
         profiles[norm] = profile.steps(job.task, job.setup, norm)
         timed += profile.WARM_UP + profile.STEPS
         watcher.advance(timed, profile.WARM_UP + profile.STEPS)

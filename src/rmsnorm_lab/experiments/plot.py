@@ -7,10 +7,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.compare import QualityRow, TimeRow
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import Curve, RunRecord
-from rmsnorm_lab.experiments.styles import STYLES
 from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.files import write_whole
 
@@ -35,17 +34,17 @@ def draw(
     metric = task.metrics[0]
     ends: list[float] = []
     for row in rows:
-        colour, style = STYLES[row.norm]
+        norm = norms.entry(row.norm)
         steps, mean, sd = mean_curve([record.result.curve for record in runs[row.norm]], metric.key)
-        label = LABELS[row.norm] + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
+        label = norms.label(row.norm) + (f" ({row.diverged} of {row.runs} diverged)" if row.diverged else "")
         for axes, scale in zip(halves, (1.0, milliseconds.get(row.norm, 0.0) / 1000), strict=False):
             x = [step * scale for step in steps]
-            axes.plot(x, mean, color=colour, linestyle=style, marker="o", markersize=3, label=label)
+            axes.plot(x, mean, color=norm.colour, linestyle=norm.line, marker="o", markersize=3, label=label)
             axes.fill_between(
                 x,
                 [m - s for m, s in zip(mean, sd, strict=True)],
                 [m + s for m, s in zip(mean, sd, strict=True)],
-                color=colour,
+                color=norm.colour,
                 alpha=0.15,
                 linewidth=0,
             )

@@ -1,8 +1,9 @@
-"""One training step under torch.profiler: the time inside the normalisers, and the most memory tensors held.
+"""One training step under torch.profiler: the time inside the normalisers, and the most memory that tensors held.
 
-Forward: the calls of the modules that normalise. Backward: the autograd nodes that those calls made, found by their
-sequence numbers. The profiler's own cost makes such a step slower than a plain one: its share stands beside the one by
-ablation (TimeRow.norm_share), which is of plain steps and cannot say where their time went.
+Forward: the calls of what norms/base.py marks, modules and functions that modules keep as ``normalise``. Backward: the
+autograd nodes that those calls made, found by their sequence numbers. The profiler's own cost makes such a step slower
+than a plain one. The share by ablation (rmsnorm_lab.timing.saved) is of plain steps and cannot say where their time
+went.
 """
 
 import statistics
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rmsnorm.torch import GRU, LSTM
 from rmsnorm_lab.experiments.task import Task
 
 if TYPE_CHECKING:  # it needs Lightning Fabric, and what is here besides `steps` does not
@@ -65,7 +67,7 @@ def _mark(model: nn.Module) -> int:
     found = 0
     for module in model.modules():
         for name in ("forward", "normalise"):
-            if name == "normalise" or normalises(module):
+            if name == "normalise" or getattr(module, "normalises", False):
                 function = getattr(module, name, None)
                 if function is not None:
                     setattr(module, name, _named(function))
@@ -75,14 +77,7 @@ def _mark(model: nn.Module) -> int:
 
 def _fused(module: nn.Module) -> bool:
     """Whether a module is a recurrence of this project's with norms inside."""
-    return type(module).__module__.startswith("rmsnorm.torch") and getattr(module, "norm", None) is not None
-
-
-def normalises(module: nn.Module) -> bool:
-    """Whether all that a module does is to normalise: by its name, as every framework calls them."""
-    return type(module).__name__.endswith(("Norm", "Norm1d", "Norm2d", "DyT")) or isinstance(
-        module, nn.utils.parametrize.ParametrizationList
-    )
+    return isinstance(module, GRU | LSTM) and module.norm is not None
 
 
 def _named(function: Callable[..., Any]) -> Callable[..., Any]:

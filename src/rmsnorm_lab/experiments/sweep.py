@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import RunRecord, RunResult
 from rmsnorm_lab.experiments.table import ruled, source_of
 from rmsnorm_lab.experiments.task import Metric, Task
@@ -73,12 +73,13 @@ def show(found: dict[str, Any], console: Console) -> None:
             "diverged" if value is None else f"{value:{found['form']}}" + (" *" if rate == found["best"][norm] else "")
             for rate, value in row.items()
         )
-        table.add_row(LABELS[norm], *cells)
+        table.add_row(norms.label(norm), *cells)
     console.print(table, highlight=False)
     console.print("* the best of its row", highlight=False)
     if ends := found["best_at_an_end"]:
+        labels = ", ".join(map(norms.label, ends))
         console.print(
-            f"at an end of the rates tried: {', '.join(LABELS[norm] for norm in ends)}; a rate beyond it may be better",
+            f"at an end of the rates tried: {labels}; a rate beyond it may be better",
             highlight=False,
             soft_wrap=True,
         )

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.compare import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.data.official import is_official
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published, label
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import Record, timings_of
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.timing import Spread
@@ -91,7 +91,7 @@ def _official(task: Task) -> bool:
 def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
     table = ruled("norm", [metric.label for metric in metrics])
     for each in rows:
-        table.add_row(LABELS[each.norm], *(quality_cell(each, metric) for metric in metrics))
+        table.add_row(norms.label(each.norm), *(quality_cell(each, metric) for metric in metrics))
         published = paper.quality.get(each.norm, {})
         if any(metric.key in published for metric in metrics):
             cells = (f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics)
@@ -114,7 +114,7 @@ def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
     table = ruled("norm", ["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
     for each in rows:
         table.add_row(
-            LABELS[each.norm],
+            norms.label(each.norm),
             f"{each.milliseconds:.1f}",
             "" if each.saved is None else _interval(each.saved),
             *([paper.saved.get(each.norm, "")] if paper.saved else []),
@@ -166,7 +166,7 @@ def notes(comparison: Comparison) -> list[str]:
 def _about_quality(comparison: Comparison) -> list[str]:
     recipe, headline = comparison.task.recipe, comparison.task.metrics[0]
     seeds = comparison.quality[0].runs
-    rates = {LABELS[each.norm]: recipe.learning_rate(each.norm) for each in comparison.quality}
+    rates = {norms.label(each.norm): recipe.learning_rate(each.norm) for each in comparison.quality}
     if len(set(rates.values())) == 1:
         rate = f"{next(iter(rates.values())):g} for all"
     else:

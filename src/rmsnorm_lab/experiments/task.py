@@ -39,10 +39,6 @@ class Task(Protocol):
     """One experiment on one data source with one recipe."""
 
     name: str
-    norms: tuple[str, ...]
-    """Those of recipes.common.NORMS that make sense here, in the order of the table."""
-    default_norms: tuple[str, ...]
-    """Those that are compared unless the user names others."""
     metrics: tuple[Metric, ...]
     """The first is the headline."""
     recipe: Recipe

@@ -36,7 +36,7 @@ class Trained:
     task: str
     """One of rmsnorm_lab.experiments.tasks.TASKS."""
     norm: str
-    """One of rmsnorm_lab.experiments.recipes.common.NORMS."""
+    """The normaliser's name."""
     recipe: Recipe
     """All settings of the training."""
     record: RunRecord

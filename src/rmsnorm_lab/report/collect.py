@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.data.official import is_official
-from rmsnorm_lab.experiments.recipes.common import KERNELS, NORMS, Recipe, TrainConfig
+from rmsnorm_lab.experiments.recipes.common import KERNELS, Recipe, TrainConfig
 from rmsnorm_lab.experiments.record import (
     Record,
     RunRecord,
@@ -115,7 +115,7 @@ def collect(records: Sequence[Record]) -> list[Experiment]:
         experiments.setdefault(name, made)
         key = (name, identity.kernels, identity.norm, identity.p, identity.train.learning_rate)
         lines.setdefault(key, []).append(run)
-    order = sorted(lines, key=lambda key: (NORMS.index(key[2]), key[3] or 0.0, key[4]))
+    order = sorted(lines, key=lambda key: (norms.place(key[2]), key[3] or 0.0, key[4]))
     for name, kernels, norm, p, rate in order:
         members = sorted(lines[name, kernels, norm, p, rate], key=lambda run: run.identity.seed)
         experiments[name].lines.setdefault(kernels, []).append(Line(norm, p, rate, tuple(members)))

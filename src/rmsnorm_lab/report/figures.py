@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from rmsnorm_lab.analysis import plot as analysis_plot
 from rmsnorm_lab.analysis.gradients import Gradients
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.compare import quality_row, time_row
 from rmsnorm_lab.experiments.plot import mean_curve
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import Metric
-from rmsnorm_lab.experiments.styles import STYLES
 from rmsnorm_lab.report.collect import Experiment, Line, processor
 from rmsnorm_lab.report.svg import drawing, inline
 
@@ -67,12 +66,12 @@ def _curve(
         axes = figure.subplots()
         later: list[float] = []
         for line in lines:
-            colour, style = STYLES[line.norm]
+            norm = norms.entry(line.norm)
             steps, mean, sd = mean_curve([record.result.curve for record in line.records], key)
             x = [step * (seconds[line.norm] if seconds else 1) for step in steps]
             low, high = ([m + sign * s for m, s in zip(mean, sd, strict=True)] for sign in (-1, 1))
-            axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.6, marker="o", markersize=2.5)
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(x, mean, color=norm.colour, linestyle=norm.line, linewidth=1.6, marker="o", markersize=2.5)
+            axes.fill_between(x, low, high, color=norm.colour, alpha=0.15, linewidth=0)
             settled = [place for place, step in enumerate(steps) if step >= steps[-1] / 4]
             later += [bound[place] for bound in (low, high) for place in settled]
         _without_the_first_fall(axes, later)
@@ -101,14 +100,15 @@ def p_sweep(lines: Sequence[Line], beside: Sequence[Line], metric: Metric, name:
             [p for p, _ in points],
             [quality.mean for _, quality in points],
             yerr=[quality.sd or 0.0 for _, quality in points],
-            color=STYLES["prms"][0],
+            color=norms.entry("prms").colour,
             marker="o",
             markersize=4,
             capsize=3,
         )
         for line in beside:
             if line.norm in ("layer", "rms") and key in (found := quality_row(line.norm, line.records).metrics):
-                axes.axhline(found[key].mean, color=STYLES[line.norm][0], linestyle=STYLES[line.norm][1], linewidth=1.2)
+                norm = norms.entry(line.norm)
+                axes.axhline(found[key].mean, color=norm.colour, linestyle=norm.line, linewidth=1.2)
         axes.set_xlabel("p, % of the elements")
         axes.set_ylabel(label, parse_math=False)
         axes.set_xlim(0, 105)
@@ -132,9 +132,10 @@ def gradients(found: dict[str, Gradients]) -> list[Drawn]:
     return drawn
 
 
-def legend(norms: Sequence[str], dashed: bool = True) -> list[tuple[str, str, str]]:
+def legend(names: Sequence[str], dashed: bool = True) -> list[tuple[str, str, str]]:
     """(label, colour, SVG's stroke-dasharray) of each normaliser."""
-    return [(LABELS[norm], STYLES[norm][0], _dashes(STYLES[norm][1]) if dashed else "none") for norm in norms]
+    shown = map(norms.entry, names)
+    return [(norm.label, norm.colour, _dashes(norm.line) if dashed else "none") for norm in shown]
 
 
 def _dashes(style: str | tuple[int, tuple[float, ...]]) -> str:

@@ -10,10 +10,9 @@ import jinja2
 from rmsnorm_lab.analysis import gradients, invariance
 from rmsnorm_lab.analysis.layers import Sizes
 from rmsnorm_lab.analysis.report import law, mark
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row
 from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import Record
 from rmsnorm_lab.plain import to_plain
 from rmsnorm_lab.report import figures
@@ -123,7 +122,7 @@ def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
         for line in experiment.main(kernels):
             if line.norm in quality:
                 quality[line.norm] = Cell(quality_text(quality_row(line.norm, line.records), headline))
-    cells = [(LABELS[norm], cell) for norm, cell in quality.items()]
+    cells = [(norms.label(norm), cell) for norm, cell in quality.items()]
     for kernels, label in _SAVED.items():
         timing = experiment.timings.get(kernels)
         timed = timing and "rms" in timing.identity.norms
@@ -170,7 +169,7 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
     main = experiment.main(kernels)
     rates: dict[float, list[str]] = {}
     for line in main:
-        rates.setdefault(line.learning_rate, []).append(LABELS[line.norm])
+        rates.setdefault(line.learning_rate, []).append(norms.label(line.norm))
     learned = "; ".join(f"{rate:g}" + ("" if len(rates) == 1 else f" ({', '.join(of)})") for rate, of in rates.items())
     notes = [f"learning rate {learned}"]
     if mean := experiment.setting.model.get("init_mean"):
@@ -185,7 +184,7 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
     swept = _p_sweep(experiment, kernels)
     if elsewhere := [line for line in others if line not in swept]:
         listed = [
-            LABELS[line.norm]
+            norms.label(line.norm)
             + ("" if line.p is None else f" of the first {100 * line.p:g} %")
             + f" at {line.learning_rate:g}"
             for line in elsewhere
@@ -214,7 +213,7 @@ def _table1() -> dict[str, Any]:
     return {
         "headings": list(invariance.TRANSFORMATIONS),
         "rows": [
-            (LABELS[norm], norm in invariance.PAPER, [(mark(cell), cell) for cell in row.values()])
+            (norms.label(norm), norm in invariance.PAPER, [(mark(cell), cell) for cell in row.values()])
             for norm, row in measured.items()
         ],
         "agreeing": sum(cell.agrees for cell in said),
@@ -227,7 +226,7 @@ def _table1() -> dict[str, Any]:
 def _gradients() -> dict[str, Any]:
     found = gradients.measure(Sizes(), SEED)
     rows = [
-        (LABELS[norm], [law(each.inputs), law(each.weights), f"{each.along_weights:.0e}"])
+        (norms.label(norm), [law(each.inputs), law(each.weights), f"{each.along_weights:.0e}"])
         for norm, each in found.items()
     ]
     return {"rows": rows, "figures": figures.gradients(found), "legend": figures.legend(list(found), dashed=False)}

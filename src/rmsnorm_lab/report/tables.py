@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from rmsnorm_lab.experiments import hidden_states
+from rmsnorm_lab.experiments import hidden_states, norms
 from rmsnorm_lab.experiments.compare import QualityRow, quality_row, time_row
 from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
-from rmsnorm_lab.experiments.recipes.common import LABELS
 from rmsnorm_lab.experiments.record import Metric, TimingRecord
 from rmsnorm_lab.experiments.table import SETTINGS
 from rmsnorm_lab.report.collect import Experiment, processor
@@ -44,7 +43,7 @@ def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Tab
             )
             for metric in metrics
         ]
-        rows.append((LABELS[line.norm], cells))
+        rows.append((norms.label(line.norm), cells))
     seeds = sorted({len(line.records) for line in experiment.main(kernels)})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     taken = "one seed each" if seeds == [1] else f"mean ± standard deviation over seeds ({over} each)"
@@ -71,7 +70,7 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
                 measured = _signed(found[key].mean, 2) if key in found else "–"
                 cells.append(Cell(measured, paper=f"paper {_signed(said, 2)}" if isinstance(said, float) else ""))
         if any(key in found for key in hidden_states.KEYS["mean"]):
-            rows.append((LABELS[line.norm], cells))
+            rows.append((norms.label(line.norm), cells))
     words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
     headings = [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
     title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5"
@@ -108,7 +107,7 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
             Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
             Cell(f"{row.peak_memory / 2**20:.1f}"),
         ]
-        rows.append((LABELS[norm], cells))
+        rows.append((norms.label(norm), cells))
     headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
     machine = record.machine
     torch = machine.versions["torch"]

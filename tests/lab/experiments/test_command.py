@@ -18,9 +18,8 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from made_records import MACHINE, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import runs  # noqa: E402
+from rmsnorm_lab.experiments import norms, runs  # noqa: E402
 from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import LABELS  # noqa: E402
 from rmsnorm_lab.experiments.record import SCHEMA  # noqa: E402
 from rmsnorm_lab.experiments.table import quality_cell  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
@@ -61,7 +60,7 @@ def test_a_comparison_leaves_records_of_one_json_line_and_a_png(out, tmp_path):
     assert len(records) == len(contents(out)) == ALL
     trained = [record for record in records if record["kind"] == "run"]
     assert {(r["identity"]["norm"], r["identity"]["seed"]) for r in trained} == {
-        (norm, seed) for norm in Language.default_norms for seed in (0, 1)
+        (norm, seed) for norm in norms.by_default("language") for seed in (0, 1)
     }
     for record in trained:
         assert record["schema"] == SCHEMA
@@ -85,8 +84,8 @@ def test_what_is_recorded_is_not_run_again_and_the_table_is_the_same(out, capsys
     first = capsys.readouterr()
     assert f"{ALL} of {ALL} were recorded" in first.err
     assert contents(out) == before
-    for norm in Language.default_norms:
-        assert f"\n{LABELS[norm]} " in first.out
+    for norm in norms.by_default("language"):
+        assert f"\n{norms.label(norm)} " in first.out
     assert "stand-in" not in first.out
     assert main(language(out)) == 0
     assert capsys.readouterr().out == first.out
@@ -158,7 +157,7 @@ def test_overwrite_does_all_again_and_comes_to_the_same_quality(out):
 def test_json_output(out, capsys):
     assert main(language(out, "--json")) == 0
     table = json.loads(capsys.readouterr().out)
-    assert [each["norm"] for each in table["quality"]] == list(Language.default_norms)
+    assert [each["norm"] for each in table["quality"]] == list(norms.by_default("language"))
     assert all(each["metrics"]["bits"]["sd"] is not None for each in table["quality"])
     assert list(table["time"]) == ["unfused", "rmsnorm", "best"]
     for rows in table["time"].values():
@@ -379,9 +378,9 @@ def test_a_task_may_stand_after_an_option_with_several_values(monkeypatch, words
     called = []
     monkeypatch.setattr("rmsnorm_lab.experiments.session.compare", lambda *given: called.append(given) or 0)
     assert main(["compare", *words]) == 0
-    ((args, recipes, norms),) = called
+    ((args, recipes, chosen),) = called
     assert [recipe.train.steps for recipe in recipes.values()] == [1]
-    assert norms == {"language": list(Language.default_norms) if "--sweep-p" in words else ["layer", "rms"]}
+    assert chosen == {"language": list(norms.by_default("language")) if "--sweep-p" in words else ["layer", "rms"]}
     assert args.sweep_lr == ([0.1] if "--sweep-lr" in words else None)
     assert args.sweep_p == (([0.5] if "0.5" in words else []) if "--sweep-p" in words else None)
 

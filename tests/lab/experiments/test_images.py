@@ -10,8 +10,8 @@ pytest.importorskip("sklearn")
 
 from rmsnorm import reference  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
+from rmsnorm_lab.experiments import norms  # noqa: E402
 from rmsnorm_lab.experiments.data.digits import Images as Data  # noqa: E402
-from rmsnorm_lab.experiments.models.conv_pool import ChannelNorm  # noqa: E402
 from rmsnorm_lab.experiments.recipes import images as recipes  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import KERNELS  # noqa: E402
 from rmsnorm_lab.experiments.task import Source  # noqa: E402
@@ -40,7 +40,7 @@ def task():
 def test_statistics_are_taken_over_the_positions_of_each_channel(norm, kernels):
     rng = np.random.default_rng(1)
     x, weight, bias = rng.normal(1, 2, (3, 5, 6, 4)), rng.normal(1, 0.5, 5), rng.normal(size=5)
-    module = ChannelNorm(5, norm, kernels, p=0.125)
+    module = norms.made(norm, kernels, 0.125).channels(5, spatial=True)
     with torch.no_grad():
         module.weight.copy_(torch.tensor(weight))
         module.bias.copy_(torch.tensor(bias))
@@ -62,7 +62,7 @@ def test_statistics_are_taken_over_the_positions_of_each_channel(norm, kernels):
 def test_the_papers_network():
     """Its parameters, counted by hand: nine convolutions and a dense layer."""
     config = recipes.paper().model
-    network = images.ConvPool(3, 10, config, "none", "rmsnorm", 0.125)
+    network = images.ConvPool(3, 10, config, norms.made("none", "rmsnorm"))
     weights = 9 * (3 * 96 + 2 * 96 * 96 + 96 * 192 + 3 * 192 * 192) + 2 * 192 * 192 + 192 * 10
     assert sum(p.numel() for p in network.parameters()) == weights + 3 * 96 + 6 * 192 + 10
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -74,7 +74,7 @@ def test_the_papers_network():
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", images.Images.norms)
+@pytest.mark.parametrize("norm", norms.of_task("images"))
 def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     torch.manual_seed(3)
     bare = task.model("none", kernels)

@@ -10,6 +10,7 @@ pytest.importorskip("lightning_fabric")
 from rmsnorm.torch import GRU  # noqa: E402
 from rmsnorm_lab.experiments import profile  # noqa: E402
 from rmsnorm_lab.experiments.learner import Setup  # noqa: E402
+from rmsnorm_lab.experiments.norms.base import mark  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig  # noqa: E402
 
 
@@ -39,8 +40,8 @@ class Sleeper(torch.nn.Module):
         return Sleep.apply(x, *self.seconds)
 
 
-class SleepyNorm(Sleeper):
-    """By its name a normaliser."""
+def sleepy_norm(forward, backward):
+    return mark(Sleeper(forward, backward))
 
 
 class Stub:
@@ -75,7 +76,7 @@ def one_thread(set_threads):
 def test_the_share_is_of_norms_calls_and_of_the_nodes_they_made(monkeypatch):
     """Sleeps of 120 ms, of which the norm's 20 forward and 50 backward; the others' nodes stand before and behind."""
     monkeypatch.setattr(profile, "STEPS", 1)
-    task = Stub(Sleeper(0.01, 0.015), SleepyNorm(0.02, 0.05), Sleeper(0.01, 0.015))
+    task = Stub(Sleeper(0.01, 0.015), sleepy_norm(0.02, 0.05), Sleeper(0.01, 0.015))
     assert profile.steps(task, Setup(), "rms").norm_share == pytest.approx(70 / 120, abs=0.1)
 
 
@@ -90,8 +91,8 @@ def test_where_no_call_tells_there_is_no_share():
         def forward(self, x):
             return self.gru(x[None])[0]
 
-    assert profile.steps(Stub(First("rms"), SleepyNorm(0, 0)), Setup(), "rms").norm_share is None
-    assert profile.steps(Stub(First(None), SleepyNorm(0, 0)), Setup(), "rms").norm_share > 0
+    assert profile.steps(Stub(First("rms"), sleepy_norm(0, 0)), Setup(), "rms").norm_share is None
+    assert profile.steps(Stub(First(None), sleepy_norm(0, 0)), Setup(), "rms").norm_share > 0
 
 
 def test_peak_memory_counts_what_is_held_and_what_a_step_adds():

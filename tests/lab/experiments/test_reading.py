@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
+from rmsnorm_lab.experiments import norms  # noqa: E402
 from rmsnorm_lab.experiments.data import cloze_ids  # noqa: E402
 from rmsnorm_lab.experiments.data.cloze import Question  # noqa: E402
 from rmsnorm_lab.experiments.data.prepared import temporary  # noqa: E402
@@ -93,7 +94,7 @@ def test_the_network_is_the_readers(task):
     assert task.loss(network, batch).item() == pytest.approx(nats, rel=1e-4)
 
 
-@pytest.mark.parametrize("norm", reading.Reading.norms)
+@pytest.mark.parametrize("norm", norms.of_task("reading"))
 def test_padding_changes_nothing(task, norm):
     network, batch = randomised(task.model(norm, "rmsnorm")), task.batch(0, 0)
     if norm == "batch":
@@ -107,7 +108,7 @@ def test_padding_changes_nothing(task, norm):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", reading.Reading.norms)
+@pytest.mark.parametrize("norm", norms.of_task("reading"))
 def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     torch.manual_seed(3)
     bare = dict(task.model("none", kernels).named_parameters())
@@ -130,7 +131,7 @@ def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("norm", reading.Reading.norms)
+@pytest.mark.parametrize("norm", norms.of_task("reading"))
 def test_every_norm_trains_in_bfloat16(task, norm):
     """In operators, which is where dtypes could meet that do not go together."""
     network, batch = task.model(norm, "unfused"), task.batch(0, 0)

@@ -8,9 +8,13 @@ torch = pytest.importorskip("torch")
 import plain_rnn  # noqa: E402
 import rmsnorm.torch  # noqa: E402
 from rmsnorm_lab.experiments.models import recurrent  # noqa: E402
-from rmsnorm_lab.experiments.models.step_batch_norm import StepBatchNorm, still_running  # noqa: E402
+from rmsnorm_lab.experiments.models.recurrent import still_running  # noqa: E402
+from rmsnorm_lab.experiments.norms import made  # noqa: E402
+from rmsnorm_lab.experiments.norms.batch import StepBatchNorm  # noqa: E402
 
 T, B, WIDTH, H = 7, 5, 6, 9
+GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
+LSTM_NORMS = (*GRU_NORMS, "batch")
 KERNELS = ("rmsnorm", "unfused", "best")
 EPS = 1e-5
 UNITS = 300 * 2.0**-24
@@ -54,9 +58,9 @@ def plain_outputs(layer, norm, x, h_1BH, m_1BH=None):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
+@pytest.mark.parametrize("norm", GRU_NORMS)
 def test_gru_is_the_papers(norm, kernels):
-    layer = randomised(recurrent.LoopGRU(WIDTH, H, norm, kernels))
+    layer = randomised(recurrent.LoopGRU(WIDTH, H, made(norm, kernels)))
     x, h, _ = inputs()
     outputs, last = layer(x, h)
     torch.testing.assert_close(outputs.double(), plain_outputs(layer, norm, x, h), rtol=0, atol=UNITS)
@@ -64,9 +68,9 @@ def test_gru_is_the_papers(norm, kernels):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
+@pytest.mark.parametrize("norm", GRU_NORMS)
 def test_lstm_is_the_papers(norm, kernels):
-    layer = randomised(recurrent.LoopLSTM(WIDTH, H, norm, kernels))
+    layer = randomised(recurrent.LoopLSTM(WIDTH, H, made(norm, kernels)))
     x, h, m = inputs()
     outputs, (last, _) = layer(x, (h, m))
     torch.testing.assert_close(outputs.double(), plain_outputs(layer, norm, x, h, m), rtol=0, atol=UNITS)
@@ -75,7 +79,10 @@ def test_lstm_is_the_papers(norm, kernels):
 
 @pytest.mark.parametrize(("ours", "theirs"), [("LoopGRU", "GRU"), ("LoopLSTM", "LSTM")])
 def test_without_a_norm_they_are_torchs_with_its_names_and_gradients(ours, theirs):
-    layer, peer = randomised(getattr(recurrent, ours)(WIDTH, H, "none", "unfused")), getattr(torch.nn, theirs)(WIDTH, H)
+    layer, peer = (
+        randomised(getattr(recurrent, ours)(WIDTH, H, made("none", "unfused"))),
+        getattr(torch.nn, theirs)(WIDTH, H),
+    )
     peer.load_state_dict(layer.state_dict())
     x, h, m = inputs()
     state = h if ours == "LoopGRU" else (h, m)
@@ -88,12 +95,12 @@ def test_without_a_norm_they_are_torchs_with_its_names_and_gradients(ours, their
         torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
+@pytest.mark.parametrize("norm", GRU_NORMS)
 def test_a_cell_is_one_step_of_its_layer(norm):
     x, h, _ = inputs()
     cell, layer = (
-        randomised(recurrent.LoopGRUCell(WIDTH, H, norm, "rmsnorm")),
-        recurrent.LoopGRU(WIDTH, H, norm, "rmsnorm"),
+        randomised(recurrent.LoopGRUCell(WIDTH, H, made(norm, "rmsnorm"))),
+        recurrent.LoopGRU(WIDTH, H, made(norm, "rmsnorm")),
     )
     state = {name.replace("_ih.", "_ih_l0.").replace("_hh.", "_hh_l0."): v for name, v in cell.state_dict().items()}
     layer.load_state_dict({name if "_l0" in name else f"{name}_l0": v for name, v in state.items()})
@@ -103,13 +110,13 @@ def test_a_cell_is_one_step_of_its_layer(norm):
 @pytest.mark.parametrize(
     ("make", "norm"),
     [
-        *((recurrent.LoopGRU, norm) for norm in recurrent.GRU_NORMS),
-        *((recurrent.LoopLSTM, norm) for norm in recurrent.LSTM_NORMS),
+        *((recurrent.LoopGRU, norm) for norm in GRU_NORMS),
+        *((recurrent.LoopLSTM, norm) for norm in LSTM_NORMS),
     ],
 )
 def test_padding_changes_nothing(make, norm):
     lengths = torch.tensor([3, 7, 1, 5, 6])
-    ragged = randomised(recurrent.Ragged(lambda: make(WIDTH, H, norm, "rmsnorm"), True, learned_start=True))
+    ragged = randomised(recurrent.Ragged(lambda: make(WIDTH, H, made(norm, "rmsnorm")), True, learned_start=True))
     x, *_ = inputs()
     outputs, last = ragged(x, lengths)
     noisy = torch.cat((x, torch.zeros(2, B, WIDTH)))
@@ -125,7 +132,7 @@ def test_padding_changes_nothing(make, norm):
 @pytest.mark.parametrize("make", [recurrent.LoopGRU, recurrent.LoopLSTM])
 def test_each_sequence_is_read_alone_and_backwards_from_its_own_end(make):
     lengths = torch.tensor([3, 7, 1, 5, 6])
-    ragged = randomised(recurrent.Ragged(lambda: make(WIDTH, H, "rms", "rmsnorm"), True, learned_start=True))
+    ragged = randomised(recurrent.Ragged(lambda: make(WIDTH, H, made("rms", "rmsnorm")), True, learned_start=True))
     x, *_ = inputs()
     outputs, last = ragged(x, lengths)
     for b, length in enumerate(lengths):
@@ -185,7 +192,7 @@ def test_batch_norm_of_bfloat16_keeps_its_statistics_in_float32(unfused):
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_a_batch_normalised_lstm_is_the_papers(kernels):
     """One step, in which all examples run: both sides and the cell are normalised over the batch."""
-    layer = randomised(recurrent.LoopLSTM(WIDTH, H, "batch", kernels))
+    layer = randomised(recurrent.LoopLSTM(WIDTH, H, made("batch", kernels)))
     x, h, m = inputs()
     found = layer(x[:1], (h, m), torch.ones(B, dtype=torch.long))[0]
     torch.testing.assert_close(found.double(), plain_outputs(layer, "batch", x[:1], h, m), rtol=0, atol=1e-4)
@@ -194,7 +201,7 @@ def test_a_batch_normalised_lstm_is_the_papers(kernels):
 @pytest.mark.parametrize("norm", ["none", "weight"])
 def test_weights_are_drawn_gate_by_gate(norm):
     for make in (recurrent.LoopGRU, recurrent.LoopGRUCell, recurrent.LoopLSTM):
-        layer = make(WIDTH, H, norm, "rmsnorm")
+        layer = make(WIDTH, H, made(norm, "rmsnorm"))
         recurrent.initialise(layer, "weight_hh", torch.nn.init.orthogonal_)
         for block in layer.parameter("weight_hh").detach().split(H):
             torch.testing.assert_close(block @ block.T, torch.eye(H), rtol=0, atol=1e-5)
@@ -204,13 +211,13 @@ def test_weights_are_drawn_gate_by_gate(norm):
     ("make", "loop"), [(recurrent.gru_layer, recurrent.LoopGRU), (recurrent.lstm_layer, recurrent.LoopLSTM)]
 )
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", recurrent.GRU_NORMS)
+@pytest.mark.parametrize("norm", GRU_NORMS)
 def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
     """The same draws, names, outputs and gradients, on ragged sequences in both directions with a learned start."""
     networks = []
     for each in (make, loop):
         torch.manual_seed(5)
-        networks.append(recurrent.Ragged(lambda each=each: each(WIDTH, H, norm, kernels, 0.25), True, True))
+        networks.append(recurrent.Ragged(lambda each=each: each(WIDTH, H, made(norm, kernels, 0.25)), True, True))
     first, second = networks
     for (name, one), (other_name, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert name == other_name
@@ -227,7 +234,7 @@ def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
 
 def test_which_layers_are_native():
     native = {
-        k: [n for n in recurrent.GRU_NORMS if isinstance(recurrent.gru_layer(2, 3, n, k), rmsnorm.torch.GRU)]
+        k: [n for n in GRU_NORMS if isinstance(recurrent.gru_layer(2, 3, made(n, k)), rmsnorm.torch.GRU)]
         for k in KERNELS
     }
     assert native == {
@@ -238,5 +245,5 @@ def test_which_layers_are_native():
 
 
 def test_a_norm_that_a_recurrence_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"norm of a LoopGRU must be one of .*'prms'.*, got 'batch'"):
-        recurrent.LoopGRU(WIDTH, H, "batch", "rmsnorm")
+    with pytest.raises(ValueError, match="norm of a LoopGRU must be of one vector; got Batch"):
+        recurrent.LoopGRU(WIDTH, H, made("batch", "rmsnorm"))

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
+from rmsnorm_lab.experiments import norms  # noqa: E402
 from rmsnorm_lab.experiments.data import digit_scenes  # noqa: E402
 from rmsnorm_lab.experiments.data.captions import LAYOUTS, UNKNOWN  # noqa: E402
 from rmsnorm_lab.experiments.models import order_embedding  # noqa: E402
@@ -121,7 +122,7 @@ def test_a_network_that_says_the_same_of_everything_finds_nothing():
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("norm", retrieval.Retrieval.norms)
+@pytest.mark.parametrize("norm", norms.of_task("retrieval"))
 def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     torch.manual_seed(3)
     bare = dict(task.model("none", kernels).named_parameters())

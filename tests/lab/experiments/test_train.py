@@ -12,18 +12,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import timing  # noqa: E402
+from rmsnorm_lab.experiments import norms, timing  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup, schedule_at  # noqa: E402
 from rmsnorm_lab.experiments.models.transformer import Transformer, rotary_tables, rotate  # noqa: E402
-from rmsnorm_lab.experiments.normalizers import norm_maker, normalize_weights  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import EPS, KERNELS, TimingConfig, TrainConfig  # noqa: E402
 from rmsnorm_lab.experiments.recipes.language import DataConfig, ModelConfig, small  # noqa: E402
-from rmsnorm_lab.experiments.tasks.language import Language, load  # noqa: E402
+from rmsnorm_lab.experiments.tasks.language import load  # noqa: E402
 from rmsnorm_lab.experiments.train import Curve, Listener, Run, _Progress, evaluation_steps  # noqa: E402
 from rmsnorm_lab.plain import to_plain  # noqa: E402
 
-NORMS = Language.norms
-DEFAULT_NORMS = Language.default_norms
+NORMS = norms.of_task("language")
+DEFAULT_NORMS = norms.by_default("language")
 LOSSES = Path(__file__).parents[2] / "assets" / "language_losses.json"
 TINY = ModelConfig(width=64, layers=1, heads=4, feed_forward=96, context=32)  # from 4 elements on, pRMSNorm is stable
 
@@ -74,7 +73,7 @@ def run(norm, path, seed=0, steps=60, setup=Setup(), **changes):  # noqa: B008  
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_the_model_is_causal(norm, qk_norm):
     torch.manual_seed(1)
-    model = Transformer(11, replace(TINY, qk_norm=qk_norm), norm_maker(norm, "rmsnorm"))
+    model = Transformer(11, replace(TINY, qk_norm=qk_norm), norms.made(norm, "rmsnorm"))
     torch.nn.init.normal_(model.logits.weight)
     ids = torch.randint(11, (2, 32))
     later = ids.clone()
@@ -99,7 +98,7 @@ def test_all_normalisers_start_from_the_same_weights():
     starts = []
     for norm in NORMS:
         torch.manual_seed(3)
-        model = Transformer(11, TINY, norm_maker(norm, "rmsnorm"))
+        model = Transformer(11, TINY, norms.made(norm, "rmsnorm"))
         starts.append({name: p for name, p in model.named_parameters() if p.ndim > 1})
     for start in starts[1:]:
         assert start.keys() == starts[0].keys()
@@ -132,7 +131,7 @@ def oracle(norm, x, k, weight, bias, alpha):
 def test_normalisers_against_their_definitions(norm, kernels, width, k):
     x = torch.randn(5, 3, width) + 0.5
     x[0, 0] *= 1e-3  # where eps shows
-    module = norm_maker(norm, kernels)(width)
+    module = norms.made(norm, kernels).layer(width)
     drawn = {name: torch.randn(width) for name in ("weight", "bias")}
     for name, parameter in module.named_parameters():
         parameter.data = torch.tensor([0.7]) if name == "alpha" else drawn[name]
@@ -143,7 +142,7 @@ def test_normalisers_against_their_definitions(norm, kernels, width, k):
 
 
 def test_batch_norm_keeps_running_statistics_alike_in_operators_and_kernels():
-    made = [norm_maker("batch", kernels)(8) for kernels in ("rmsnorm", "unfused")]
+    made = [norms.made("batch", kernels).layer(8) for kernels in ("rmsnorm", "unfused")]
     for _ in range(3):
         x = 2 * torch.randn(5, 4, 8) + 1
         torch.testing.assert_close(made[0](x), made[1](x))
@@ -155,18 +154,18 @@ def test_batch_norm_keeps_running_statistics_alike_in_operators_and_kernels():
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_batch_norm_of_one_example_is_refused_in_training_alone(kernels):
-    module = norm_maker("batch", kernels)(8)
+    module = norms.made("batch", kernels).layer(8)
     with pytest.raises(UserError, match="BatchNorm must see 2 examples or more at once in training; got 1"):
         module(torch.randn(1, 8))
     assert module.eval()(torch.randn(1, 8)).shape == (1, 8)
 
 
 def test_weight_norm_keeps_the_weights_and_frees_their_scale():
-    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Conv1d(4, 3, 1), torch.nn.Linear(3, 2))
-    drawn = [model[i].weight.detach().clone() for i in range(3)]
-    normalize_weights(model, but_for=("2",))
-    assert [torch.nn.utils.parametrize.is_parametrized(layer) for layer in model] == [True, True, False]
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Conv1d(4, 3, 1))
+    drawn = [layer.weight.detach().clone() for layer in model]
     for layer, weight in zip(model, drawn, strict=True):
+        norms.made("weight", "rmsnorm").parametrise(layer)
+        assert torch.nn.utils.parametrize.is_parametrized(layer)
         torch.testing.assert_close(layer.weight, weight)
     before = model[0].weight.detach().clone()
     model[0].parametrizations.weight.original1.data *= 3  # the direction's length counts for nothing

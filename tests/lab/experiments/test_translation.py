@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import encoded_pairs
 from rmsnorm_lab.experiments.data.batches import Batch
 from rmsnorm_lab.experiments.data.ragged import Ragged
@@ -19,12 +20,11 @@ from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.models.encoder_decoder import EncoderDecoder, positions
 from rmsnorm_lab.experiments.models.rnnsearch import RNNSearch
 from rmsnorm_lab.experiments.models.search import search
-from rmsnorm_lab.experiments.normalizers import norm_maker
 from rmsnorm_lab.experiments.recipes import transformer as transformer_recipe
 from rmsnorm_lab.experiments.recipes import translation as translation_recipe
 from rmsnorm_lab.experiments.recipes.common import KERNELS, Recipe
 from rmsnorm_lab.experiments.recipes.settings import changed
-from rmsnorm_lab.experiments.tasks import NORMS, transformer, translation
+from rmsnorm_lab.experiments.tasks import transformer, translation
 from rmsnorm_lab.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask, _chunks
 from rmsnorm_lab.experiments.train import Run
 
@@ -35,12 +35,12 @@ TRANSFORMER = transformer_recipe.ModelConfig(width=16, feed_forward=24, heads=2,
 
 def rnnsearch(norm: str, kernels: str = "unfused", config: Any = RNN) -> RNNSearch:
     torch.manual_seed(7)
-    return perturbed(RNNSearch(V, config, norm, kernels, p=0.3))
+    return perturbed(RNNSearch(V, config, norms.made(norm, kernels, 0.3)))
 
 
 def encoder_decoder(norm: str, pre_norm: bool = False, kernels: str = "unfused") -> EncoderDecoder:
     torch.manual_seed(7)
-    made = EncoderDecoder(V, replace(TRANSFORMER, pre_norm=pre_norm), norm_maker(norm, kernels, 0.3))
+    made = EncoderDecoder(V, replace(TRANSFORMER, pre_norm=pre_norm), norms.made(norm, kernels, 0.3))
     return perturbed(made)
 
 
@@ -71,10 +71,10 @@ def a_batch(rows: int = 5, seed: int = 0) -> Batch:
 
 
 MODELS = [
-    *[pytest.param(lambda norm=norm: rnnsearch(norm), id=f"rnnsearch-{norm}") for norm in NORMS["translation"]],
+    *[pytest.param(lambda norm=norm: rnnsearch(norm), id=f"rnnsearch-{norm}") for norm in norms.of_task("translation")],
     *[
         pytest.param(lambda norm=norm, pre=pre: encoder_decoder(norm, pre), id=f"{'pre' if pre else 'post'}-{norm}")
-        for norm in NORMS["transformer"]
+        for norm in norms.of_task("transformer")
         for pre in (False, True)
     ],
 ]
@@ -260,10 +260,10 @@ def test_all_normalisers_start_from_the_same_weights() -> None:
         found = {(path, kind): getattr(part, kind, None) for path, part in model.named_modules() for kind in kinds}
         return {key: value.detach() for key, value in found.items() if isinstance(value, Tensor) and value.ndim == 2}
 
-    for norms, make in ((NORMS["translation"], rnnsearch), (NORMS["transformer"], encoder_decoder)):
+    for task, make in (("translation", rnnsearch), ("transformer", encoder_decoder)):
         first = matrices(make("none"))
         assert len(first) >= 14
-        for norm in norms:
+        for norm in norms.of_task(task):
             for kernels in KERNELS:
                 other = matrices(make(norm, kernels=kernels))
                 assert other.keys() == first.keys()
@@ -274,14 +274,14 @@ def test_all_normalisers_start_from_the_same_weights() -> None:
 def test_weights_are_drawn_as_the_paper_says() -> None:
     torch.manual_seed(0)
     config = translation_recipe.ModelConfig(embedding=64, hidden=96)
-    model = RNNSearch(500, config, "rms", "unfused")
+    model = RNNSearch(500, config, norms.made("rms", "unfused"))
     assert model.source_embedding.weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert model.read_context.weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert model.word_cell.weight_ih.std().item() == pytest.approx(0.01, rel=0.03)
     for square in (*model.word_cell.weight_hh.split(96), model.read_word.weight):
         torch.testing.assert_close(square @ square.T, torch.eye(len(square)), rtol=0, atol=1e-5)
     torch.manual_seed(0)
-    shifted = RNNSearch(500, replace(config, init_mean=0.2), "rms", "unfused")
+    shifted = RNNSearch(500, replace(config, init_mean=0.2), norms.made("rms", "unfused"))
     for (name, weight), plain in zip(shifted.named_parameters(), model.parameters(), strict=True):
         if weight.ndim == 2 or name == "attend_score":
             torch.testing.assert_close(weight, plain + 0.2)

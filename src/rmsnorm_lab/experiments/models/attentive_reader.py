@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm_lab.experiments.models.recurrent import Ragged, initialise, lstm_layer
-from rmsnorm_lab.experiments.models.step_batch_norm import active
+from rmsnorm_lab.experiments.models.recurrent import Ragged, active, initialise, lstm_layer
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.reading import ModelConfig
 
 
@@ -34,12 +34,12 @@ class AttentiveReader(nn.Module):
     ±√(6/(n_in + n_out + 1)), recurrent weights orthogonal × 0.05 gate by gate, biases and h₀ (learned) 0.
     """
 
-    def __init__(self, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
+    def __init__(self, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.dropout = config.dropout
         both = 2 * config.width
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(lstm_layer, config.word_width, config.width, norm, kernels, p)
+        make = partial(lstm_layer, config.word_width, config.width, norm)
         self.context = Ragged(make, bidirectional=True, learned_start=True)
         self.question = Ragged(make, bidirectional=True, learned_start=True)
         self.of_context = nn.Linear(both, both)

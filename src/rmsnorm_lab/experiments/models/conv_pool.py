@@ -10,37 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from rmsnorm_lab.experiments.normalizers import norm_maker, normalize_weights
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.images import ModelConfig
-from rmsnorm_lab.experiments.vector_norms import vector_norm
-
-
-class ChannelNorm(nn.Module):
-    """Gain and bias for each channel; for feature maps (N, C, Y, X) the statistics of each channel and example over
-    its Y·X positions in row-major order, for vectors (N, C) those of each example over its channels."""
-
-    def __init__(self, channels: int, norm: str, kernels: str, p: float) -> None:
-        super().__init__()
-        self.normalise = vector_norm(norm, kernels, p)
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 2:
-            return self.normalise(x, self.weight) + self.bias
-        y_NCP = self.normalise(x.flatten(2), None)
-        return torch.addcmul(self.bias[:, None], y_NCP, self.weight[:, None]).view_as(x)
-
-
-class ChannelsLast(nn.Module):
-    """A normaliser of the last dimension, for channels that stand second: (N, C, …)."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.movedim(1, -1))
-        return normed.movedim(-1, 1)
 
 
 class ConvPool(nn.Module):
@@ -52,37 +23,29 @@ class ConvPool(nn.Module):
     start, drawn in one order whatever the normaliser; a layer has its own bias unless a norm has one.
     """
 
-    def __init__(self, channels: int, classes: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
+    def __init__(self, channels: int, classes: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.noise, self.dropout, self.slope = config.noise, config.dropout, config.slope
         first, second = config.widths
         sizes = [channels, first, first, first, second, second, second, second, second, second]
         kinds = [(3, 1)] * 6 + [(3, 0), (1, 0), (1, 0)]
-        self.bare = norm in ("none", "weight")
-
-        def make_norm(width: int, spatial: bool) -> nn.Module:
-            if self.bare:
-                return nn.Identity()
-            if norm == "batch":  # torch's own takes channels second
-                made = norm_maker(norm, kernels)(width)
-                return made if not spatial else nn.BatchNorm2d(width) if kernels != "unfused" else ChannelsLast(made)
-            return ChannelNorm(width, norm, kernels, p)
+        self.bare = not norm.of_activations
 
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, kernel, padding=padding)
             for before, after, (kernel, padding) in zip(sizes[:-1], sizes[1:], kinds, strict=True)
         )
         self.layers.append(nn.Linear(second, classes))
-        self.norms = nn.ModuleList(make_norm(width, True) for width in sizes[1:])
-        self.norms.append(make_norm(classes, False))
+        self.norms = nn.ModuleList(norm.channels(width, spatial=True) for width in sizes[1:])
+        self.norms.append(norm.channels(classes, spatial=False))
         for layer in self.layers:
             nn.init.normal_(layer.weight, std=0.05)  # type: ignore[arg-type]  # Conv2d or Linear
             if self.bare:
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             else:  # made and dropped: torch's constructors draw for it
                 layer.bias = None  # type: ignore[assignment]
-        if norm == "weight":
-            normalize_weights(self)
+        for layer in self.layers:
+            norm.parametrise(layer)
 
     def forward(self, x_NCYX: Tensor) -> Tensor:
         x = x_NCYX + self.noise * torch.randn_like(x_NCYX) if self.training else x_NCYX

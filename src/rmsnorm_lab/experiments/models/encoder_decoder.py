@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.experiments.data.subwords import BEGIN, PAD
 from rmsnorm_lab.experiments.models.search import Tensors
-from rmsnorm_lab.experiments.models.transformer import MakeNorm
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.transformer import ModelConfig
 
 
@@ -55,9 +55,9 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """A sublayer with its norm, before the sublayer or after the sum."""
 
-    def __init__(self, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
-        self.norm, self.dropout, self.pre_norm = make_norm(config.width), nn.Dropout(config.dropout), config.pre_norm
+        self.norm, self.dropout, self.pre_norm = norm.layer(config.width), nn.Dropout(config.dropout), config.pre_norm
 
     def before(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.pre_norm else x
@@ -68,10 +68,10 @@ class Residual(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
-        self.attend, self.feed = Residual(config, make_norm), Residual(config, make_norm)
+        self.attend, self.feed = Residual(config, norm), Residual(config, norm)
 
     def forward(self, x_BSD: Tensor, seen: Tensor) -> Tensor:
         y = self.attend.before(x_BSD)
@@ -80,10 +80,10 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.attention, self.cross, self.feed_forward = Attention(config), Attention(config), FeedForward(config)
-        self.attend, self.attend_source, self.feed = (Residual(config, make_norm) for _ in range(3))
+        self.attend, self.attend_source, self.feed = (Residual(config, norm) for _ in range(3))
 
     def forward(
         self, x_BTD: Tensor, seen: Tensor, k_BSD: Tensor, v_BSD: Tensor, cache: Tensors
@@ -105,14 +105,15 @@ class EncoderDecoder(nn.Module):
     whatever the normaliser.
     """
 
-    def __init__(self, vocabulary: int, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.width = config.width
         self.embedding, self.dropout = nn.Embedding(vocabulary, config.width), nn.Dropout(config.dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(config, make_norm) for _ in range(config.layers))
-        self.decoder = nn.ModuleList(DecoderLayer(config, make_norm) for _ in range(config.layers))
-        last: MakeNorm = make_norm if config.pre_norm else lambda width: nn.Identity()
-        self.encoder_norm, self.decoder_norm = last(config.width), last(config.width)
+        self.encoder = nn.ModuleList(EncoderLayer(config, norm) for _ in range(config.layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config, norm) for _ in range(config.layers))
+        width, last = config.width, config.pre_norm
+        self.encoder_norm = norm.layer(width) if last else nn.Identity()
+        self.decoder_norm = norm.layer(width) if last else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm_lab.experiments.models.recurrent import Ragged, gru_layer, initialise
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.retrieval import ModelConfig
 
 
@@ -22,10 +23,10 @@ class OrderEmbedding(nn.Module):
     orthogonal gate by gate, Xavier's for the images, biases 0.
     """
 
-    def __init__(self, features: int, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float) -> None:
+    def __init__(self, features: int, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(gru_layer, config.word_width, config.width, norm, kernels, p)
+        make = partial(gru_layer, config.word_width, config.width, norm)
         self.gru = Ragged(make)
         self.image = nn.Linear(features, config.width)
 

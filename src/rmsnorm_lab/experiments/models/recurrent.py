@@ -20,33 +20,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from rmsnorm.torch import GRU, LSTM
-from rmsnorm_lab.experiments.models.step_batch_norm import Running, StepBatchNorm, active, still_running
-from rmsnorm_lab.experiments.recipes.common import EPS, P
-from rmsnorm_lab.experiments.vector_norms import vector_norm
+from rmsnorm_lab.experiments.norms.base import Normaliser
 
-GRU_NORMS = ("none", "l2", "weight", "layer", "rms", "prms")
-LSTM_NORMS = (*GRU_NORMS, "batch")
-_NATIVE = {"unfused": (), "rmsnorm": ("none", "layer", "rms", "prms"), "best": ("none", "rms", "prms")}
-"""Which norms this project's recurrent layers serve in each setting; the best LayerNorm is torch's, in a loop."""
-_NORMS = {"layer": "layer", "rms": "rms", "prms": "rms"}
 Draw = Callable[[Tensor], object]
 """Fills a tensor in place, as the functions of torch.nn.init do."""
+Running = list[Tensor | None]
+"""For each step the indices of the sequences that still run; None: all of them."""
+
+
+def active(lengths_B: Tensor, steps: int) -> Tensor:
+    """(T, B): whether sequence b still runs at step t."""
+    return torch.arange(steps, device=lengths_B.device)[:, None] < lengths_B
+
+
+def still_running(lengths_B: Tensor, steps: int) -> Running:
+    every = active(lengths_B, steps)
+    return [None if row.all() else row.nonzero()[:, 0] for row in every]
 
 
 class _Recurrent(nn.Module):
     """The parameters of one cell: (G, I), (G, H), (G), (G), and gains of 1."""
 
     gates: int
-    norms: tuple[str, ...] = ()
     suffix = ""
 
-    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
         super().__init__()
-        if norm not in self.norms:
-            raise ValueError(f"norm of a {type(self).__name__} must be one of {self.norms}, got {norm!r}")
         self.input_size, self.hidden_size, self.norm = input_size, hidden_size, norm
         width = self.gates * hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (width, input_size), "weight_hh": (width, hidden_size)}
@@ -58,26 +60,29 @@ class _Recurrent(nn.Module):
         bound = 1 / math.sqrt(hidden_size)  # torch's own start
         for name in shapes:
             nn.init.uniform_(self.parameter(name), -bound, bound)
-        if norm == "weight":
-            for name in ("weight_ih", "weight_hh"):
-                parametrizations.weight_norm(self, name + self.suffix)
-        self.normalise = vector_norm(norm, kernels, p) if norm in ("l2", "layer", "rms", "prms") else None
+        for name in ("weight_ih", "weight_hh"):
+            norm.parametrise(self, name + self.suffix)
+        self.normalise = norm.vector() if norm.of_activations and not norm.over_examples else None
 
     def gain_sizes(self) -> dict[str, int]:
         width = self.gates * self.hidden_size
-        return {} if self.norm in ("none", "weight") else {"gain_ih": width, "gain_hh": width}
+        return {"gain_ih": width, "gain_hh": width} if self.norm.of_activations else {}
 
     def parameter(self, name: str) -> Tensor:
         """The parameter, its suffix left out; a weight under parametrization is computed again by each call."""
         return getattr(self, name + self.suffix)
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, norm={self.norm}"
+        return f"{self.input_size}, {self.hidden_size}, norm={type(self.norm).__name__}"
 
 
 class _GRU(_Recurrent):
     gates = 3
-    norms: tuple[str, ...] = GRU_NORMS
+
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
+        if norm.over_examples:
+            raise ValueError(f"the norm of a {type(self).__name__} must be of one vector; got {type(norm).__name__}")
+        super().__init__(input_size, hidden_size, norm)
 
     def input_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """N(W_ih x + b_ih) of (..., I), all steps at once: the gates' part (..., 2H), the proposal's (..., H).
@@ -130,13 +135,11 @@ class LoopGRU(_GRU):
 
 class _LSTM(_Recurrent):
     gates = 4
-    norms: tuple[str, ...] = LSTM_NORMS
 
-    def __init__(self, input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> None:
-        super().__init__(input_size, hidden_size, norm, kernels, p)
-        if norm == "batch":
-            unfused = kernels == "unfused"
-            self.batch_norms = nn.ModuleDict({n: StepBatchNorm(size, unfused) for n, size in self.gain_sizes().items()})
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
+        super().__init__(input_size, hidden_size, norm)
+        if norm.over_examples:
+            self.batch_norms = nn.ModuleDict({name: norm.step_norm(size) for name, size in self.gain_sizes().items()})
             for name in self.gain_sizes():  # Cooijmans et al. 2017, §4: at 1 the tanh's gradients vanish
                 nn.init.constant_(self.parameter(name), 0.1)
 
@@ -145,20 +148,20 @@ class _LSTM(_Recurrent):
         return gains | {"gain_cell": self.hidden_size} if gains else gains
 
     def _normalise(self, x: Tensor, gain: str, rows: Tensor | None = None, step: int = 0) -> Tensor:
-        if self.norm == "batch":
+        if self.norm.over_examples:
             return self.batch_norms[gain](x, self.parameter(gain), rows, step)
         return x if self.normalise is None else self.normalise(x, self.parameter(gain))
 
     def input_side(self, x: Tensor) -> Tensor:
         """N(W_ih x + b_ih), (..., I) -> (..., G), all steps at once; batch norm is left to each step."""
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
-        return a if self.norm == "batch" else self._normalise(a, "gain_ih")
+        return a if self.norm.over_examples else self._normalise(a, "gain_ih")
 
     def step(
         self, a_BG: Tensor, state: tuple[Tensor, Tensor], weight_hh: Tensor, rows: Tensor | None = None, step: int = 0
     ) -> tuple[Tensor, Tensor]:
         h_BH, m_BH = state
-        a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm == "batch" else a_BG
+        a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm.over_examples else a_BG
         c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh", rows, step)
         i, f, g, o = (a_BG + c_BG + self.parameter("bias_hh")).chunk(4, dim=-1)
         m_BH = torch.sigmoid(f) * m_BH + torch.sigmoid(i) * torch.tanh(g)
@@ -178,7 +181,7 @@ class LoopLSTM(_LSTM):
         self, x_TBI: Tensor, state: tuple[Tensor, Tensor], lengths_B: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         rows: Running = [None] * len(x_TBI)
-        if self.norm == "batch" and lengths_B is not None:
+        if self.norm.over_examples and lengths_B is not None:
             rows = still_running(lengths_B, len(x_TBI))
         weight_hh, current, outputs = self.parameter("weight_hh"), (state[0][0], state[1][0]), []
         for t, a_BG in enumerate(self.input_side(x_TBI)):
@@ -187,21 +190,19 @@ class LoopLSTM(_LSTM):
         return torch.stack(outputs), (current[0][None], current[1][None])
 
 
-def gru_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
-    """One layer, one direction: :class:`rmsnorm.torch.GRU` where ``kernels`` and ``norm`` allow it, or the loop.
+def gru_layer(input_size: int, hidden_size: int, norm: Normaliser) -> nn.Module:
+    """One layer, one direction: :class:`rmsnorm.torch.GRU` where it does what ``norm`` asks for, or the loop.
 
     Whichever it is, parameters, their names and what is drawn for them are the same.
     """
-    if norm in _NATIVE[kernels]:
-        return GRU(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
-    return LoopGRU(input_size, hidden_size, norm, kernels, p)
+    arguments = norm.recurrence()
+    return LoopGRU(input_size, hidden_size, norm) if arguments is None else GRU(input_size, hidden_size, **arguments)
 
 
-def lstm_layer(input_size: int, hidden_size: int, norm: str, kernels: str, p: float = P) -> nn.Module:
+def lstm_layer(input_size: int, hidden_size: int, norm: Normaliser) -> nn.Module:
     """The same for :class:`rmsnorm.torch.LSTM`."""
-    if norm in _NATIVE[kernels]:
-        return LSTM(input_size, hidden_size, norm=_NORMS.get(norm), p=p if norm == "prms" else 1.0, eps=EPS)
-    return LoopLSTM(input_size, hidden_size, norm, kernels, p)
+    arguments = norm.recurrence()
+    return LoopLSTM(input_size, hidden_size, norm) if arguments is None else LSTM(input_size, hidden_size, **arguments)
 
 
 def initialise(module: Any, name: str, draw: Draw) -> None:

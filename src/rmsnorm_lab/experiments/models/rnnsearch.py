@@ -17,25 +17,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from rmsnorm_lab.experiments.data.subwords import BEGIN, PAD
 from rmsnorm_lab.experiments.models.recurrent import LoopGRUCell, Ragged, gru_layer, initialise
 from rmsnorm_lab.experiments.models.search import Tensors
-from rmsnorm_lab.experiments.recipes.common import P
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.translation import ModelConfig
-from rmsnorm_lab.experiments.vector_norms import vector_norm
 
 
 class NormedLinear(nn.Module):
     """N(W x) ⊙ g, the bias left to the caller: several of them share one sum."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str, kernels: str, p: float) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: Normaliser) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        if norm == "weight":
-            parametrizations.weight_norm(self)
-        self.normalise = vector_norm(norm, kernels, p) if norm not in ("none", "weight") else None
+        norm.parametrise(self)
+        self.normalise = norm.vector() if norm.of_activations else None
         self.gain = None if self.normalise is None else nn.Parameter(torch.ones(outputs))
 
     def set_weight(self, weight: Tensor) -> None:
@@ -61,18 +59,18 @@ class Traced(NamedTuple):
 class RNNSearch(nn.Module):
     """(source ids (B, S), target ids (B, T)) -> logits (B, T, V) of each target id after those before it."""
 
-    def __init__(self, vocabulary: int, config: ModelConfig, norm: str, kernels: str, p: float = P) -> None:
+    def __init__(self, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         E, H = config.embedding, config.hidden
 
         def linear(inputs: int, outputs: int) -> NormedLinear:
-            return NormedLinear(inputs, outputs, norm, kernels, p)
+            return NormedLinear(inputs, outputs, norm)
 
         self.source_embedding, self.target_embedding = nn.Embedding(vocabulary, E), nn.Embedding(vocabulary, E)
-        self.encoder = Ragged(lambda: gru_layer(E, H, norm, kernels, p), bidirectional=True)
+        self.encoder = Ragged(lambda: gru_layer(E, H, norm), bidirectional=True)
         self.first_state, self.first_bias = linear(2 * H, H), nn.Parameter(torch.zeros(H))
-        self.word_cell = LoopGRUCell(E, H, norm, kernels, p)
-        self.context_cell = LoopGRUCell(2 * H, H, norm, kernels, p)
+        self.word_cell = LoopGRUCell(E, H, norm)
+        self.context_cell = LoopGRUCell(2 * H, H, norm)
         self.attend_context, self.attend_state = linear(2 * H, 2 * H), linear(H, 2 * H)
         self.attend_bias, self.attend_score = nn.Parameter(torch.zeros(2 * H)), nn.Parameter(torch.empty(2 * H))
         self.read_state, self.read_word, self.read_context = linear(H, E), linear(E, E), linear(2 * H, E)

@@ -4,16 +4,13 @@ Legend of the shape suffixes: B sequences, T positions, D model width, H heads, 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.language import ModelConfig
-
-MakeNorm = Callable[[int], nn.Module]
-"""Width of the last dimension -> the module that normalises it."""
 
 
 def rotary_tables(context: int, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -30,13 +27,13 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.heads, self.head_width = config.heads, config.width // config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
-        self.q_norm = make_norm(self.head_width) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(self.head_width) if config.qk_norm else nn.Identity()
+        self.q_norm = norm.layer(self.head_width) if config.qk_norm else nn.Identity()
+        self.k_norm = norm.layer(self.head_width) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
@@ -63,10 +60,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
-        self.attention_norm, self.attention = make_norm(config.width), Attention(config, make_norm)
-        self.feed_forward_norm, self.feed_forward = make_norm(config.width), SwiGLU(config)
+        self.attention_norm, self.attention = norm.layer(config.width), Attention(config, norm)
+        self.feed_forward_norm, self.feed_forward = norm.layer(config.width), SwiGLU(config)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin)
@@ -85,11 +82,11 @@ class Transformer(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, vocabulary: int, config: ModelConfig, make_norm: MakeNorm) -> None:
+    def __init__(self, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, config.width)
-        self.blocks = nn.ModuleList(Block(config, make_norm) for _ in range(config.layers))
-        self.norm = make_norm(config.width)
+        self.blocks = nn.ModuleList(Block(config, norm) for _ in range(config.layers))
+        self.norm = norm.layer(config.width)
         self.logits = nn.Linear(config.width, vocabulary, bias=False)
         cos, sin = rotary_tables(config.context, config.width // config.heads)
         self.register_buffer("cos", cos, persistent=False)

@@ -6,19 +6,6 @@ from typing import Any
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.plain import ADDED
 
-NORMS = ("none", "l2", "weight", "batch", "group", "layer", "rms", "prms", "dyt")
-"""Every normaliser, in the order of tables; a task takes those that make sense for it."""
-LABELS = {
-    "none": "no norm",
-    "l2": "L2-Norm",
-    "weight": "WeightNorm",
-    "batch": "BatchNorm",
-    "group": "GroupNorm",
-    "layer": "LayerNorm",
-    "rms": "RMSNorm",
-    "prms": "pRMSNorm",
-    "dyt": "DyT",
-}
 KERNELS = ("unfused", "rmsnorm", "best")
 """Three comparisons that are never mixed: every norm written in framework operators, as the paper had it; LayerNorm
 and RMSNorm both in this project's kernels; the best available LayerNorm against this project's RMSNorm."""

@@ -21,23 +21,6 @@ TASKS = {
     "language": "characters of real text, a small decoder-only transformer",
 }
 """Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
-NORMS = {
-    "translation": ("none", "l2", "weight", "layer", "rms", "prms"),
-    "transformer": ("none", "layer", "rms", "prms"),
-    "images": ("none", "weight", "batch", "layer", "rms", "prms"),
-    "retrieval": ("none", "l2", "weight", "layer", "rms", "prms"),
-    "reading": ("none", "l2", "weight", "batch", "layer", "rms", "prms"),
-    "language": ("none", "l2", "batch", "group", "layer", "rms", "prms", "dyt"),
-}
-"""Name -> the normalisers of recipes.common.NORMS that make sense there, in the order of the table. They lie here,
-not in the tasks' modules, so that a wrong one is refused before any data are read."""
-DEFAULT_NORMS = {
-    **NORMS,
-    "retrieval": ("none", "layer", "rms", "prms"),
-    "reading": ("none", "batch", "layer", "rms", "prms"),
-    "language": ("none", "layer", "rms", "prms"),
-}
-"""Name -> the normalisers that are compared unless the user names others."""
 SIZES = ("small", "paper")
 
 

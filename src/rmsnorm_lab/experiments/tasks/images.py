@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import cifar10, digits
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES
@@ -29,7 +29,6 @@ class Images:
     """See :class:`rmsnorm_lab.experiments.task.Task`."""
 
     name = "images"
-    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f", on_validation="error, %"),)
 
     def __init__(self, recipe: Recipe, source: Source, images: digits.Images) -> None:
@@ -92,7 +91,7 @@ def preprocessor(files: Mapping[str, bytes]) -> "Whitening":
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return ConvPool(sizes["channels"], sizes["classes"], recipe.model, norm, kernels, recipe.p)
+    return ConvPool(sizes["channels"], sizes["classes"], recipe.model, norms.made(norm, kernels, recipe.p))
 
 
 class Whitening(NamedTuple):

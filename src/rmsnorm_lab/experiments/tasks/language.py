@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import standard_library
 from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
 from rmsnorm_lab.experiments.data.lines import decode
 from rmsnorm_lab.experiments.models.transformer import Transformer
-from rmsnorm_lab.experiments.normalizers import norm_maker
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.task import Batch, Metric, Source, generator
@@ -60,7 +59,6 @@ class Language:
     """Next characters of a text; see :class:`rmsnorm_lab.experiments.task.Task`."""
 
     name = "language"
-    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("bits", "held-out bits\nper character", higher_is_better=False, form=".3f"),)
 
     def __init__(self, recipe: Recipe, source: Source, text: Text) -> None:
@@ -111,7 +109,7 @@ def preprocessor(files: Mapping[str, bytes]) -> str:
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return Transformer(sizes["vocabulary"], recipe.model, norm_maker(norm, kernels, recipe.p))
+    return Transformer(sizes["vocabulary"], recipe.model, norms.made(norm, kernels, recipe.p))
 
 
 def load(data: Path | None, recipe: Recipe) -> Language:

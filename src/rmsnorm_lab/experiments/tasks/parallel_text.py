@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import hidden_states, tasks
+from rmsnorm_lab.experiments import hidden_states
 from rmsnorm_lab.experiments.data import dates, encoded_pairs, parallel
 from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
 from rmsnorm_lab.experiments.data.corpus import Pairs
@@ -49,7 +49,6 @@ class ParallelTextTask:
                 f"data.vocabulary must be at least {SMALLEST}; got {config.vocabulary}. Set it to {SMALLEST} or more."
             )
         self.name, self.recipe, self._network = name, recipe, network
-        self.norms, self.default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
             found = temporary(partial(encoded_pairs.build, lambda _: corpus, None, config))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import cloze, function_questions, standard_library
 from rmsnorm_lab.experiments.data.cloze import FOLDERS
 from rmsnorm_lab.experiments.data.cloze_ids import FIRST_WORD, PADDING, build
@@ -69,7 +69,6 @@ class Reading:
     trained on, so that nothing can be learnt of a marker; in evaluation each question has markers of its own."""
 
     name = "reading"
-    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (Metric("accuracy", "accuracy, %", higher_is_better=True, form=".1f"),)
 
     def __init__(self, recipe: Recipe, source: Source, found: Prepared) -> None:
@@ -137,7 +136,7 @@ def preprocessor(files: Mapping[str, bytes]) -> list[str]:
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return AttentiveReader(sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)
+    return AttentiveReader(sizes["vocabulary"], recipe.model, norms.made(norm, kernels, recipe.p))
 
 
 def _padded(rows: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import captions, digit_scenes
 from rmsnorm_lab.experiments.data.captions import END, FIRST_WORD, PER_IMAGE, SPLITS
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, generator
@@ -49,7 +49,6 @@ class Retrieval:
     """See :class:`rmsnorm_lab.experiments.task.Task`."""
 
     name = "retrieval"
-    norms, default_norms = tasks.NORMS[name], tasks.DEFAULT_NORMS[name]
     metrics = (
         *(Metric(f"caption_r{k}", f"caption\nR@{k}", True, ".1f") for k in RECALLS),
         Metric("caption_mean_rank", "caption\nmean rank", False, ".1f"),
@@ -145,7 +144,7 @@ def preprocessor(files: Mapping[str, bytes]) -> list[str]:
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return OrderEmbedding(sizes["features"], sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)
+    return OrderEmbedding(sizes["features"], sizes["vocabulary"], recipe.model, norms.made(norm, kernels, recipe.p))
 
 
 def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:

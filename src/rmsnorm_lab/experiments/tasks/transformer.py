@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.models.encoder_decoder import EncoderDecoder
-from rmsnorm_lab.experiments.normalizers import norm_maker
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
 
@@ -19,4 +19,4 @@ def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return EncoderDecoder(sizes["vocabulary"], recipe.model, norm_maker(norm, kernels, recipe.p))
+    return EncoderDecoder(sizes["vocabulary"], recipe.model, norms.made(norm, kernels, recipe.p))

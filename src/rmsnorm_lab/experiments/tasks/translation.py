@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.models.rnnsearch import RNNSearch
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.tasks.parallel_text import ParallelTextTask, preprocessor
@@ -18,4 +19,4 @@ def load(data: Path | None, recipe: Recipe) -> ParallelTextTask:
 
 def network(recipe: Recipe, sizes: dict[str, int], norm: str, kernels: str) -> nn.Module:
     """The untrained network."""
-    return RNNSearch(sizes["vocabulary"], recipe.model, norm, kernels, recipe.p)
+    return RNNSearch(sizes["vocabulary"], recipe.model, norms.made(norm, kernels, recipe.p))

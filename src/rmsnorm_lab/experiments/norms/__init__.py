@@ -1,0 +1,132 @@
+"""The normalisers under comparison: one entry each, which the command line, networks, timing, tables and figures read.
+
+A new one is a subclass of :class:`base.Normaliser` and its entry, below or by :func:`register` at run time. Nothing
+heavy is imported here, so that the command line can refuse a wrong name at once.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.recipes.common import P
+
+if TYPE_CHECKING:
+    from rmsnorm_lab.experiments.norms.base import Normaliser
+
+EVERYWHERE = ("translation", "transformer", "images", "retrieval", "reading", "language")
+RECURRENT = ("translation", "retrieval", "reading")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One normaliser."""
+
+    name: str
+    """In ``--norm`` and in records."""
+    label: str
+    """In tables and figures."""
+    colour: str
+    """Of lines; near Okabe and Ito's palette, which the colour-blind can distinguish, on white and on dark alike."""
+    line: Any
+    """Matplotlib's line style: it distinguishes lines that lie on top of each other."""
+    implementation: str | Callable[[str, float], "Normaliser"]
+    """(kernels, p) -> what models are given; or "module:class" of this package, imported when it is needed."""
+    tasks: tuple[str, ...] = ()
+    """The tasks in whose networks it makes sense."""
+    by_default: tuple[str, ...] = ()
+    """The tasks that compare it unless the user names others."""
+    takes_p: bool = False
+    """Whether the recipe's p decides what it computes."""
+
+    def made(self, kernels: str, p: float) -> "Normaliser":
+        """What models are given.
+
+        Args:
+            kernels: one of recipes.common.KERNELS.
+            p: the recipe's.
+        """
+        if not isinstance(self.implementation, str):
+            return self.implementation(kernels, p)
+        module, _, name = self.implementation.partition(":")
+        made: Normaliser = getattr(importlib.import_module(f"{__name__}.{module}"), name)(kernels, p)
+        return made
+
+
+REGISTRY: dict[str, Norm] = {}
+"""By name, in the order of tables."""
+
+
+def register(norm: Norm) -> None:
+    """Add a normaliser under a new name."""
+    if norm.name in REGISTRY:
+        raise ValueError(f"a normaliser must have a name of its own; {norm.name!r} is taken. Choose another one.")
+    REGISTRY[norm.name] = norm
+
+
+def entry(name: str) -> Norm:
+    """The normaliser of that name; of a record that another program made, one that can be shown and not trained."""
+    return REGISTRY.get(name) or Norm(name, label=name, colour="#444444", line="-", implementation=_unknown(name))
+
+
+def _unknown(name: str) -> Callable[[str, float], "Normaliser"]:
+    def refuse(kernels: str, p: float) -> "Normaliser":
+        raise UserError(f"the normaliser must be one of {', '.join(REGISTRY)}; got {name!r}. Register it first.")
+
+    return refuse
+
+
+def made(name: str, kernels: str, p: float = P) -> "Normaliser":
+    """The normaliser of that name, for models; see :meth:`Norm.made`."""
+    return entry(name).made(kernels, p)
+
+
+def label(name: str) -> str:
+    """The normaliser's name in tables and figures."""
+    return entry(name).label
+
+
+def place(name: str) -> int:
+    """Where it is in the order of tables; an unknown one comes last."""
+    return list(REGISTRY).index(name) if name in REGISTRY else len(REGISTRY)
+
+
+def of_task(task: str) -> tuple[str, ...]:
+    """The names of the normalisers that make sense in a task, in the order of tables."""
+    return tuple(name for name, norm in REGISTRY.items() if task in norm.tasks)
+
+
+def by_default(task: str) -> tuple[str, ...]:
+    """Those that a task compares unless the user names others."""
+    return tuple(name for name, norm in REGISTRY.items() if task in norm.by_default)
+
+
+for _norm in (
+    Norm("none", "no norm", "#7F7F7F", (0, (1, 1)), "base:NoNorm", EVERYWHERE, EVERYWHERE),
+    Norm("l2", "L2-Norm", "#CC79A7", (0, (1, 1)), "rows:L2", (*RECURRENT, "language"), ("translation",)),
+    Norm(
+        "weight",
+        "WeightNorm",
+        "#56B4E9",
+        (0, (5, 1, 1, 1)),
+        "weight:Weight",
+        tasks=(*RECURRENT, "images"),
+        by_default=("translation", "images"),
+    ),
+    Norm(
+        "batch",
+        "BatchNorm",
+        "#D55E00",
+        "-",
+        "batch:Batch",
+        tasks=("images", "reading", "language"),
+        by_default=("images", "reading"),
+    ),
+    Norm("group", "GroupNorm", "#A6761D", "--", "group:Group", ("language",)),
+    Norm("layer", "LayerNorm", "#E69F00", "-", "rows:Layer", EVERYWHERE, EVERYWHERE),
+    Norm("rms", "RMSNorm", "#2A7FC9", "--", "rows:RMS", EVERYWHERE, EVERYWHERE),
+    Norm("prms", "pRMSNorm", "#009E73", "-.", "rows:PartialRMS", EVERYWHERE, EVERYWHERE, takes_p=True),
+    Norm("dyt", "DyT", "#8A6FD1", (0, (3, 1, 1, 1, 1, 1)), "dyt:DyT", ("language",)),
+):
+    register(_norm)
