@@ -26,7 +26,7 @@ COMMANDS = {
         "measure the invariances in the paper's Table 1, and its gradients under re-scaling",
     ),
     "report": ("rmsnorm_lab.report.report_command", "write one HTML page from all records of a folder"),
-    "bench": ("rmsnorm_lab.bench.bench_command", "time this project's kernels beside their peers"),
+    "bench": ("rmsnorm_lab.bench.bench_command", "time this project's kernels and their alternatives"),
 }
 
 
@@ -68,7 +68,6 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"rmsnorm {name}",
         description=summary[0].upper() + summary[1:] + ".",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,  # "compare --seed 5" must not be --seeds 5
     )
     _load(module).configure(parser)

@@ -18,11 +18,10 @@ PLOTS = (".png", ".svg", ".pdf")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.formatter_class = argparse.HelpFormatter
     parser.description = (
-        "Applies the six transformations of the paper's Table 1 to random layers (float64, eps = 0) and says which "
-        "normaliser's output stays; then what re-scaling does to the gradient of the weights. "
-        "Exit status 1 if a measured cell is not as the paper has it."
+        "Apply the six transformations of the paper's Table 1 to random layers (float64, eps = 0) and show which "
+        "normaliser's output stays the same. Then show what re-scaling does to the gradient of the weights. "
+        "The exit status is 1 if a measured cell differs from the paper's."
     )
     for name, (default, text) in SIZES.items():
         parser.add_argument(
@@ -34,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="number of random layers, the worst of which decides (default: %(default)s)",
+        help="number of random layers; the worst one decides (default: %(default)s)",
     )
     add("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: %(default)s)")
     add("--plot", type=named, metavar="FILE", help="draw the sizes of the gradients into FILE (.png, .svg or .pdf)")

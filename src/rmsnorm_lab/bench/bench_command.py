@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments. Choices are checked in :func:`run`, whose messages say what to do."""
     chosen = parser.add_argument_group(
-        "what to measure", "each flag takes several values, apart or with commas, in place of the defaults'"
+        "what to measure", "each flag takes several values, separated by spaces or commas, instead of the default set's"
     )
     for flag, metavar, text in (
         ("op", "OP", f"operation: {', '.join(cases.OPS)}"),
@@ -39,15 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("provider", "NAME", "implementation to time; --list names them"),
     ):
         chosen.add_argument(f"--{flag}", nargs="+", metavar=metavar, default=argparse.SUPPRESS, help=text)
-    chosen.add_argument("--device", default="cpu", help=f"where to run: {' or '.join(cases.DEVICES)}")
+    chosen.add_argument("--device", default="cpu", help=f"where to run: {' or '.join(cases.DEVICES)} (default: cpu)")
     chosen.add_argument("--quick", action="store_true", help="verify every provider on a few small cases in a minute")
     chosen.add_argument("--list", action="store_true", help="show providers, cases and estimated time; measure nothing")
     output = parser.add_argument_group("what to do with the results")
     for flag, text in (
-        ("json", "append each case to FILE, a JSON object a line, as soon as it is measured"),
+        ("json", "append each case to FILE as one line of JSON, as soon as it is measured"),
         ("plot", "draw rates and ratios into FILE (.png, .svg or .pdf)"),
-        ("compare", "show the times of an earlier --json FILE beside these"),
-        ("from", "measure nothing; show the cases recorded in FILE, the last of each"),
+        ("compare", "also show the times of an earlier run, recorded with --json FILE"),
+        ("from", "measure nothing; show the cases recorded in FILE, the last record of each"),
     ):
         output.add_argument(
             f"--{flag}", dest=f"{flag}_file", type=named, metavar="FILE", default=argparse.SUPPRESS, help=text

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The arguments of both commands."""
-    parser.formatter_class = argparse.HelpFormatter  # the texts name the defaults that mean something
     parser.epilog = "Every setting of a task's recipe can be changed by --set NAME=VALUE; --set x lists them."
     add = parser.add_argument
     add(
@@ -34,7 +33,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=tasks.SIZES,
         default="small",
-        help="the recipe: small takes minutes on two cores, paper has the paper's dimensions (default: %(default)s)",
+        help="recipe: small takes minutes on two cores, paper has the paper's dimensions (default: %(default)s)",
     )
     add("--steps", type=int, metavar="N", help="training steps of each run (default: the recipe's)")
     add(
@@ -50,15 +49,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--kernels",
         choices=KERNELS,
         default="rmsnorm",
-        help="the kernels to train with. unfused: every norm is written in framework operators; rmsnorm: LayerNorm and "
-        "RMSNorm are this project's; best: LayerNorm is torch's and RMSNorm this project's (default: %(default)s)",
+        help="kernels to train with: unfused, every norm in framework operators; rmsnorm, this project's LayerNorm and "
+        "RMSNorm; best, torch's LayerNorm and this project's RMSNorm (default: %(default)s)",
     )
-    add("--device", default="cpu", help="the device to train on: cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
+    add("--device", default="cpu", help="device to train on: cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
     add(
         "--precision",
         choices=PRECISIONS,
         default="32-true",
-        help="32-true: all numbers are float32; bf16-mixed: matrix products are in bfloat16 (default: %(default)s)",
+        help="32-true: everything in float32; bf16-mixed: matrix products in bfloat16 (default: %(default)s)",
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add(
@@ -66,29 +65,28 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         type=named,
         default="runs",
         metavar="FOLDER",
-        help="the folder for records, plots and checkpoints (default: %(default)s)",
+        help="folder for records, plots and checkpoints (default: %(default)s)",
     )
     add(
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help="training steps between two checkpoints; the last two are kept (default: at each evaluation)",
+        help="training steps between checkpoints; the last two are kept (default: one at each evaluation)",
     )
-    add("--overwrite", action="store_true", help="run again what is recorded already, and replace its record")
+    add("--overwrite", action="store_true", help="run again what is already recorded, and replace its record")
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The arguments of the commands that use a trained network."""
-    parser.formatter_class = argparse.HelpFormatter
     parser.add_argument(
         "run",
         type=named,
         metavar="RUN",
-        help="a record that `rmsnorm train` has written (a .jsonl file, with its network beside it), or a folder with "
-        "one such run",
+        help="record written by `rmsnorm train` (a .jsonl file, with its network next to it), or a folder with one "
+        "such run",
     )
-    parser.add_argument("--device", default="cpu", help="the device to compute on (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="device to compute on (default: %(default)s)")
 
 
 def loaded(args: argparse.Namespace) -> "Trained":

@@ -16,13 +16,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=named,
         metavar="PATH",
-        help="the data that the network was trained on; their test files may be others (default: the task's stand-in)",
+        help="data that the network was trained on; the test files may be others (default: the task's stand-in)",
     )
     add(
         "--split",
         choices=("test", "valid"),
         default="test",
-        help="test: what tables report; valid: the part that curves are drawn of (default: %(default)s)",
+        help="part of the data: test, as in the tables; valid, as in the curves (default: %(default)s)",
     )
     add("--json", action="store_true", help="print the result as JSON")
 

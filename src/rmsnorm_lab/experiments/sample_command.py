@@ -15,8 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     arguments.add_run(parser)
     add = parser.add_argument
-    add("--prompt", default=NEW_LINE, metavar="TEXT", help="the text to go on from (default: the end of a line)")
-    add("--length", type=int, default=500, metavar="N", help="characters to write (default: %(default)s)")
+    add("--prompt", default=NEW_LINE, metavar="TEXT", help="text to continue (default: the end of a line)")
+    add("--length", type=int, default=500, metavar="N", help="number of characters to write (default: %(default)s)")
     add(
         "--temperature",
         type=float,
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="1: as the network has learnt; below 1: likelier text; 0: always the likeliest character (default: 1)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of what is drawn (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random choices (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--norm",
         required=True,
         metavar="NORM",
-        help=f"the normaliser, one of those that the task takes ({arguments.norms_help()})",
+        help=f"normaliser to train with, one of the task's ({arguments.norms_help()})",
     )
     add(
         "--seed",
@@ -30,8 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=STRATEGIES,
         default="ddp",
-        help="how several processes share the work, under `torchrun -m rmsnorm.cli train ...`. ddp: each has the whole "
-        "network; fsdp: each has a part of its weights (default: %(default)s)",
+        help="how processes share the work under `torchrun -m rmsnorm.cli train ...`: ddp, each has the whole network; "
+        "fsdp, each has a part of its weights (default: %(default)s)",
     )
     add("--tensorboard", action="store_true", help="write TensorBoard logs to OUT/tensorboard")
     arguments.add_common(parser)

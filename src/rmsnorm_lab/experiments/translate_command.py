@@ -14,8 +14,8 @@ from rmsnorm_lab.files import bytes_of
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.description = (
-        "Reads lines of UTF-8 from standard input and writes the translation of each to standard output, an empty line "
-        "for an empty one."
+        "Read lines of UTF-8 from standard input and write the translation of each to standard output. An empty line "
+        "stays empty."
     )
     arguments.add_run(parser)
     parser.add_argument(
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="lines that are read before they are translated together; 1 answers each line at once, as on a terminal "
+        help="number of lines to translate together; 1 answers each line at once, as on a terminal "
         "(default: %(default)s)",
     )
 

@@ -11,15 +11,14 @@ from rmsnorm_lab.files import check_output, named, write_whole
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.formatter_class = argparse.HelpFormatter
     parser.description = (
-        "Writes one self-contained HTML page from the records of `rmsnorm compare`: tables with the paper's figures "
-        "beside them, curves, machines and versions. It measures the paper's Table 1 and trains nothing."
+        "Write one self-contained HTML page from the records of `rmsnorm compare`: tables next to the paper's figures, "
+        "curves, machines and versions. The command measures the paper's Table 1 and trains nothing."
     )
     add = parser.add_argument
-    add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="the records (default: runs)")
-    add("--set-aside", action="store_true", help="move the files that are no records of this version to RUNS/aside")
-    add("--out", type=named, metavar="FILE", help="the page (default: report.html in RUNS)")
+    add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="folder of records (default: runs)")
+    add("--set-aside", action="store_true", help="first move files that are not records of this version to RUNS/aside")
+    add("--out", type=named, metavar="FILE", help="page to write (default: report.html in RUNS)")
 
 
 def run(args: argparse.Namespace) -> int:
