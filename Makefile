@@ -1,4 +1,4 @@
-# Everything from a fresh checkout: Python >= 3.10 and a C++ compiler are all that must be there.
+# Every command works in a fresh checkout with Python >= 3.10 and a C++ compiler.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,20 +9,20 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt src/rmsnorm/native/code
 OUT      ?= build/gpu-session
 DEADLINE ?= 400
 
-# The oldest Triton that is served, beside the environment's own: the kernels are compiled by both. Linux has wheels.
+# The oldest supported Triton, next to the environment's own; both compile the kernels. Only Linux has wheels.
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
 
 .PHONY: help demo test asan triton gpu lint docs bench smoke format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
-	@echo "make asan   set up, build with AddressSanitizer, then conformance and a fuzz of every function (a minute)"
-	@echo "make triton compile every CUDA and ROCm kernel for every chip, with two versions of Triton (minutes, no GPU)"
-	@echo "make gpu    with $(PYTHON)'s own torch and Triton on a CUDA device, nothing installed: checks, timings, a sweep"
-	@echo "make bench  set up with all peers, then time the kernels beside them"
-	@echo "make smoke  the same for a minute: every peer installed is verified"
-	@echo "make lint   ruff and mypy"
-	@echo "make docs   build the pages of docs/ and the API reference into build/docs/html; a warning is an error"
+	@echo "make asan   set up, build with AddressSanitizer, then run the conformance cases and fuzz every function (a minute)"
+	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
+	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
+	@echo "make bench  set up with all peers, then time the kernels and the peers"
+	@echo "make smoke  set up with all peers, then verify every peer (a minute)"
+	@echo "make lint   set up, then run ruff and mypy"
+	@echo "make docs   set up, then build docs/ and the API reference into build/docs/html; a warning is an error"
 
 # With the build's own tools in the environment a second set of extras does not compile the kernels again; with torch
 # there, its autograd nodes are built too.
@@ -52,7 +52,7 @@ test: $(VENV)/.dev $(OLDEST_TRITON)
 	$(BIN)/python -m pytest -n auto -q
 
 # One level (v3: its tails are plain loads, which AddressSanitizer sees, where v4 has masked ones) and the nodes, into a
-# folder of its own beside the environment. -S: the environment's editable install would go before PYTHONPATH.
+# folder of its own. -S: otherwise the environment's editable install would come before PYTHONPATH.
 ASAN := build/asan
 ASAN_SECONDS ?= 60
 $(ASAN)/.built: $(VENV)/.dev $(SOURCES) $(wildcard src/rmsnorm/*.py src/rmsnorm/*/*.py src/rmsnorm/*/*/*.py)
@@ -67,12 +67,12 @@ asan: $(ASAN)/.built
 	PYTHONPATH="$(CURDIR)/$(ASAN)/site:$(CURDIR)/tests/support:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
 	$(BIN)/python -S tests/support/sanitized.py --seconds $(ASAN_SECONDS)
 
-# Every launch choice for every chip: minutes.
+# All launch choices for all chips; takes minutes.
 triton: $(VENV)/.dev $(OLDEST_TRITON)
 	$(BIN)/python tools/compile_kernels.py check --all
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py check --all
 
-# From the source tree, with what $(PYTHON) has: a machine lent for measuring may have no compiler and no network.
+# From the source tree, with what $(PYTHON) has: the machine with the GPU may have no compiler and no network.
 gpu:
 	$(PYTHON) tools/gpu_session.py --out $(OUT) --deadline $(DEADLINE)
 
