@@ -43,8 +43,10 @@ def register(
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
     library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
     library.impl(name, expression, "FuncTorchBatched")
-    # Read by torch.onnx.export alone, for operators that it has no translation of; Inductor has a table of its own.
+    # torch.onnx.export reads this table for operators that it cannot translate. Fake tensors of symbolic sizes do so
+    # too, unless they find the operator's fake among torch's own. Inductor has another table.
     torch._decomp.decomposition_table[operator] = expression
+    torch._decomp.meta_table[operator] = fake
 
 
 def _on_one_device(operator: Any, function: Callable) -> Callable:
