@@ -11,7 +11,15 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from rmsnorm.torch.triton import backward, backward_looped, choices, forward, gated_kernels, launch, quantized
+from rmsnorm.torch.triton import (
+    backward_kernels,
+    choices,
+    forward_kernels,
+    gated_kernels,
+    launch,
+    long_backward_kernels,
+    quantized_kernels,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -97,18 +105,18 @@ class Variant:
 
     def kernel(self, looped: bool) -> Any:
         if self.operation == "finish":
-            return backward.finish_kernel
+            return backward_kernels.finish_kernel
         if "gated" in self.operation:
             return gated_kernels.gated_backward_kernel if self.is_backward else gated_kernels.gated_kernel
         if "quantized" in self.operation:
-            return quantized.quantized_looped_kernel if looped else quantized.quantized_kernel
+            return quantized_kernels.quantized_looped_kernel if looped else quantized_kernels.quantized_kernel
         if self.is_backward:
-            return backward_looped.columns_kernel if looped else backward.backward_kernel
+            return long_backward_kernels.columns_kernel if looped else backward_kernels.backward_kernel
         if self.operation.endswith("rows"):
-            return backward_looped.rows_kernel
+            return long_backward_kernels.rows_kernel
         if self.operation.endswith("head"):
-            return backward_looped.head_kernel
-        return forward.forward_looped_kernel if looped else forward.forward_kernel
+            return long_backward_kernels.head_kernel
+        return forward_kernels.forward_looped_kernel if looped else forward_kernels.forward_kernel
 
 
 @dataclass(frozen=True)

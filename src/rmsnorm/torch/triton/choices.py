@@ -1,7 +1,7 @@
-"""How the kernels are launched: pure functions of a row's length and dtype, decided once and for all.
+"""How a kernel is launched, as a pure function of the row's length and dtype.
 
-Nothing is tuned at run time, and the number of rows changes nothing but the grid: a row's sum is taken in the order
-that its length gives. The register counts that these choices are held to: docs/gpu.md, and tests/test_triton_compile.
+Nothing is tuned at run time. The number of rows changes only the grid, so a row's sum has an order that depends on its
+length alone. docs/gpu.md has the register counts of these choices; tests/triton/test_compile.py checks them.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from functools import lru_cache
 VECTOR = 16  # bytes that a thread reads or writes at once
 REGISTERS = 65536  # of a multiprocessor
 MOST_Y = 65535  # programs on the second axis of a grid
-LEAF = 64  # tiles whose gradients of gain and bias are summed in registers before they go to memory
+LEAF = 64  # tiles whose gradients of gain and bias are summed in registers before the sums go to memory
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Choice:
         block: elements of a row that a program holds at once, a power of two: all of it, or a piece if ``looped``.
         rows: rows that a program holds at once.
         warps: of a program.
-        looped: whether a row is swept in pieces because it does not fit into registers.
-        stages: backward: tiles under way, of which all but one are being copied to shared memory.
-        hold: backward: whether what a tile needs after its reductions stays in registers meanwhile.
+        looped: whether a row is read in pieces because it does not fit into registers.
+        stages: backward: tiles in flight, of which all but one are being copied to shared memory.
+        hold: backward: whether the elements that a tile needs after its reductions stay in registers.
         programs: backward: resident on a multiprocessor; the grid is this times the number of multiprocessors.
-        registers: what a thread may take for that. Told of no limit, NVIDIA's assembler spills a few bytes to
-            get by with less than it may have.
+        registers: the most that a thread may use. Without a limit NVIDIA's assembler uses fewer than it may, and
+            spills a few bytes.
     """
 
     block: int
@@ -40,16 +40,16 @@ class Choice:
 
 
 def power_of_two(n: int) -> int:
-    """The next one, 16 at least: shorter blocks make no better use of a warp."""
+    """The next power of two, at least 16: shorter blocks make no better use of a warp."""
     return 1 << max(4, (n - 1).bit_length())
 
 
 def _tile(block: int, each: int, itemsize: int, warp_size: int) -> tuple[int, int]:
-    """(rows, threads) for rows of ``block`` elements, ``each`` of them a thread.
+    """(rows, threads) for rows of ``block`` elements, with ``each`` elements a thread.
 
-    A row that a warp reads with one vector a thread is reduced by shuffles alone: four warps, each with rows of its
-    own, make a program that amortises the read of the gain. Longer rows that still fit a warp get one warp, so that
-    none waits at a barrier; the others as many threads as they need.
+    A row that a warp reads with one vector a thread is reduced by shuffles alone. Four warps, each with its own rows,
+    make a program, which amortises the read of the gain. Longer rows that fit a warp get one warp, so that none waits
+    at a barrier. Other rows get as many threads as they need.
     """
     if block * itemsize <= warp_size * VECTOR:
         return 128 * each // block, 128
@@ -60,11 +60,11 @@ def _tile(block: int, each: int, itemsize: int, warp_size: int) -> tuple[int, in
 
 @lru_cache
 def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
-    """64 bytes of x a thread: four vectors in flight, about 80 registers with the gain; twice that for the longest.
+    """64 bytes of x a thread: four vectors in flight, about 80 registers with the gain; twice that in the longest.
 
-    Half of that where rows are no multiples of 16 bytes, since every element has an address and a load of its own then.
-    A multiprocessor that holds some 800 such threads has about 50 KiB in flight. To keep an H100's 3.35 TB/s busy over
-    a latency of 700 ns it needs 18.
+    Half of that if rows are not multiples of 16 bytes, because each element then has an address and a load of its own.
+    A multiprocessor that holds about 800 such threads has about 50 KiB in flight. It needs 18 KiB to keep an H100's
+    3.35 TB/s busy over a latency of 700 ns.
     """
     block, each = power_of_two(n), (64 if aligned else 32) // itemsize
     longest = 16384 if itemsize <= 4 else 4096
@@ -75,7 +75,7 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) ->
 
 
 def resident(choice: Choice, warp_size: int) -> Choice:
-    """With the registers that a thread may take if ``programs`` are to share a multiprocessor."""
+    """The choice with the registers that a thread may use if ``programs`` are to share a multiprocessor."""
     most = REGISTERS // (choice.programs * choice.warps * warp_size) // 8 * 8  # registers are given out by eights
     return replace(choice, registers=min(255, most))
 
@@ -86,10 +86,10 @@ def backward(
 ) -> Choice | None:
     """16 elements a thread (4 in float64): x, dy, the gain and the running sum are 64 of at most 128 registers.
 
-    So 512 threads fit a multiprocessor whatever their number a program, which makes the grid. Half as many elements
-    where a mean or a second sum is held too, or a row is no multiple of 16 bytes, and half of that in programs of
-    several rows. Rows of 16384 in 16 bits do with 255 registers in 8 warps, if x, dy and the
-    gain are read again after the reductions. None where a row does not fit.
+    So 512 threads fit a multiprocessor, in programs of any size, and this makes the grid. Half as many elements if a
+    mean or a second sum is held too or a row is not a multiple of 16 bytes, and half of that in programs of several
+    rows. Rows of 16384 elements of 16 bits fit 255 registers in 8 warps, if x, dy and the gain are read again after
+    the reductions. None if a row does not fit.
     """
     block, each = power_of_two(n), _held(itemsize, centred, sums, aligned)
     if itemsize == 2 and block == 16384 and each == 16:
@@ -111,7 +111,7 @@ def _held(itemsize: int, centred: bool, sums: int, aligned: bool) -> int:
 
 @lru_cache
 def backward_rows(itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
-    """What a long row's gradient needs: a row a program in pieces of 8 elements a thread, beside up to six sums."""
+    """The first kernel of long rows: one row a program, in pieces of 8 elements a thread beside up to six sums."""
     each = 8 if itemsize <= 4 else 4
     choice = Choice(block=256 * each, rows=1, warps=256 // warp_size, looped=True, programs=2, stages=1 + aligned)
     return resident(choice, warp_size)
@@ -121,7 +121,7 @@ def backward_rows(itemsize: int, aligned: bool = True, warp_size: int = 32) -> C
 def backward_columns(
     itemsize: int, centred: bool = False, sums: int = 1, aligned: bool = True, warp_size: int = 32
 ) -> Choice:
-    """Columns of long rows: as many elements a thread as :func:`backward` holds, of two more rows on their way."""
+    """Columns of long rows: as many elements a thread as :func:`backward` holds, with two more rows in flight."""
     block = 128 * _held(itemsize, centred, sums, aligned)
     stages = 3 if aligned else 1
     choice = Choice(block=block, rows=1, warps=128 // warp_size, looped=True, programs=4, stages=stages)
@@ -130,16 +130,17 @@ def backward_columns(
 
 @lru_cache
 def quantized(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
-    """As forward, but a looped row's threads may have all registers there are: told of no limit, 64 and a spill."""
+    """As forward, but threads of a looped row may use all registers: without a limit they use 64 and spill."""
     choice = forward(n, itemsize, aligned, warp_size)
     return replace(choice, registers=REGISTERS // (choice.warps * warp_size)) if choice.looped else choice
 
 
 @lru_cache
 def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
-    """Half as many elements a thread as a plain norm has: x and the gate are held. None where a row does not fit.
+    """Half as many elements a thread as a plain norm, because x and the gate are held. None if a row does not fit.
 
-    The longest have as many. There, and in float64, the assembler has to be told of 128 registers, or spills at 64.
+    The longest rows have as many as a plain norm. There, and in float64, the assembler spills at 64 registers unless it
+    is told that it may use 128.
     """
     block, each = power_of_two(n), 32 // itemsize
     if block > 512 * 2 * each:
@@ -151,9 +152,9 @@ def gated_forward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
 
 @lru_cache
 def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
-    """8 elements a thread (4 in float64), of which x, the gate, dy, the gain and a sum are held; else 32, read again.
+    """8 elements a thread (4 in float64) with x, the gate, dy, the gain and a sum held; 32, read again, in longer rows.
 
-    Half of that where a program has several rows. None where a row does not fit.
+    Half of that if a program has several rows. None if a row does not fit.
     """
     block, each = power_of_two(n), 8 if itemsize <= 4 else 4
     if block > (8192 if itemsize <= 4 else 2048):
@@ -169,7 +170,7 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
 
 
 def splits(n: int, k: int, pieces: int) -> bool:
-    """Whether a long row's first k elements get their gradients from a kernel of their own, as they fit one program."""
+    """Whether a kernel of its own makes the gradients of a long row's first k elements, which must fit one program."""
     return k < n and k <= 1024 and pieces <= 1024
 
 
@@ -181,14 +182,14 @@ def head(k: int, warp_size: int = 32) -> Choice:
 
 
 def finish(warp_size: int = 32) -> Choice:
-    """Columns of partial sums: lines of 128 bytes, and many rows at once, since few programs share the work."""
+    """Columns of partial sums: lines of 128 bytes, and many rows at once, because few programs share the work."""
     return Choice(block=32, rows=128, warps=128 // warp_size)
 
 
 def grid(choice: Choice, rows: int, heads: int, multiprocessors: int, pieces: int = 1) -> int:
-    """Programs of a backward launch: what is resident at once, a multiple of ``heads``, none without a tile.
+    """Programs of a backward launch: as many as are resident, a multiple of ``heads``, each with at least one tile.
 
-    ``pieces`` of a row are programs beside each other.
+    ``pieces`` of a row are programs side by side.
     """
     tiles = -(-(rows // heads) // choice.rows)
     return heads * max(1, min(tiles, choice.programs * multiprocessors // (heads * pieces)))

@@ -1,4 +1,4 @@
-"""rms_norm_gated and its gradients on the host: a group is a row whose gain is that of a head, as everywhere."""
+"""rms_norm_gated and its gradients on the host. A group of elements is a row whose gain is that of a head."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.spec import check_groups, check_shape
-from rmsnorm.torch.triton import backward, choices, gated_kernels, launch, layout
-from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher
+from rmsnorm.torch.triton import choices, gated_kernels, launch, layout
+from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher, with_finish, zero_sums
+
+SUMS = 6  # where dweight is among the tensors of a backward call
 
 
 def rms_norm_gated(x, gate, shape, weight, y, eps, p, groups, norm_first, flags) -> bool:
@@ -33,7 +35,7 @@ def rms_norm_gated_backward(dy, x, gate, shape, weight, dx, dz, dweight, eps, p,
 
 
 def _grouped(rows: Sequence[Tensor], parameters: Sequence[Tensor | None], shape: Any, groups: Any) -> Any:
-    """Both as (…, groups, n / groups), and the shape of such a row; None where they are none of ours."""
+    """Both as (…, groups, n / groups), and the shape of such a row; None if the kernels do not serve them."""
     try:
         shape = check_shape(shape)
         n = math.prod(shape)
@@ -84,25 +86,20 @@ def _plan_forward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan 
     return launch_one
 
 
-def _zero_sums(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
-    if tensors[-1] is not None:
-        tensors[-1].zero_()
-
-
 def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
     x, gate, weight, dy, dx, dz, dweight = tensors
     problem = Problem(False, tensors, (0, 1, 3, 4, 5), shape, eps, p, flags, low)
     if not problem.served or any(t.dtype != x.dtype for t in (gate, dy, dx, dz)):
         return None
     if problem.rows == 0:
-        return _zero_sums
-    heads, columns, device = problem.heads, problem.heads * problem.n, x.get_device()
+        return zero_sums(SUMS)
+    device = x.get_device()
     warp_size = launch.target(device).warp_size
     choice = choices.gated_backward(problem.n, x.element_size(), warp_size)
     if choice is None:
         return None
-    programs = choices.grid(choice, problem.rows, heads, launch.multiprocessors(device))
-    partial = torch.empty(0, dtype=problem.compute)  # stands for its dtype
+    programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
+    partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
     run = launcher(
         gated_kernels.gated_backward_kernel,
         problem,
@@ -116,17 +113,8 @@ def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan
         HOLD=choice.hold,
     )
     integers = problem.integers()
-    if dweight is None:
-        return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
-    last = choices.finish(warp_size)
-    end = launcher(backward.finish_kernel, problem, (partial, dweight, None), problem.compute, last, DWEIGHT=True)
-    parts, size, compute = programs // heads, programs * problem.n, problem.compute
 
-    def launch_both(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
-        assert tensors[0] is not None
-        buffer = torch.empty(size, dtype=compute, device=tensors[0].device)
-        start = buffer.data_ptr()
-        run(programs, 1, (*tensors[:6], buffer), (*addresses[:6], start), integers)
-        end(-(-columns // last.block), 1, (buffer, tensors[6], None), (start, addresses[6], start), (parts, columns))
+    def launch_one(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+        run(programs, 1, tensors, addresses, integers)
 
-    return launch_both
+    return with_finish(launch_one, programs, problem, tensors, SUMS)

@@ -1,9 +1,9 @@
-"""The gated norm's kernels. Their rows are held in registers: those of a group, or of a state-space model, do fit."""
+"""The gated norm's kernels. Rows are held in registers, where a group, or a row of a state-space model, fits."""
 
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.backward import add_partial, read_gain
+from rmsnorm.torch.triton.backward_kernels import add_partial, own_share, read_gain
 from rmsnorm.torch.triton.rows import first, gain, read, read_parameter, row_offset, write
 from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
 
@@ -14,7 +14,7 @@ def exponential(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        x = tl.maximum(x, -120.0, propagate_nan=tl.PropagateNan.ALL)  # whose exponential is 0
+        x = tl.maximum(x, -120.0, propagate_nan=tl.PropagateNan.ALL)  # e^-120 is 0
         n = (x * 1.4426950408889634 + 12582912.0) - 12582912.0  # 1.5·2^23: rounds to an integer
         r = (x - n * 0.693359375) + n * 2.12194440054690583e-4  # log 2 in 9 bits, so that the first product is exact
         # 2^n in two exact factors: it may be subnormal.
@@ -42,6 +42,16 @@ def silu(z):
 
 
 @triton.jit
+def around_gate(x, z, dy, NORM_FIRST: tl.constexpr):
+    """(silu(z), its slope, h, v): h is what is normalised, v the gradient of its norm."""
+    s, slope = silu(z)
+    if NORM_FIRST:
+        return s, slope, x, dy * s
+    else:
+        return s, slope, x * s, dy
+
+
+@triton.jit
 def gated_kernel(
     x_ptr, gate_ptr, weight_ptr, y_ptr, rows, middle, inner, heads,
     x_outer, x_middle, x_inner, gate_outer, gate_middle, gate_inner, y_outer, y_middle, y_inner,
@@ -53,12 +63,12 @@ def gated_kernel(
     cols = tl.arange(0, BLOCK)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again rather than nothing
+    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     gate_at = row_offset(row, middle, inner, gate_outer, gate_middle, gate_inner, LEVELS)
     y_at = row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS)
     x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
     z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES)
-    if HAS_WEIGHT:  # asked for before the reductions below wait
+    if HAS_WEIGHT:  # read before the reductions below wait
         w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
     h = x.to(C)
     s, _ = silu(z.to(C))
@@ -82,15 +92,11 @@ def gated_backward_kernel(
     DWEIGHT: tl.constexpr, HEADS: tl.constexpr, LEVELS: tl.constexpr, BYTES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr, HOLD: tl.constexpr,
 ):  # fmt: skip
-    """Grid, sums and HOLD are those of ``backward_kernel``; h is what is normalised, v its output's gradient."""
+    """Grid, sums and HOLD are those of ``backward_kernel``, whose gain is read again with the rest."""
     KEEP: tl.constexpr = "" if HOLD else "evict_last"
     C: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
-    program = tl.program_id(0)
-    head = program % heads
-    step = tl.num_programs(0) // heads
-    own = program // heads
-    tokens = rows // heads
+    program, head, own, step, tokens = own_share(0, rows, heads)
     tiles = tl.cdiv(tokens, ROWS)
     partial = program.to(tl.int64) * N
     for leaf in range(own, tiles, step * LEAF):
@@ -105,12 +111,7 @@ def gated_backward_kernel(
             x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, KEEP).to(C)
             z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES, KEEP).to(C)
             dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, KEEP).to(C)
-            s, slope = silu(z)
-            h, v = x, dy
-            if NORM_FIRST:
-                v = dy * s
-            else:
-                h = x * s
+            s, slope, h, v = around_gate(x, z, dy, NORM_FIRST)
             u = v
             if HAS_WEIGHT:
                 g = read_gain(weight_ptr, head, heads, cols, C, False, False, HEADS, N, BLOCK)
@@ -120,12 +121,7 @@ def gated_backward_kernel(
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
                 z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES).to(C)
                 dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
-                s, slope = silu(z)
-                h, v = x, dy
-                if NORM_FIRST:
-                    v = dy * s
-                else:
-                    h = x * s
+                s, slope, h, v = around_gate(x, z, dy, NORM_FIRST)
             hhat = normalized(h, mean, rstd, scale, False)
             if DWEIGHT:
                 counted = v * hhat

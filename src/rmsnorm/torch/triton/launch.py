@@ -1,7 +1,7 @@
-"""Compiles a kernel for the device once, and launches it without Triton's own binder, which costs tens of microseconds.
+"""Compiles a kernel for a device once, and launches it without Triton's binder, which costs tens of microseconds.
 
-Arguments are addresses and integers. Nothing is specialised on their values: what a kernel may assume (alignment, the
-row's length, which tensors there are) is said by its constants, so that another number of rows compiles nothing.
+Arguments are addresses and integers, and nothing is specialised on their values. A kernel's constants state what it may
+assume: alignment, the row's length, which tensors exist. So another number of rows compiles nothing.
 """
 
 import functools
@@ -23,7 +23,7 @@ INT32 = 2**31 - 2**16  # rows up to here are counted in 32 bits: dividing by 64-
 
 
 class NotCompiled(RuntimeError):
-    """Triton or the driver refuses a kernel: torch's operations serve then."""
+    """Triton or the driver refuses a kernel; torch's operations serve instead."""
 
 
 Constants = tuple[tuple[str, Any], ...]
@@ -90,11 +90,11 @@ def launcher(
 
 @functools.cache
 def target(device: int) -> GPUTarget:
-    """What a device, which must be the current one, is to Triton."""
+    """Triton's name for a device, which must be the current one."""
     return GPUTarget("cuda", 0, 32) if INTERPRETED else triton.runtime.driver.active.get_current_target()
 
 
 @functools.cache
 def multiprocessors(device: int) -> int:
-    """How many a device has."""
+    """How many multiprocessors a device has."""
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,4 +1,4 @@
-"""Where the rows of tensors of one shape lie: their outer dimensions, folded together as far as all of them allow."""
+"""Where the rows of tensors of one shape lie in memory: outer dimensions are merged if the strides of all allow it."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ def contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def levels(tensors: Sequence[Tensor], dims: int, ordered: bool) -> Levels | None:
-    """((middle, inner), strides of each tensor's rows, how many levels there are); None if three do not do.
+    """((middle, inner), strides of each tensor's rows, number of levels); None if the rows need more than three levels.
 
-    Rows are numbered as in memory, that of the first tensor, unless ``ordered``: then as the dimensions are.
+    Rows are numbered as they lie in the first tensor's memory; with ``ordered``, in the order of the dimensions.
     """
     outer = tensors[0].dim() - dims
     found = [

@@ -1,6 +1,6 @@
-"""How a kernel's call is served: looked up by what its tensors look like, or checked and laid out once, as a plan.
+"""A call's plan: which kernels serve it, and with which constants. It is made once for tensors that look alike.
 
-The same again costs a look in a dictionary and the launch.
+The next such call costs a look-up in a dictionary and the launch.
 """
 
 import math
@@ -13,27 +13,29 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.spec import check_eps, check_shape, partial_count
-from rmsnorm.torch.triton import choices, launch, layout
+from rmsnorm.torch.triton import backward_kernels, choices, launch, layout
 
 Plan = Callable[[Sequence[Tensor | None], Sequence[int]], None]
+"""Serves a call: its tensors, then their addresses."""
 plans: dict[Any, Plan | None] = {}
-_MOST = 8192  # plans kept: after that many shapes the cache is emptied
+_MOST = 8192  # plans kept; then all are dropped
 _interpreters = torch._C._functorch.peek_interpreter_stack
 
 
-def call(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape, eps, p, flags) -> bool:
+def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
+    """Serve a call by its plan, on the device of its tensors; ``make`` makes the plan of an operation's ``variant``."""
     x = tensors[0]
     if launch.INTERPRETED:
-        return _interpreters() is None and _serve(make, layer, tensors, shape, eps, p, flags)
-    if not x.is_cuda or _interpreters() is not None:  # what a transform has wrapped has no memory
+        return _interpreters() is None and _serve(make, variant, tensors, shape, eps, p, flags)
+    if not x.is_cuda or _interpreters() is not None:  # a transform's tensors have no memory
         return False
     if x.get_device() == torch.cuda.current_device():
-        return _serve(make, layer, tensors, shape, eps, p, flags)
+        return _serve(make, variant, tensors, shape, eps, p, flags)
     with torch.cuda.device(x.get_device()):
-        return _serve(make, layer, tensors, shape, eps, p, flags)
+        return _serve(make, variant, tensors, shape, eps, p, flags)
 
 
-def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape, eps, p, flags) -> bool:
+def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
     if isinstance(shape, list):
         shape = tuple(shape)
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
@@ -41,19 +43,19 @@ def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape,
     for address in addresses:
         low |= address
     seen = [None if t is None else (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg()) for t in tensors]
-    key = (make, layer, shape, eps, p, flags, low & 15, *seen)
+    key = (make, variant, shape, eps, p, flags, low & 15, *seen)
     try:
         plan = plans[key]
     except KeyError:
         if len(plans) >= _MOST:
             plans.clear()
         try:
-            plan = make(layer, tensors, shape, eps, p, flags, low)
+            plan = make(variant, tensors, shape, eps, p, flags, low)
         except launch.NotCompiled as error:
             warnings.warn(f"rmsnorm: torch's operations serve these tensors, slower: {error}", stacklevel=2)
             plan = None
         plans[key] = plan
-    except TypeError:  # an argument that cannot be hashed is none that is served
+    except TypeError:  # an argument that cannot be hashed is not served
         return False
     if plan is None or not (flags & native.FRESH or _apart(tensors, addresses)):
         return False
@@ -62,7 +64,7 @@ def _serve(make: Callable[..., Plan | None], layer: bool, tensors: tuple, shape,
 
 
 def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
-    """Whether what is written (the tensors from the fifth on) shares no memory with another but a row's own input."""
+    """Whether each output (from the fifth tensor on) shares no memory with another tensor, except rows in place."""
     extents = [
         (0, 0) if t is None or not t.numel() else (a, a + t.element_size() * (1 + _reach(t)))
         for t, a in zip(tensors, addresses, strict=True)
@@ -76,7 +78,7 @@ def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
 
 
 def _same_rows(written: Any, read: Any, place: int) -> bool:
-    """A row is read before it is written: an input may be overwritten, each row by its own result."""
+    """An input may be overwritten, each row by its own result: a row is read before it is written."""
     return (
         place in (0, 1)
         and written.data_ptr() == read.data_ptr()
@@ -90,7 +92,7 @@ def _reach(t: Tensor) -> int:
 
 
 class Problem:
-    """The arguments, checked; ``served`` is False where some are wrong or not for these kernels."""
+    """A call's arguments, checked once; ``served`` is False if one is wrong or not for these kernels."""
 
     served = False
 
@@ -106,7 +108,7 @@ class Problem:
         low: int,
         ordered: bool = False,
     ):
-        """``rows``: the places of the tensors that have x's shape, the others are parameters; ``ordered``: layout's."""
+        """``rows``: places of the tensors of x's shape; the others are parameters. ``ordered``: as in layout."""
         x = tensors[0]
         assert x is not None
         try:
@@ -121,7 +123,7 @@ class Problem:
             return
         alike = [t for place in rows if (t := tensors[place]) is not None]
         for t in alike:
-            if t.shape != x.shape:  # their dtypes are for the operation to check
+            if t.shape != x.shape:  # the operation checks their dtypes
                 return
             if not layout.contiguous(self.shape, t.stride()[t.dim() - self.dims :]):
                 return
@@ -163,7 +165,7 @@ class Problem:
         self.served = True
 
     def _heads(self, x: Tensor, t: Tensor) -> int:
-        """1 for a gain that all rows share, the number of heads if each has its own, 0 for neither."""
+        """1 for a gain that all rows share, the number of heads if each has its own, 0 otherwise."""
         if not t.is_contiguous() or t.dtype not in launch.TYPES:
             return 0
         if tuple(t.shape) == self.shape:
@@ -176,8 +178,54 @@ class Problem:
 
 
 def launcher(kernel: Any, problem: Problem, tensors: Sequence[Tensor | None], like: torch.dtype, choice, **constants):
+    """A kernel's launcher with the problem's constants and these; ``like``: the dtype of tensors that are None."""
     fixed = problem.constants | constants | {"ROWS": choice.rows, "BLOCK": choice.block}
     named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
     pointers = tuple(like if t is None else t.dtype for t in tensors)
     device = tensors[0].get_device() if tensors[0] is not None else 0
     return launch.launcher(kernel, pointers, problem.wide, named, choice, device)
+
+
+def zero_sums(first: int) -> Plan:
+    """Without rows the sums over rows, the tensors from ``first`` on, are zero."""
+
+    def plan(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+        for t in tensors[first:]:
+            if t is not None:
+                t.zero_()
+
+    return plan
+
+
+def with_finish(run: Plan, programs: int, problem: Problem, tensors: Sequence[Tensor | None], first: int) -> Plan:
+    """The plan of a backward kernel and of the one that adds its programs' partial sums.
+
+    ``run`` leaves a row of partial sums for each program in place of the tensors from ``first`` on: dweight, and dbias
+    where the operation has one. Those that are None are not wanted.
+    """
+    wanted = [t is not None for t in tensors[first:]]
+    if not any(wanted):
+        return run
+    slots = [sum(wanted[:i]) if there else None for i, there in enumerate(wanted)]
+    partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
+    last = choices.finish(launch.target(tensors[0].get_device()).warp_size)  # type: ignore[union-attr]
+    sums = (*tensors[first:], None)[:2]
+    finish = launcher(
+        backward_kernels.finish_kernel, problem, (partial, *sums), problem.compute, last, DWEIGHT=wanted[0]
+    )
+    parts, columns, compute = programs // problem.heads, problem.heads * problem.n, problem.compute
+    shape, size = (sum(wanted), programs * problem.n), programs * problem.n * partial.element_size()
+    blocks, more = -(-columns // last.block), [None] * (2 - len(wanted))
+
+    def plan(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+        x = tensors[0]
+        assert x is not None
+        buffer = torch.empty(shape, dtype=compute, device=x.device)
+        start = buffer.data_ptr()
+        scratch = [None if slot is None else buffer[slot] for slot in slots]
+        places = [start if slot is None else start + slot * size for slot in slots]
+        run((*tensors[:first], *scratch), (*addresses[:first], *places))
+        to = (*tensors[first:], *more), (*addresses[first:], *(0 for _ in more))
+        finish(blocks, shape[0], (buffer, *to[0]), (start, *to[1]), (parts, columns))
+
+    return plan

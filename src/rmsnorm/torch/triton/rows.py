@@ -1,6 +1,6 @@
-"""What the kernels share: where a row lies, how a tile of rows is read, and arithmetic that loses nothing.
+"""What the kernels share: where a row lies, how a tile of rows is read and written, and correctly rounded arithmetic.
 
-A tile is [ROWS, BLOCK]: BLOCK is a power of two not below N, and what lies beyond N is read as zero. Everything is
+A tile is [ROWS, BLOCK]. BLOCK is a power of two and at least N; elements beyond N are read as zero. Everything is
 computed in float32, in float64 for float64 rows. Row offsets are 64-bit.
 """
 
@@ -12,7 +12,7 @@ KEEP_AS_USUAL = tl.constexpr("")  # Triton 3.6 takes no plain string for a defau
 
 @triton.jit
 def row_offset(row, middle, inner, outer_stride, middle_stride, inner_stride, LEVELS: tl.constexpr):
-    """In elements, of rows that lie in up to three levels: ``inner`` of them a stride apart, ``middle`` such groups."""
+    """A row's offset in elements, in up to three levels: ``inner`` rows a stride apart, ``middle`` such groups."""
     if LEVELS == 1:
         return row.to(tl.int64) * inner_stride
     offset = (row % inner).to(tl.int64) * inner_stride
@@ -24,7 +24,7 @@ def row_offset(row, middle, inner, outer_stride, middle_stride, inner_stride, LE
 
 @triton.jit
 def addresses(ptr, offset, cols, BYTES: tl.constexpr):
-    """[ROWS, BLOCK] addresses. Every row begins at a multiple of BYTES, which is what makes vectors of the accesses."""
+    """[ROWS, BLOCK] addresses. Every row begins at a multiple of BYTES, so that accesses become vectors."""
     return tl.multiple_of(ptr + offset, [BYTES])[:, None] + cols[None, :]
 
 
@@ -40,12 +40,12 @@ def read(
 
 @triton.jit
 def write(ptr, offset, cols, value, inside, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr):
-    """A tile, rounded to the dtype of ``ptr``; ``inside`` says which rows there are."""
+    """Write a tile, rounded to the dtype of ``ptr``; ``inside`` says which of its rows exist."""
     ROWS: tl.constexpr = value.shape[0]
     place = addresses(ptr, offset, cols, BYTES)
     value = value.to(ptr.dtype.element_ty)
     if BLOCK == N:
-        if ROWS == 1:  # there are as many programs as rows
+        if ROWS == 1:  # one program for each row
             tl.store(place, value)
         else:
             tl.store(place, value, mask=inside[:, None])
@@ -55,7 +55,7 @@ def write(ptr, offset, cols, value, inside, N: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def read_parameter(ptr, row, heads, cols, HEADS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Gain or bias: [1, BLOCK], or [ROWS, BLOCK] where each head has its own."""
+    """Gain or bias: [1, BLOCK], or [ROWS, BLOCK] if each head has its own."""
     place = ptr + cols[None, :]
     if HEADS:
         place += (row % heads)[:, None] * N
@@ -74,7 +74,7 @@ def first(x, cols, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def power_of_two(largest):
-    """The power of two that brings ``largest`` to [1, 2), from its exponent's bits; 1 where it is not finite."""
+    """The power of two that brings ``largest`` to [1, 2), from its exponent's bits; 1 if it is not finite."""
     if largest.dtype == tl.float64:
         exponent = largest.to(tl.int64, bitcast=True) >> 52
         inverse = tl.where(exponent == 2047, 1023, tl.minimum(tl.maximum(2046 - exponent, 1), 2045))
@@ -105,7 +105,7 @@ def reciprocal_root(x):
 
 @triton.jit
 def gain(w, C: tl.constexpr, ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr):
-    """g in the computation dtype C: w, or 1 + w (rounded to w's own dtype where Llama's code would)."""
+    """g in the computation dtype C: w, or 1 + w, which Llama's casting rounds to w's own dtype."""
     g = w.to(C)
     if ZERO_CENTERED:
         g = 1.0 + g

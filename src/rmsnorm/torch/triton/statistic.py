@@ -1,8 +1,8 @@
-"""The statistic of a row, and its projection, by one exchange between threads: by two where a mean comes first.
+"""A row's statistic and projection by one exchange between threads; by two if a mean comes first.
 
-Σx² and Σux are taken at three scales at once (at two where eps hides what the smallest squares lose), and the one
-counts that has neither overflown nor lost anything. So no largest element has to be known first, no row costs a branch,
-and the sums over a row are one reduction of a tuple: one round trip through shared memory instead of three.
+Σx² and Σux are taken at three scales at once (at two if eps hides what the smallest squares lose). The result comes
+from the scale that has neither overflowed nor lost bits. So the largest element need not be known first, and there is
+no branch. All sums over a row are one reduction of a tuple: one round trip through shared memory instead of three.
 """
 
 import triton
@@ -10,11 +10,14 @@ import triton.language as tl
 
 from rmsnorm.torch.triton.rows import first, power_of_two, quotient, reciprocal_root
 
-# x times one of these: of float32, and of float64. Each serves some 100 (1000) binades, and they overlap.
+# x is multiplied by these scales. Each serves about 100 binades in float32 and 1000 in float64; they overlap.
 SMALL_32, USUAL_32, LARGE_32 = tl.constexpr(2.0**108), tl.constexpr(2.0**24), tl.constexpr(2.0**-80)
 SMALL_64, USUAL_64, LARGE_64 = tl.constexpr(2.0**700), tl.constexpr(2.0**190), tl.constexpr(2.0**-600)
-LEAST_32, LEAST_64 = tl.constexpr(2.0**-100), tl.constexpr(2.0**-960)  # mean square that no underflow has touched
-HIDE_32, HIDE_64 = tl.constexpr(2.0**-59), tl.constexpr(2.0**-640)  # √eps from which on smaller squares do not matter
+LEAST_32, LEAST_64 = (
+    tl.constexpr(2.0**-100),
+    tl.constexpr(2.0**-960),
+)  # a mean square that did not underflow
+HIDE_32, HIDE_64 = tl.constexpr(2.0**-59), tl.constexpr(2.0**-640)  # from this √eps on, smaller squares do not matter
 
 
 @triton.jit
@@ -73,7 +76,7 @@ def inverse_root(small, usual, large, K: tl.constexpr, ROOT: tl.constexpr):
 
 @triton.jit
 def projection(small, usual, large, rstd, scale, K: tl.constexpr, ROOT: tl.constexpr):
-    """Σux̂ / K from Σux at three scales, by the smallest that has not overflown: products are as small as u, too."""
+    """Σux̂ / K from Σux at three scales, by the smallest that has not overflowed: u can make products small, too."""
     C: tl.constexpr = usual.dtype
     SMALL: tl.constexpr = SMALL_64 if C == tl.float64 else SMALL_32
     USUAL: tl.constexpr = USUAL_64 if C == tl.float64 else USUAL_32
@@ -86,7 +89,7 @@ def projection(small, usual, large, rstd, scale, K: tl.constexpr, ROOT: tl.const
         finite = tl.abs(small) < float("inf")
         total = tl.where(finite, small, total)
         inverse = tl.where(finite, tl.full((), 1.0 / SMALL, C), inverse)
-    # What makes the sum smaller first, then what makes it larger: neither leaves the range on the way.
+    # First the factors that make the sum smaller, then those that make it larger: it never leaves the range.
     total = total * tl.minimum(scale, 1.0) * (tl.maximum(scale, 1.0) * inverse)
     return quotient(total * rstd, K)
 
@@ -150,7 +153,7 @@ def scaled_mean(largest, total, total_large, N: tl.constexpr, ROOT: tl.constexpr
 
 @triton.jit
 def inverse_deviation(squares, rest, scale, N: tl.constexpr, ROOT: tl.constexpr):
-    """(rest of the mean, 1/σ) from Σd² and Σd, d being what differs from a rounded mean."""
+    """(rest of the mean, 1/σ) from Σd² and Σd, where d is the difference from a rounded mean."""
     rest = quotient(rest, N)
     root = tl.full((), ROOT, scale.dtype) * scale
     return rest, reciprocal_root(tl.maximum(quotient(squares, N) - rest * rest, 0.0) + root * root)
@@ -158,7 +161,7 @@ def inverse_deviation(squares, rest, scale, N: tl.constexpr, ROOT: tl.constexpr)
 
 @triton.jit
 def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
-    """What the rows of a tile are normalised with, [ROWS] each: mean (LAYER's), 1/RMS or 1/σ, and scale."""
+    """(mean, rstd, scale) of a tile's rows, [ROWS] each; rstd is 1/RMS or, with LAYER, 1/σ. The mean is LAYER's."""
     if LAYER:
         total = tl.reduce((tl.abs(x), x, scaled(x)[2]), 1, max_add2)
         mean, scale = scaled_mean(total[0], total[1], total[2], N, ROOT)
@@ -175,7 +178,7 @@ def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAY
 def statistic_and_projection(
     x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The statistic, Σux̂ / K and (LAYER's) Σu / N. LAYER: Σux̂ is rstd Σu(d − rest), with no more rounds."""
+    """The statistic, Σux̂ / K and (LAYER's) Σu / N. With LAYER, Σux̂ = rstd Σu(d − rest), in the same reductions."""
     if LAYER:
         total = tl.reduce((tl.abs(x), x, scaled(x)[2], u), 1, max_add3)
         mean, scale = scaled_mean(total[0], total[1], total[2], N, ROOT)

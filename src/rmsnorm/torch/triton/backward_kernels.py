@@ -1,7 +1,8 @@
-"""The backward kernel of rows in registers: a persistent grid whose programs sum dweight and dbias, and the finish.
+"""The backward kernel of rows in registers, and the kernel that adds its programs' sums; what both kinds of row share.
 
-Program p serves head p % heads (every row, where one gain serves all) and of its rows every ``programs / heads``-th
-tile. So which rows a sum adds, and in what order, depends on sizes and the device alone: no atomics.
+The grid is persistent, and each program sums dweight and dbias of its rows. Program p serves head p % heads (all rows,
+where one gain serves all), and every ``programs / heads``-th tile of that head. So the rows of a sum and their order
+depend on sizes and the device alone, and no atomics are needed.
 """
 
 import triton
@@ -12,9 +13,16 @@ from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_
 
 
 @triton.jit
+def own_share(axis: tl.constexpr, rows, heads):
+    """(the program, its head, its first tile, the distance to its next one, the rows of a head)."""
+    program = tl.program_id(axis)
+    return program, program % heads, program // heads, tl.num_programs(axis) // heads, rows // heads
+
+
+@triton.jit
 def add_partial(ptr, cols, value, fresh, N: tl.constexpr):
-    """A program's row of partial sums: set if ``fresh``, else added to."""
-    tl.debug_barrier()  # a thread may read what another has written the last time
+    """Set a program's row of partial sums if ``fresh``, else add to it."""
+    tl.debug_barrier()  # a thread may read what another wrote last time
     place = ptr + cols[None, :]
     inside = (cols < N)[None, :]
     tl.store(place, tl.load(place, mask=inside & (not fresh), other=0.0) + value, mask=inside)
@@ -40,6 +48,20 @@ def read_gain(
 
 
 @triton.jit
+def through_gain(
+    dy, g, ptr, head, heads, cols, ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HOLD: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """u = dy ⊙ g; without HOLD the gain is read for it."""
+    if HAS_WEIGHT:
+        if not HOLD:
+            g = read_gain(ptr, head, heads, cols, dy.dtype, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
+        return dy * g
+    else:
+        return dy
+
+
+@triton.jit
 def backward_kernel(
     x_ptr, dy_ptr, weight_ptr, plus_ptr, dx_ptr, dweight_ptr, dbias_ptr, rows, middle, inner, heads,
     x_outer, x_middle, x_inner, dy_outer, dy_middle, dy_inner,
@@ -51,21 +73,18 @@ def backward_kernel(
     LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr,
     HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of ROWS rows in registers; sums over LEAF tiles there, then in the program's partial row.
+    """Tiles of ROWS rows in registers. Sums over LEAF tiles stay there, and then go to the program's partial row.
 
-    Without HOLD, for the longest rows, only the sums stay there while the reductions are made: what a tile needs
-    afterwards is read again, from the caches.
+    Without HOLD, for the longest rows, only the sums stay there during the reductions. What a tile needs afterwards is
+    read again, from the caches.
     """
-    KEEP: tl.constexpr = "" if HOLD else "evict_last"  # it also keeps the compiler from making both reads one
+    KEEP: tl.constexpr = "" if HOLD else "evict_last"  # which also stops the compiler from merging both reads
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
-    program = tl.program_id(0)
-    head = program % heads
-    step = tl.num_programs(0) // heads
-    own = program // heads
-    tokens = rows // heads
+    program, head, own, step, tokens = own_share(0, rows, heads)
     tiles = tl.cdiv(tokens, ROWS)
+    g = None
     if HAS_WEIGHT and HOLD:
         g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
     partial = program.to(tl.int64) * N
@@ -82,11 +101,9 @@ def backward_kernel(
             x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, KEEP).to(C)
             dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, KEEP).to(C)
             if DX:
-                u = dy
-                if HAS_WEIGHT:
-                    if not HOLD:
-                        g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
-                    u = dy * g
+                u = through_gain(
+                    dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
+                )
                 mean, rstd, scale, along, level = statistic_and_projection(x, u, cols, N, K, ROOT, LAYER, BLOCK)
             else:
                 mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
@@ -101,11 +118,9 @@ def backward_kernel(
             if DBIAS:
                 dbias += dy
             if DX:
-                u = dy
-                if HAS_WEIGHT:
-                    if not HOLD:
-                        g = read_gain(weight_ptr, head, heads, cols, C, ZERO_CENTERED, ROUND_FIRST, HEADS, N, BLOCK)
-                    u = dy * g
+                u = through_gain(
+                    dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
+                )
                 dx = input_gradient(u, first(xhat, cols, K, BLOCK), rstd, scale, along, level, LAYER)
                 if PLUS:
                     dx += read(plus_ptr, plus_at, cols, N, BLOCK, BYTES).to(C)

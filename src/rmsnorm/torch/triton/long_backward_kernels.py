@@ -1,22 +1,35 @@
-"""The backward pass of rows too long for registers, in two kernels: what a row needs, then columns of many rows.
+"""The backward pass of rows too long for registers, in two kernels: first over rows, then over columns of many rows.
 
 The first reads x and dy once (twice where there is a mean) and leaves a few numbers a row. The second has no reductions
-along a row: its programs keep a piece of the gain and its sums in registers while they pass over their rows.
+along a row. Its programs keep a piece of the gain and its sums in registers while they pass over their rows.
 
-Of pRMSNorm's rows only the first K elements' gradients depend on the projection. So the first kernel reads those K
-alone, the second leaves its columns' part of Σux̂, and a third makes the gradients of the first K: x and dy are read
+In pRMSNorm only the gradients of a row's first K elements depend on the projection. So the first kernel reads those K
+alone, the second leaves its columns' part of Σux̂, and a third makes the gradients of the first K. x and dy are read
 once.
 """
 
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.backward import add_partial, input_gradient
-from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
+from rmsnorm.torch.triton.backward_kernels import add_partial, input_gradient, own_share
+from rmsnorm.torch.triton.pieces import looped_statistic, read_parameter_piece, read_piece, write_piece
 from rmsnorm.torch.triton.rows import addresses, gain, quotient, row_offset
 from rmsnorm.torch.triton.statistic import inverse_root, normalized, projection, scaled, summed_both
 
 FOUND = 5  # numbers of a row that the first kernel leaves to the second
+
+
+@triton.jit
+def read_u(
+    dy_ptr, dy_at, weight_ptr, row, heads, cols, C: tl.constexpr, HAS_WEIGHT: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    """A piece of u = dy ⊙ g in the computation dtype C."""
+    u = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)
+    if HAS_WEIGHT:
+        w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
+        u *= gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+    return u
 
 
 @triton.jit
@@ -44,10 +57,22 @@ def rows_kernel(
             for start in tl.range(0, N, BLOCK, num_stages=STAGES):
                 cols = start + tl.arange(0, BLOCK)
                 x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
-                u = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)
-                if HAS_WEIGHT:
-                    w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
-                    u *= gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+                u = read_u(
+                    dy_ptr,
+                    dy_at,
+                    weight_ptr,
+                    row,
+                    heads,
+                    cols,
+                    C,
+                    HAS_WEIGHT,
+                    HEADS,
+                    ZERO_CENTERED,
+                    ROUND_FIRST,
+                    N,
+                    BLOCK,
+                    BYTES,
+                )
                 along += u * normalized(x, mean, rstd, scale, LAYER)
                 level += u
             tl.store(place + 2 * count, quotient(tl.sum(along, axis=1), N))
@@ -64,10 +89,22 @@ def rows_kernel(
         for start in tl.range(0, N, BLOCK, num_stages=STAGES):
             cols = start + tl.arange(0, BLOCK)
             x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C)
-            u = read_piece(dy_ptr, dy_at, cols, N, N, BLOCK, BYTES).to(C)
-            if HAS_WEIGHT:
-                w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
-                u *= gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+            u = read_u(
+                dy_ptr,
+                dy_at,
+                weight_ptr,
+                row,
+                heads,
+                cols,
+                C,
+                HAS_WEIGHT,
+                HEADS,
+                ZERO_CENTERED,
+                ROUND_FIRST,
+                N,
+                BLOCK,
+                BYTES,
+            )
             a, b, c = scaled(x)
             small_u += a * u
             usual_u += b * u
@@ -105,11 +142,7 @@ def columns_kernel(
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = found_ptr.dtype.element_ty
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    program = tl.program_id(1)
-    head = program % heads
-    step = tl.num_programs(1) // heads
-    own = program // heads
-    tokens = rows // heads
+    program, head, own, step, tokens = own_share(1, rows, heads)
     count = rows.to(tl.int64)
     if HAS_WEIGHT:
         w = read_parameter_piece(weight_ptr, head + tl.arange(0, 1), heads, cols, HEADS, N, BLOCK)

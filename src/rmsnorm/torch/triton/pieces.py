@@ -1,6 +1,6 @@
 """Rows too long for registers, in pieces of BLOCK elements: tiles of [1, BLOCK], and the statistic by sweeps.
 
-What a sweep reads again comes from the second cache level mostly.
+A sweep that reads a row again mostly reads it from the second cache level.
 """
 
 import triton

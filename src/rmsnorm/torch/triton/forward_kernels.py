@@ -1,9 +1,9 @@
-"""The forward kernels: one that holds its rows in registers, and one that sweeps rows too long for that."""
+"""The forward kernels of the plain norms: one holds its rows in registers, one sweeps rows too long for that."""
 
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.looped import looped_statistic, read_parameter_piece, read_piece, write_piece
+from rmsnorm.torch.triton.pieces import looped_statistic, read_parameter_piece, read_piece, write_piece
 from rmsnorm.torch.triton.rows import gain, read, read_parameter, row_offset, write
 from rmsnorm.torch.triton.statistic import normalized, statistic
 
@@ -42,7 +42,7 @@ def forward_kernel(
     cols = tl.arange(0, BLOCK)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again rather than nothing
+    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
     if ADD:
         residual = read(
@@ -54,7 +54,7 @@ def forward_kernel(
             BYTES,
         )
     g, shift = None, None
-    if HAS_WEIGHT:  # asked for before the reductions below wait
+    if HAS_WEIGHT:  # read before the reductions below wait
         w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
     if HAS_BIAS:
         b = read_parameter(bias_ptr, row, heads, cols, HEADS, N, BLOCK)
@@ -92,7 +92,7 @@ def forward_looped_kernel(
     ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
     LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row a program in pieces of BLOCK: the statistic (of K elements alone, but to add), then the elements."""
+    """One row a program in pieces of BLOCK: the sum with ADD, the statistic, then the elements."""
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     row = tl.program_id(0) + tl.arange(0, 1)

@@ -1,0 +1,153 @@
+"""rms_norm, layer_norm and add_rms_norm on the host, forward and backward."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsnorm import native
+from rmsnorm.torch.triton import backward_kernels, choices, forward_kernels, launch, long_backward_kernels
+from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher, with_finish, zero_sums
+
+SUMS = 5  # where dweight and dbias begin among the tensors of a backward call
+
+
+def rms_norm(x, shape, weight, bias, y, eps, p, flags) -> bool:
+    """y = x / RMS(x) ⊙ g + b into ``y``."""
+    return call(plan_forward, False, (x, None, weight, bias, y, None), shape, eps, p, flags)
+
+
+def layer_norm(x, shape, weight, bias, y, eps, flags) -> bool:
+    """y = (x − μ)/σ ⊙ g + b into ``y``."""
+    return call(plan_forward, True, (x, None, weight, bias, y, None), shape, eps, 1.0, flags)
+
+
+def add_rms_norm(x, residual, shape, weight, bias, y, new, eps, p, flags) -> bool:
+    """The rounded sum of ``x`` and ``residual`` into ``new``, and its norm into ``y``."""
+    return call(plan_forward, False, (x, residual, weight, bias, y, new), shape, eps, p, flags)
+
+
+def rms_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, p, flags) -> bool:
+    """The gradients of :func:`rms_norm` into ``dx`` (``plus`` added), ``dweight`` and ``dbias``; None: unwanted."""
+    return call(plan_backward, False, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, p, flags | native.FRESH)
+
+
+def layer_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, flags) -> bool:
+    """The gradients of :func:`layer_norm`."""
+    return call(plan_backward, True, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, 1.0, flags | native.FRESH)
+
+
+def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
+    x, residual, weight, bias, y, new = tensors
+    problem = Problem(layer, tensors, (0, 1, 4, 5), shape, eps, p, flags, low)
+    if not problem.served or any(t is not None and t.dtype != x.dtype for t in (residual, new)):
+        return None
+    expected = x.dtype
+    if flags & native.ROUND_FIRST:
+        expected = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+        product = expected
+        if bias is not None:
+            expected = torch.promote_types(expected, bias.dtype)
+        # One rounding between product and sum is made, to y's dtype; and products in float64 are for float64 rows.
+        if (weight is not None and product != expected) or (expected == torch.float64 != x.dtype):
+            return None
+    if y.dtype != expected:
+        return None
+    if problem.rows == 0:
+        return lambda tensors, addresses: None
+    aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
+    choice = choices.forward(problem.n, x.element_size(), aligned, warp_size)
+    kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
+    run = launcher(
+        kernel,
+        problem,
+        tensors,
+        x.dtype,
+        choice,
+        ADD=residual is not None,
+        HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None,
+    )
+    programs, integers = -(-problem.rows // choice.rows), problem.integers()
+    return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
+
+
+def plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
+    x, dy, weight, plus, dx, dweight, dbias = tensors
+    problem = Problem(layer, tensors, (0, 1, 3, 4), shape, eps, p, flags, low)
+    half = x.element_size() == 2
+    if not problem.served or not (dy.dtype == x.dtype or (half and dy.dtype == torch.float32)):
+        return None
+    if any(t is not None and t.dtype != x.dtype for t in (plus, dx)):
+        return None
+    if problem.rows == 0:
+        return zero_sums(SUMS)
+    partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
+    given = (x, dy, weight, plus, dx, *(None if t is None else partial for t in (dweight, dbias)))
+    found = _held(problem, given) or _looped(problem, given, partial)
+    return None if found is None else with_finish(*found, problem, tensors, SUMS)
+
+
+def _wanted(given: Sequence[Tensor | None]) -> dict[str, bool]:
+    names = ("HAS_WEIGHT", "PLUS", "DX", "DWEIGHT", "DBIAS")
+    return {name: t is not None for name, t in zip(names, given[2:], strict=True)}
+
+
+def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int] | None:
+    """The kernel for rows that fit into registers, and how many programs it has."""
+    x, dy, *_ = given
+    device, sums = x.get_device(), sum(t is not None for t in given[5:])
+    warp_size, aligned = launch.target(device).warp_size, problem.bytes == choices.VECTOR
+    choice = choices.backward(problem.n, dy.element_size(), problem.layer, sums, aligned, warp_size)
+    if choice is None:
+        return None
+    programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
+    added = {"LEAF": choices.LEAF, "HOLD": choice.hold, "STAGES": choice.stages} | _wanted(given)
+    run = launcher(backward_kernels.backward_kernel, problem, given, problem.compute, choice, **added)
+    integers = problem.integers()
+    return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs
+
+
+def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int] | None:
+    """The two kernels for longer rows (pRMSNorm: three), and how many programs a column block has.
+
+    ``like`` has the dtype of their sums.
+    """
+    x, dy, weight, plus, dx, *_ = given
+    device, sums = x.get_device(), sum(t is not None for t in given[5:])
+    warp_size, aligned = launch.target(device).warp_size, problem.bytes == choices.VECTOR
+    columns = choices.backward_columns(dy.element_size(), problem.layer, sums, aligned, warp_size)
+    pieces, wanted = -(-problem.n // columns.block), _wanted(given)
+    split = wanted["DX"] and choices.splits(problem.n, problem.k, pieces)
+    programs = choices.grid(columns, problem.rows, problem.heads, launch.multiprocessors(device), pieces)
+    if programs > choices.MOST_Y:
+        return None
+
+    def made(kernel: Any, tensors: Sequence[Any], choice: choices.Choice, **added: Any) -> launch.Launcher:
+        return launcher(kernel, problem, tensors, problem.compute, choice, STAGES=choice.stages, **(wanted | added))
+
+    rows_choice = choices.backward_rows(dy.element_size(), aligned, warp_size)
+    first = made(long_backward_kernels.rows_kernel, (x, dy, weight, like), rows_choice, DX=wanted["DX"] and not split)
+    leaf = choices.LEAF
+    second = made(long_backward_kernels.columns_kernel, (*given, like, like), columns, LEAF=leaf, SPLIT=split)
+    third = None
+    if split:
+        head, parts = choices.head(problem.k, warp_size), choices.power_of_two(pieces)
+        tensors = (x, dy, weight, plus, dx, like, like)
+        third = made(long_backward_kernels.head_kernel, tensors, head, PIECES=pieces, PARTS=parts)
+    rows, compute, integers = problem.rows, problem.compute, problem.integers()
+    found = -(-long_backward_kernels.FOUND * rows // choices.VECTOR) * choices.VECTOR  # what follows is aligned as well
+    size = found * like.element_size()
+
+    def run(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
+        assert tensors[0] is not None
+        buffer = torch.empty(found + (pieces * rows if split else 0), dtype=compute, device=tensors[0].device)
+        at = buffer.data_ptr()
+        more, places = (buffer, buffer[found:]), (at, at + size)
+        first(rows, 1, (*tensors[:3], buffer), (*addresses[:3], at), integers[:10])
+        second(pieces, programs, (*tensors, *more), (*addresses, *places), integers)
+        if third is not None:
+            third(rows, 1, (*tensors[:5], *more), (*addresses[:5], *places), integers)
+
+    return run, programs
