@@ -7,7 +7,7 @@ import torch
 
 import plain_rnn
 from recurrent_cases import CELLS, MODULES, assert_near, call, make, results, states
-from rmsnorm.torch.rnn.placement import PLACEMENTS
+from rmsnorm.torch.rnn.spec import PLACEMENTS
 
 TORCH = {"GRU": torch.nn.GRU, "LSTM": torch.nn.LSTM}
 NORMS = (("rms", 1.0), ("rms", 0.3), ("rms", 0.0625), ("layer", 1.0), (None, 1.0))

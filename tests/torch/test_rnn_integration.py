@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from recurrent_cases import CELLS, MODULES, assert_near, call, make, states
 from rmsnorm.spec import MismatchError
 from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
-from rmsnorm.torch.rnn import composite, eager, layer
-from rmsnorm.torch.rnn import modules as rnn_modules
+from rmsnorm.torch.rnn import base, composite, eager
+from rmsnorm.torch.rnn.functional import run_layer
 
 LAYERS = list(MODULES)
 
@@ -46,14 +46,14 @@ def test_a_gradient_penalty_reaches_the_weights():
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
 
     def penalty(run):
-        rnn_modules.run_layer, before = run, rnn_modules.run_layer
+        base.run_layer, before = run, base.run_layer
         try:
             (dx,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
             return torch.autograd.grad(dx.square().sum(), list(module.parameters()))
         finally:
-            rnn_modules.run_layer = before
+            base.run_layer = before
 
-    assert_near(penalty(layer.run_layer), penalty(composite.layer), 1e-11)
+    assert_near(penalty(run_layer), penalty(composite.forward), 1e-11)
 
 
 @pytest.mark.parametrize("cell", LAYERS)

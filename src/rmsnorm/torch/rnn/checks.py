@@ -1,18 +1,16 @@
-"""The checks of the recurrent modules: what must hold, what was received, what to do.
+"""The checks of the recurrent modules' arguments.
 
-Where torch's modules refuse the same, messages begin with torch's words, and types are torch's or derived from them.
+If torch's modules refuse the same argument, the message begins with torch's words, and the error's type is torch's or
+derived from it.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from rmsnorm.spec import MismatchError
 from rmsnorm.torch.checks import check_dense, check_memory
-
-_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_cell")
 
 
 def autocast_enabled(x: Tensor) -> bool:
@@ -23,7 +21,7 @@ def autocast_enabled(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def size(name: str, value: int, least: int = 1) -> int:
+def check_size(name: str, value: int, least: int = 1) -> int:
     """An int of at least ``least``, 1 or 0."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
@@ -32,13 +30,13 @@ def size(name: str, value: int, least: int = 1) -> int:
     return value
 
 
-def flag(name: str, value: bool) -> bool:
+def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
 
 
-def probability(name: str, value: float) -> float:
+def check_probability(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(
             f"{name} should be a number in range [0, 1] representing the probability of an element being zeroed, "
@@ -47,14 +45,14 @@ def probability(name: str, value: float) -> float:
     return float(value)
 
 
-def projection(cell: str, value: int) -> None:
-    if size("proj_size", value, 0):
+def check_projection(cell: str, value: int) -> None:
+    if check_size("proj_size", value, 0):
         if cell != "LSTM":
             raise ValueError(f"proj_size argument is only supported for LSTM, not {cell}, got {value}; leave it at 0")
         raise NotImplementedError(f"proj_size is not supported, got {value}; leave it at 0")
 
 
-def place(x: Tensor, weight: Tensor) -> None:
+def check_placed(x: Tensor, weight: Tensor) -> None:
     """The layout, dtype and device of an input."""
     check_dense("input", x)
     if x.device != weight.device:
@@ -69,17 +67,17 @@ def place(x: Tensor, weight: Tensor) -> None:
     check_memory("input", x)
 
 
-def features(x: Tensor, size: int, weight: Tensor) -> None:
+def check_rows(x: Tensor, size: int, weight: Tensor) -> None:
     """The rows of a layer's input."""
     if x.dim() < 2 or x.shape[-1] != size:
         raise MismatchError(
             f"input.size(-1) must be equal to input_size. Expected {size}, got {x.shape[-1] if x.dim() else 'none'} in "
             f"an input of shape {tuple(x.shape)}"
         )
-    place(x, weight)
+    check_placed(x, weight)
 
 
-def padded(cell: str, x: Tensor, size: int, batch_first: bool, weight: Tensor) -> None:
+def check_padded(cell: str, x: Tensor, size: int, batch_first: bool, weight: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(x).__name__}")
     if x.dim() not in (2, 3):
@@ -88,10 +86,10 @@ def padded(cell: str, x: Tensor, size: int, batch_first: bool, weight: Tensor) -
             f"{cell}: Expected input to be 2D or 3D, got {x.dim()}D instead; it must be {shape}, or (steps, features) "
             "without a batch"
         )
-    features(x, size, weight)
+    check_rows(x, size, weight)
 
 
-def cell_input(cell: str, x: Tensor, size: int) -> None:
+def check_cell_input(cell: str, x: Tensor, size: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"input of a cell must be a Tensor, got {type(x).__name__}")
     if x.dim() not in (1, 2):
@@ -103,7 +101,7 @@ def cell_input(cell: str, x: Tensor, size: int) -> None:
         raise MismatchError(f"input has inconsistent input_size: got {x.shape[-1]} expected {size}")
 
 
-def _state(given: Tensor, x: Tensor) -> None:
+def _check_placed_as(given: Tensor, x: Tensor) -> None:
     """The layout of an initial state, and its dtype and device, which are the input's."""
     check_dense("an initial state", given)
     if given.device != x.device:
@@ -113,22 +111,22 @@ def _state(given: Tensor, x: Tensor) -> None:
     check_memory("an initial state", given)
 
 
-def _is_tensor(given: Tensor) -> None:
+def _check_tensor(given: Tensor) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"an initial state must be a Tensor, got {type(given).__name__}")
 
 
-def state(name: str, given: Tensor, expected: tuple[int, ...], x: Tensor) -> None:
+def check_state(name: str, given: Tensor, expected: tuple[int, ...], x: Tensor) -> None:
     """A layer's initial state, which a message calls ``name``."""
-    _is_tensor(given)
+    _check_tensor(given)
     if tuple(given.shape) != expected:
         raise MismatchError(f"Expected {name} size {expected}, got {list(given.shape)}")
-    _state(given, x)
+    _check_placed_as(given, x)
 
 
-def cell_state(cell: str, index: int, given: Tensor, hidden: int, x: Tensor) -> None:
-    """A cell's initial state, the one number ``index``: (batch, hidden), or (hidden,) without a batch."""
-    _is_tensor(given)
+def check_cell_state(cell: str, index: int, given: Tensor, hidden: int, x: Tensor) -> None:
+    """Initial state number ``index`` of a cell: (batch, hidden), or (hidden,) without a batch."""
+    _check_tensor(given)
     name = "hidden" if cell == "GRU" else f"hx[{index}]"
     if given.dim() not in (1, 2):
         raise ValueError(f"{cell}Cell: Expected {name} to be 1D or 2D, got {given.dim()}D instead")
@@ -138,48 +136,10 @@ def cell_state(cell: str, index: int, given: Tensor, hidden: int, x: Tensor) -> 
         raise MismatchError(f"hidden{index} has inconsistent hidden_size: got {given.shape[-1]}, expected {hidden}")
     if given.shape[:-1] != x.shape[:-1]:
         raise MismatchError(f"Input batch size {x.shape[0]} doesn't match hidden{index} batch size {given.shape[0]}")
-    _state(given, x)
+    _check_placed_as(given, x)
 
 
-def layer(
-    gates: int,
-    hidden: int,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    parameters: Sequence[Tensor | None],
-    batch_sizes: Sequence[int] | None,
-) -> None:
-    """The shapes of all that one layer is computed from: the kernels of a step are bound to them without asking again.
-
-    parameters: weight_ih, weight_hh, bias_ih, bias_hh, gain_ih, gain_hh, gain_cell; a module's may have been replaced.
-    """
-    if x.dim() != 2 or h0.dim() != 2:
-        raise MismatchError(f"x must be (rows, features) and h0 (batch, hidden), got {x.dim()}D and {h0.dim()}D")
-    width, batch = gates * hidden, h0.shape[0]
-    vector = (width,)
-    expected = ((width, x.shape[1]), (width, hidden), vector, vector, vector, vector, (hidden,))
-    for name, t, shape in zip(_PARAMETERS, parameters, expected, strict=True):
-        if t is not None and t.shape != shape:
-            raise MismatchError(f"{name} must have shape {tuple(shape)} in this layer, got {tuple(t.shape)}")
-        if t is not None and not t.is_floating_point():
-            raise TypeError(f"{name} must have a floating dtype, got {t.dtype}")
-    for name, state in (("h0", h0), ("c0", c0)):
-        if state is not None and state.shape != (batch, hidden):
-            raise MismatchError(f"{name} must have shape {(batch, hidden)}, got {tuple(state.shape)}")
-    if batch_sizes is None:
-        if x.shape[0] % batch if batch else x.shape[0]:
-            raise MismatchError(f"x must have {batch} rows for each step, as h0 has, got {x.shape[0]} rows")
-    elif sum(batch_sizes) != x.shape[0] or any(
-        later > earlier or later < 1 for earlier, later in pairwise((batch, *batch_sizes))
-    ):
-        raise MismatchError(
-            f"batch_sizes must be positive, not rise, begin with at most the {batch} rows of h0 and add up to the "
-            f"{x.shape[0]} rows of x, got {list(batch_sizes)}"
-        )
-
-
-def pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+def checked_pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
     if hx is None:
         return None, None
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
@@ -187,7 +147,7 @@ def pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None
     return hx[0], hx[1]
 
 
-def lengths(given: Tensor | Sequence[int], x: Tensor, batch_first: bool) -> Tensor:
+def checked_lengths(given: Tensor | Sequence[int], x: Tensor, batch_first: bool) -> Tensor:
     """One length from 1 to T for each sequence of a padded batch, as a CPU tensor."""
     if x.dim() != 3:
         raise ValueError(f"lengths need a batch of sequences, got input of shape {tuple(x.shape)}")

@@ -1,6 +1,6 @@
-"""The same recurrence as a loop of differentiable torch operators: every device, transform and order of derivative.
+"""A layer as a loop of torch's operations: any device, transform and order of derivative.
 
-The norms are this package's, so that devices with kernels use them.
+The norms are this package's functions, so that their kernels serve where a device has them.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rmsnorm.torch import functional
 from rmsnorm.torch.composite import compute_dtype
-from rmsnorm.torch.rnn.placement import RecurrentSpec, Segments
+from rmsnorm.torch.rnn.spec import RecurrentSpec, Segments
 
 
 def _normalize(spec: RecurrentSpec, x: Tensor, segments: Segments, gain: Tensor | None) -> Tensor:
-    """x̂ ⊙ gain in the computation dtype, one statistic a segment."""
+    """x̂ ⊙ gain in the computation dtype, with one statistic for each segment."""
     x = x.to(compute_dtype(x.dtype))
     if not segments:
         return x
@@ -36,7 +36,7 @@ def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
 def step(
     spec: RecurrentSpec, a: Tensor, h: Tensor, c: Tensor | None, parameters: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None]:
-    """The next (h, c) from a = W_ih x + b_ih (without b_ih where that stands behind the norm)."""
+    """The next (h, c) from a = W_ih x + b_ih, or from W_ih x if b_ih is added after the norm."""
     _, weight_hh, bias_ih, bias_hh, gain_ih, gain_hh, gain_cell = parameters
     where = spec.where
     state = torch.nn.functional.linear(h, weight_hh)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def step(
     return (torch.sigmoid(o) * torch.tanh(seen)).to(h.dtype), new
 
 
-def layer(
+def forward(
     spec: RecurrentSpec,
     x: Tensor,
     h0: Tensor,
@@ -79,7 +79,7 @@ def layer(
         count = side.shape[0]
         new_h, new_c = step(spec, side, h[:count], None if c is None else c[:count], parameters)
         outputs.append(new_h)
-        if count < batch:  # those whose sequence has ended (or not begun, in reverse) keep their state
+        if count < batch:  # sequences that have ended (or, in reverse, not begun) keep their state
             new_h = torch.cat((new_h, h[count:]))
             new_c = None if new_c is None or c is None else torch.cat((new_c, c[count:]))
         h, c = new_h, new_c
@@ -96,7 +96,7 @@ def backward(
     gradients: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of :func:`layer` as a differentiable expression, for those inputs that need one.
+    """The gradients of :func:`forward` as a differentiable expression, for those inputs that need one.
 
     By torch.func.vjp: inputs may depend on one another (a state on the input), need not require a gradient, and may
     belong to a transform.
@@ -108,7 +108,7 @@ def backward(
         for i, t in zip(places, wanted, strict=True):
             given[i] = t
         x, h0, c0, *parameters = given
-        results: Sequence[Tensor | None] = layer(spec, x, h0, c0, parameters, batch_sizes, reverse)  # type: ignore[arg-type]
+        results: Sequence[Tensor | None] = forward(spec, x, h0, c0, parameters, batch_sizes, reverse)  # type: ignore[arg-type]
         return tuple(y for y, dy in zip(results, gradients, strict=False) if dy is not None and y is not None)
 
     pull = torch.func.vjp(outputs, *[inputs[i] for i in places])[1]

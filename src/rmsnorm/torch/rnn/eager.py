@@ -1,8 +1,8 @@
 """A whole layer on the native kernels: one matrix product and one kernel a step, forward and backward.
 
-The x side's product comes before the loop, and so do, in the backward pass, all products that give gradients of
-weights after it: one over all steps instead of one a step. The native kernel of a step does the rest: both sides'
-norms, the gates and the new state.
+The product of the input is taken before the loop, and the products that give gradients of weights after it: one over
+all steps instead of one a step. The native kernel of a step does the rest: both sides' norms, the gates and the new
+state.
 """
 
 from typing import Any, NamedTuple
@@ -13,24 +13,12 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.torch import bindings
 from rmsnorm.torch import composite as norms
-from rmsnorm.torch.rnn.placement import RecurrentSpec
 from rmsnorm.torch.rnn.products import right_product
-
-
-class Parameters(NamedTuple):
-    """A layer's parameters in one direction; what is not there is None."""
-
-    weight_ih: Tensor  # (G·H, I)
-    weight_hh: Tensor  # (G·H, H)
-    bias_ih: Tensor | None = None  # (G·H)
-    bias_hh: Tensor | None = None
-    gain_ih: Tensor | None = None  # (G·H)
-    gain_hh: Tensor | None = None
-    gain_cell: Tensor | None = None  # (H)
+from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec
 
 
 class Forward(NamedTuple):
-    """What a forward pass gives, and what a backward pass needs of it (empty tensors where there is nothing)."""
+    """The results of a forward pass, and what a backward pass needs of it; tensors that do not exist are empty."""
 
     out: Tensor  # (N, H): N rows, those of all steps
     h_n: Tensor  # (B, H)
@@ -77,7 +65,7 @@ def _steps(
     h: tuple[Tensor, Tensor],
     c: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Any, tuple[Tensor, ...]]:
-    """The native kernels bound to the tensors of a layer, which do not keep them alive; and those made here for it."""
+    """The native kernels bound to a layer's tensors; and the tensors made here, which the kernels do not keep alive."""
     where, width, dtype = spec.where, spec.gates * spec.hidden, norms.compute_dtype(state.dtype)
     wide = (
         _wide(parameters.gain_ih, 1.0, width, dtype),
@@ -111,8 +99,11 @@ def forward(
     reverse: bool,
     save: bool,
 ) -> Forward:
-    """All steps of a layer, without autograd. x: (N, I), rows by steps; h0, c0: (B, H); batch_sizes: None where every
-    step has B rows. With ``save``, everything for :func:`backward` is kept."""
+    """All steps of a layer, without autograd.
+
+    x: (N, I), the rows of one step after another; h0, c0: (B, H); batch_sizes: the rows of each step, None if all have
+    B; save: whether to keep what :func:`backward` needs.
+    """
     rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
     uniform, where = batch_sizes is None, spec.where
     weight_ih, weight_hh, bias_ih = parameters.weight_ih, parameters.weight_hh, parameters.bias_ih
@@ -137,7 +128,7 @@ def forward(
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
     order = _order(rows, batch, batch_sizes, reverse)
     multiply = right_product(weight_hh.detach(), batch, len(order))
-    # Where lengths differ, rows whose sequence has ended keep their state: (before, after, the running one) of h and c.
+    # If lengths differ, rows whose sequence has ended keep their state: (before, after, current) of h and of c.
     running: list[tuple[Tensor, Tensor, Tensor]] = []
     if not uniform:
         running.append((h_before, h_after, h0.clone()))
@@ -164,7 +155,7 @@ def forward(
 
     if not uniform and save:
         h_all = h_before
-    # The outputs are the caller's to change in place; what the backward pass needs is not.
+    # A caller may change the outputs in place, so they share no memory with what the backward pass needs.
     out = h_after.clone() if save or not uniform else h_after
     h_n, c_n = last(h0, h_after, 0), last(c0, c_after, 1)
     return Forward(out, h_n, c_n, input, state, x.new_empty(0) if gates is None else gates, h_all, c_all)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from rmsnorm.spec import MismatchError
 from rmsnorm.torch.registration import Node, library, register
-from rmsnorm.torch.rnn import checks, composite, eager
-from rmsnorm.torch.rnn.eager import Forward, Parameters
-from rmsnorm.torch.rnn.placement import RecurrentSpec, check_recurrent
+from rmsnorm.torch.rnn import composite, eager
+from rmsnorm.torch.rnn.eager import Forward
+from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec, check_layer, check_recurrent
 
 _TENSORS = (
     "Tensor x, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
@@ -26,7 +26,7 @@ library.define(
 _ops = torch.ops.rmsnorm
 
 
-def layer(
+def forward(
     spec: RecurrentSpec,
     x: Tensor,
     h0: Tensor,
@@ -35,13 +35,13 @@ def layer(
     batch_sizes: tuple[int, ...] | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """:func:`rmsnorm.torch.rnn.layer.run_layer` as one operator."""
+    """:func:`rmsnorm.torch.rnn.functional.run_layer` as one operator."""
     how = _how(spec, batch_sizes, reverse)
     out, h_n, c_n, *_ = _ops.recurrent(x, h0, c0, *parameters, *how, torch.is_grad_enabled())
     return out, h_n, None if c0 is None else c_n
 
 
-def layer_backward(
+def backward(
     spec: RecurrentSpec,
     inputs: Sequence[Tensor | None],
     kept: Sequence[Tensor],
@@ -70,14 +70,14 @@ def _checked(x: Tensor, h0: Tensor, c0: Tensor | None, parameters: Sequence[Tens
     if h0.dim() != 2:
         raise MismatchError(f"h0 must be (batch, hidden), got shape {tuple(h0.shape)}")
     spec, batch_sizes, reverse = _spec(h0.shape[1], how)
-    checks.layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
+    check_layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
     if (c0 is None) == (spec.cell == "LSTM"):
         raise MismatchError(f"c0 must be given for an LSTM and for no GRU, got {'None' if c0 is None else 'one'}")
     return spec, batch_sizes, reverse
 
 
 def _distinct(results: Forward) -> tuple[Tensor, ...]:
-    """An operator's outputs must not share memory: views of what is kept are copied."""
+    """An operator's outputs must not share memory, so views of what is kept are copied."""
     seen: set[int] = set()
     outputs = []
     for t in results:
@@ -108,9 +108,9 @@ def _recurrent_backward_cpu(x, h0, c0, *rest):
 
 
 def _recurrent_expression(x, h0, c0, *rest):
-    """Without what is kept for a backward pass: autograd and transforms see the expression itself."""
+    """Nothing is kept for a backward pass: autograd and transforms see the expression itself."""
     spec, batch_sizes, reverse = _checked(x, h0, c0, rest[:7], rest[7:-1])
-    out, h_n, c_n = composite.layer(spec, x, h0, c0, rest[:7], batch_sizes, reverse)
+    out, h_n, c_n = composite.forward(spec, x, h0, c0, rest[:7], batch_sizes, reverse)
     return out, h_n, x.new_empty(0) if c_n is None else c_n, *(x.new_empty(0) for _ in range(5))
 
 
@@ -125,7 +125,7 @@ def _recurrent_fake(x, h0, c0, *rest):
     how, save = rest[7:-1], rest[-1]
     spec, batch_sizes, _ = _spec(1, how)  # the extents may be symbols here
     rows, batch, hidden = x.shape[0], h0.shape[0], h0.shape[1]
-    checks.layer(spec.gates, hidden, x, h0, c0, rest[:7], batch_sizes)
+    check_layer(spec.gates, hidden, x, h0, c0, rest[:7], batch_sizes)
     width = spec.gates * hidden
     uniform, lstm = batch_sizes is None, c0 is not None
 

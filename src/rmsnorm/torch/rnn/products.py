@@ -1,8 +1,8 @@
-"""The product of each step's rows with a matrix that stays the same over all steps.
+"""The product of each step's rows with a matrix that is the same at all steps.
 
-Where torch offers MKL's packed product, the matrix is brought once into the layout that a product else makes of it anew
-at each step (two threads: 128 rows, 1024 → 4096: 15.3 ms a step from a transposed view, 8.0 packed; 64 rows, 512 →
-1536: 0.58 and 0.31). Packing 3 MB takes 0.13 ms.
+MKL's product packs the matrix into a layout of its own first. If torch offers the packed product, the matrix is packed
+once instead of at each step. Milliseconds a step on two threads, from a transposed view and packed: 128 rows, 1024 →
+4096: 15.3 and 8.0; 64 rows, 512 → 1536: 0.58 and 0.31. Packing 3 MB takes 0.13 ms.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 COPIED_BYTES = 8 << 20
-"""A matrix that is not contiguous must be copied first, at 0.8 ms for 3 MB; as it stands it is the better operand up to
-this size (64 rows, 1536 → 512: 0.36 ms a step, 0.32 packed)."""
+"""A matrix that is not contiguous is packed from this size on. It must be copied first, at 0.8 ms for 3 MB, which a
+smaller one does not repay (64 rows, 1536 → 512: 0.36 ms a step, 0.32 packed)."""
 
 _packs = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 

@@ -1,6 +1,5 @@
-"""The recurrent modules: they hold parameters, and bring every form of input into the layers' one."""
+"""GRU and LSTM: every form of input is brought into the one that a layer takes, rows of all steps."""
 
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -9,100 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rmsnorm.torch.rnn import checks
-from rmsnorm.torch.rnn.eager import Parameters
-from rmsnorm.torch.rnn.layer import run_layer
-from rmsnorm.torch.rnn.placement import GATES, check_recurrent
+from rmsnorm.torch.rnn.base import Device, Recurrent
 
-Device = torch.device | str | None
 Lengths = Tensor | Sequence[int] | None
 States = Sequence[Tensor | None]
 
-_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_cell")
 
-
-class _Recurrent(nn.Module):
-    """What layers and cells share: one set of parameters for each layer and direction, under torch's names."""
-
-    cell: str
-    least_size = 1
-
-    def _configure(
-        self, input_size: int, hidden_size: int, bias: bool, norm: str | None, p: float, eps: float, placement: str
-    ) -> None:
-        self.input_size = checks.size("input_size", input_size, self.least_size)
-        self.hidden_size = checks.size("hidden_size", hidden_size, self.least_size)
-        self.bias = checks.flag("bias", bias)
-        self.spec = check_recurrent(self.cell, hidden_size, norm, p, eps, placement)
-
-    def __prepare_scriptable__(self) -> None:
-        raise NotImplementedError(
-            f"torch.jit.script does not compile {type(self).__name__}; use torch.export or torch.jit.trace"
-        )
-
-    # What the kernels are asked to do is fixed at construction.
-    norm = property(lambda self: self.spec.norm)
-    p = property(lambda self: self.spec.p)
-    eps = property(lambda self: self.spec.eps)
-    placement = property(lambda self: self.spec.placement)
-
-    def _register(self, suffix: str, input_size: int, device: Device, dtype: torch.dtype | None) -> None:
-        width, where = GATES[self.cell] * self.hidden_size, self.spec.where
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (width, input_size),
-            "weight_hh": (width, self.hidden_size),
-        }
-        if self.bias:
-            shapes |= {"bias_ih": (width,), "bias_hh": (width,)}
-        shapes |= {"gain_ih": (width,)} if where.input else {}
-        shapes |= {"gain_hh": (width,)} if where.state else {}
-        shapes |= {"gain_cell": (self.hidden_size,)} if where.cell else {}
-        for role, shape in shapes.items():
-            self.register_parameter(role + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-
-    def reset_parameters(self) -> None:
-        """Weights and biases uniform in ±1/√hidden_size, as torch has them; gains 1."""
-        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0.0
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("gain"):
-                nn.init.ones_(parameter)
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
-
-    def _parameters_of(self, suffix: str) -> Parameters:
-        return Parameters._make(getattr(self, role + suffix, None) for role in _ROLES)
-
-    def _run(
-        self,
-        suffix: str,
-        x: Tensor,
-        states: list[Tensor],
-        batch_sizes: tuple[int, ...] | None = None,
-        reverse: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """One layer in one direction; states: h, or h and c, (B, H) each."""
-        parameters = self._parameters_of(suffix)
-        if checks.autocast_enabled(x):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, states = x.to(dtype), [s.to(dtype) for s in states]
-            parameters = Parameters._make(None if t is None else t.to(dtype) for t in parameters)
-        h0, c0 = states[0], states[1] if len(states) > 1 else None
-        out, h_n, c_n = run_layer(self.spec, x, h0, c0, parameters, batch_sizes, reverse)
-        return out, [h_n] if c_n is None else [h_n, c_n]
-
-    def _said(self) -> list[str]:
-        said = [f"{self.input_size}, {self.hidden_size}"]
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        said += [f"{n}={getattr(self, n)}" for n, u in usual.items() if getattr(self, n, u) != u]
-        said += [f"norm={self.norm!r}"]
-        said += [f"p={self.p}"] if self.p != 1.0 else []
-        said += [f"eps={self.eps}", f"placement={self.placement!r}"] if self.norm else []
-        return said
-
-    def extra_repr(self) -> str:
-        return ", ".join(self._said())
-
-
-class _Layers(_Recurrent):
+class _Layers(Recurrent):
     def __init__(
         self,
         input_size: int,
@@ -122,12 +34,12 @@ class _Layers(_Recurrent):
         placement: str = "paper",
     ) -> None:
         super().__init__()
-        checks.projection(self.cell, proj_size)
+        checks.check_projection(self.cell, proj_size)
         self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
-        self.num_layers = checks.size("num_layers", num_layers)
-        self.dropout = checks.probability("dropout", dropout)
-        self.batch_first = checks.flag("batch_first", batch_first)
-        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        self.num_layers = checks.check_size("num_layers", num_layers)
+        self.dropout = checks.check_probability("dropout", dropout)
+        self.batch_first = checks.check_flag("batch_first", batch_first)
+        self.bidirectional = checks.check_flag("bidirectional", bidirectional)
         if dropout and num_layers == 1:
             warnings.warn(
                 "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
@@ -187,7 +99,7 @@ class _Layers(_Recurrent):
             if lengths is not None:
                 raise ValueError("lengths are for padded input; a PackedSequence has its own: leave lengths out")
             return self._packed(input, hx)
-        checks.padded(self.cell, input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
+        checks.check_padded(self.cell, input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
         if lengths is not None:
             return self._ragged(input, hx, lengths)
         unbatched = input.dim() == 2
@@ -202,13 +114,13 @@ class _Layers(_Recurrent):
 
     def _ragged(self, input: Tensor, hx: States, lengths: Tensor | Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         steps = input.shape[1 if self.batch_first else 0]
-        lengths = checks.lengths(lengths, input, self.batch_first)
+        lengths = checks.checked_lengths(lengths, input, self.batch_first)
         packed = nn.utils.rnn.pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         out, last = self._packed(packed, hx)
         return nn.utils.rnn.pad_packed_sequence(out, self.batch_first, total_length=steps)[0], last
 
     def _packed(self, input: PackedSequence, hx: States) -> tuple[PackedSequence, list[Tensor]]:
-        checks.features(input.data, self.input_size, self._parameters_of("_l0").weight_ih)
+        checks.check_rows(input.data, self.input_size, self._parameters_of("_l0").weight_ih)
         batch_sizes = tuple(input.batch_sizes.tolist())
         batch = batch_sizes[0]
         states = self._states(hx, input.data, batch, False)
@@ -229,7 +141,7 @@ class _Layers(_Recurrent):
             if given is None:
                 states.append(x.new_zeros((count, batch, self.hidden_size)))
             else:
-                checks.state("hidden" if len(hx) == 1 else f"hidden[{index}]", given, expected, x)
+                checks.check_state("hidden" if len(hx) == 1 else f"hidden[{index}]", given, expected, x)
                 states.append(given.unsqueeze(1) if unbatched else given)
         return states
 
@@ -301,13 +213,13 @@ class GRU(_Layers):
 class LSTM(_Layers):
     r"""An LSTM with norms inside; one autograd node per layer.
 
-    With a = W_ih x + b_ih and c̃ = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
+    With a = W_ih x + b_ih and d = W_hh h, x̂ the normalised x times its gain, and ``placement="paper"``:
 
     .. math::
-        (i, f, o) = σ(â + \hat{c̃} + b_{hh}), \quad g = \tanh(â + \hat{c̃} + b_{hh}), \quad
+        (i, f, o) = σ(â + \hat{d} + b_{hh}), \quad g = \tanh(â + \hat{d} + b_{hh}), \quad
         c' = f ⊙ c + i ⊙ g, \quad h' = o ⊙ \tanh(\hat{c'})
 
-    The four gates of a share one statistic, those of c̃ another. The cell state is normalised before its tanh but
+    The four gates of a share one statistic, those of d another. The cell state is normalised before its tanh but
     carried to the next step as it is. Replaces :class:`torch.nn.LSTM` as :class:`GRU` replaces torch's.
 
     Args:
@@ -345,107 +257,5 @@ class LSTM(_Layers):
         *,
         lengths: Lengths = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        out, (h_n, c_n) = self._forward(input, checks.pair(hx), lengths)
+        out, (h_n, c_n) = self._forward(input, checks.checked_pair(hx), lengths)
         return out, (h_n, c_n)
-
-
-class _Cell(_Recurrent):
-    least_size = 0
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        norm: str | None = "rms",
-        p: float = 1.0,
-        eps: float = 1e-5,
-        placement: str = "paper",
-    ) -> None:
-        super().__init__()
-        self._configure(input_size, hidden_size, bias, norm, p, eps, placement)
-        self._register("", self.input_size, device, dtype)
-        for role in _ROLES:
-            if not hasattr(self, role):
-                self.register_parameter(role, None)
-        self.reset_parameters()
-
-    def _step(self, input: Tensor, hx: Sequence[Tensor | None]) -> list[Tensor]:
-        checks.cell_input(self.cell, input, self.input_size)
-        unbatched = input.dim() == 1
-        x = input.unsqueeze(0) if unbatched else input
-        states = []
-        for index, given in enumerate(hx):
-            if given is None:
-                states.append(x.new_zeros((x.shape[0], self.hidden_size)))
-            else:
-                checks.cell_state(self.cell, index, given, self.hidden_size, input)
-                states.append(given.unsqueeze(0) if unbatched else given)
-        checks.place(input, self._parameters_of("").weight_ih)
-        _, last = self._run("", x, states)
-        return [s.squeeze(0) for s in last] if unbatched else last
-
-
-class GRUCell(_Cell):
-    r"""One step of :class:`GRU`. Replaces :class:`torch.nn.GRUCell`.
-
-    .. math:: h' = \mathrm{GRU}(x, h)
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as in torch.
-        norm, p, eps, placement: as in :class:`GRU`, and so are equation and dtypes.
-
-    Shape:
-        - call: ``h_1 = cell(input, hx=None)``
-        - input: (B, I) or (I)
-        - hx, h_1: (B, H) or (H)
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as :class:`GRU`.
-
-    Source: as :class:`GRU`.
-
-    Example:
-        >>> GRUCell(16, 32)(torch.randn(3, 16)).shape
-        torch.Size([3, 32])
-    """
-
-    cell = "GRU"
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, (hx,))[0]
-
-
-class LSTMCell(_Cell):
-    r"""One step of :class:`LSTM`. Replaces :class:`torch.nn.LSTMCell`.
-
-    .. math:: (h', c') = \mathrm{LSTM}(x, (h, c))
-
-    Args:
-        input_size, hidden_size, bias, device, dtype: as in torch.
-        norm, p, eps, placement: as in :class:`LSTM`, and so are equation and dtypes.
-
-    Shape:
-        - call: ``h_1, c_1 = cell(input, hx=None)``, where hx is (h_0, c_0)
-        - input: (B, I) or (I)
-        - h_0, c_0, h_1, c_1: (B, H) or (H)
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as :class:`GRU`.
-
-    Source: as :class:`LSTM`.
-
-    Example:
-        >>> h, c = LSTMCell(16, 32)(torch.randn(3, 16))
-        >>> h.shape, c.shape
-        (torch.Size([3, 32]), torch.Size([3, 32]))
-    """
-
-    cell = "LSTM"
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h, c = self._step(input, checks.pair(hx))
-        return h, c

@@ -1,4 +1,4 @@
-"""Which way a layer goes, and its gradient: kernels, operators of a captured graph, or the loop of torch operators."""
+"""One layer as a function of tensors: which way it is computed, and its autograd node."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from torch.compiler import is_compiling
 from rmsnorm.torch.checks import check_memories
 from rmsnorm.torch.dispatch import Way, eager_way, graph_way, transformed
 from rmsnorm.torch.eager import saveable
-from rmsnorm.torch.rnn import checks, composite, eager, ops
-from rmsnorm.torch.rnn.eager import Forward, Parameters
-from rmsnorm.torch.rnn.placement import RecurrentSpec
+from rmsnorm.torch.rnn import composite, eager, ops
+from rmsnorm.torch.rnn.eager import Forward
+from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec, check_layer
 
 _SERVED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,18 +27,18 @@ def run_layer(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(out, h_n, c_n) of one layer in one direction.
 
-    x: (N, I), the rows of all steps one behind the other; h0, c0: (B, H), c0 None for a GRU; batch_sizes: the rows of
-    each step, falling, as in a packed sequence; None where every step has B.
+    x: (N, I), the rows of one step after another; h0, c0: (B, H), c0 None for a GRU; batch_sizes: the rows of each
+    step, which do not rise, as in a packed sequence; None if every step has B.
     """
-    checks.layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
+    check_layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
     if is_compiling():
         if x.is_cpu and spec.hidden and graph_way(x) == Way.OPERATOR:
-            return ops.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
-        return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
+            return ops.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
+        return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
     way = _way(x, h0, c0, *parameters) if spec.hidden else Way.COMPOSITE
     if way == Way.COMPOSITE:
         check_memories(**parameters._asdict())
-        return composite.layer(spec, x, h0, c0, parameters, batch_sizes, reverse)
+        return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == Way.AUTOGRAD:
         results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
@@ -49,6 +49,7 @@ def run_layer(
 
 
 def _way(x: Tensor, *others: Tensor | None) -> int:
+    """The kernels serve CPU tensors of one dtype, none of which asks for more than they give."""
     tensors = [x, *(t for t in others if t is not None)]
     if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
         return Way.COMPOSITE
@@ -75,10 +76,8 @@ class LayerFunction(torch.autograd.Function):
         inputs, kept, how = saved[:10], saved[10:], (ctx.batch_sizes, ctx.reverse)
         found: Sequence[Tensor | None]
         if is_compiling():  # compiled autograd
-            found = ops.layer_backward(ctx.spec, inputs, kept, gradients, *how)
-        elif (
-            torch.is_grad_enabled() or _way(*saved, *gradients) == Way.COMPOSITE
-        ):  # differentiated or mapped over itself
+            found = ops.backward(ctx.spec, inputs, kept, gradients, *how)
+        elif torch.is_grad_enabled() or _way(*saved, *gradients) == Way.COMPOSITE:  # itself differentiated or mapped
             found = composite.backward(ctx.spec, inputs, *how, gradients, ctx.needs_input_grad[3:])
         else:
             x, h0, _, *parameters = inputs
