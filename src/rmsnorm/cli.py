@@ -118,7 +118,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
         sys.stderr.close()
         return 141
     except Exception as error:
-        said = errors.sentence(error) if errors else None
+        said = errors.sentence(error, name) if errors else None
         if said is None:
             raise
         print(f"rmsnorm {name}: {said}", file=sys.stderr)

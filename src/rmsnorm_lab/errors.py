@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -36,8 +37,15 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculatio
 """Parts of torch's RuntimeErrors: from the CPU's allocator, a device's, and for sizes beyond 64 bits."""
 
 
-def sentence(error: Exception) -> str | None:
-    """The message for an error that the user can mend; None if the error is a defect of this program."""
+def sentence(error: Exception, command: str) -> str | None:
+    """The message for an error that the user of a command can mend; None if it is a defect of this program."""
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "rmsnorm").startswith("rmsnorm"):
+        extra, whose = ("bench", "the benchmark's") if command == "bench" else ("experiments", "the experiments'")
+        package = (error.name or "").partition(".")[0]
+        return (
+            f"this command needs {whose} packages; {package!r} is not installed. "
+            f"Run: {sys.executable} -m pip install 'rmsnorm[{extra}]'"
+        )
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
     ):

@@ -1,18 +1,17 @@
-"""What a measurement was made on: machine, versions and commit, as a record that can be published.
+"""What a measurement was made on: machine, versions and commit. All of it can be published.
 
-Nothing here imports a framework (versions come from the packages' metadata) and nothing names the host, the user
-or a path.
+No framework is imported here (versions come from the packages' metadata). Nothing names the host, the user or a path.
 """
 
 import functools
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rmsnorm.info import cpuinfo, native_level, output, processor, usable_threads, versions
 
-# Variables that change times by factors: threads, their waiting, and where memory comes from.
+# Variables that change times by factors: number of threads, how they wait, and how memory is allocated.
 SETTINGS = (
     "RMSNORM_ISA",
     "RMSNORM_NUM_THREADS",
@@ -26,32 +25,53 @@ SETTINGS = (
 )
 
 
-@functools.cache
-def describe() -> dict[str, Any]:
-    """The machine and the software, JSON-ready; a value that cannot be found out is None.
+@dataclass(frozen=True)
+class Machine:
+    """The machine and the software. None: it cannot be found out."""
 
-    ``commit`` is the checkout's that the sources lie in (None for an installed wheel), and ``dirty`` whether
-    ``src`` or the build files differ from it: a figure of a dirty tree belongs to no commit.
-    """
-    return {
-        "cpu": processor(),
-        "isa": native_level(),
-        "cores": _cores(),
-        "threads": usable_threads(),
-        "caches": _caches(),
-        "memory_gib": _memory_gib(),
-        "os": _os(),
-        "environment": {name: os.environ[name] for name in SETTINGS if name in os.environ},
-        "python": platform.python_version(),
-        "versions": versions(),
-        **_commit(),
-    }
+    cpu: str
+    isa: str | None
+    """The instruction-set level of the native kernels; None if there are none."""
+    cores: int | None
+    threads: int
+    """Logical processors that this process may use."""
+    caches: dict[str, str]
+    memory_gib: float | None
+    os: str
+    environment: dict[str, str]
+    """Those of ``SETTINGS`` that are set."""
+    python: str
+    versions: dict[str, str]
+    commit: str | None
+    """Of the checkout that the sources lie in; None for an installed wheel."""
+    dirty: bool | None
+    """Whether ``src`` or the build files differ from the commit: a figure of a dirty tree belongs to no commit."""
+
+
+@functools.cache
+def describe() -> Machine:
+    """This machine, and the software that this process uses."""
+    commit, dirty = _commit()
+    return Machine(
+        cpu=processor(),
+        isa=native_level(),
+        cores=_cores(),
+        threads=usable_threads(),
+        caches=_caches(),
+        memory_gib=_memory_gib(),
+        os=_os(),
+        environment={name: os.environ[name] for name in SETTINGS if name in os.environ},
+        python=platform.python_version(),
+        versions=versions(),
+        commit=commit,
+        dirty=dirty,
+    )
 
 
 def others_seconds() -> float | None:
-    """Processor time since boot that went to anything but this process, other guests of the host included.
+    """Processor seconds since boot that went to anything but this process, other guests of the host included.
 
-    None where the system does not tell. Its growth during a measurement says whether the machine was quiet.
+    None where the system does not say. Its growth during a measurement shows whether the machine was quiet.
     """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
@@ -97,11 +117,12 @@ def _os() -> str:
     return ", ".join(filter(None, [f"{platform.system()} {release}", platform.machine(), libc]))
 
 
-def _commit() -> dict[str, Any]:
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether the sources differ from it."""
     here = Path(__file__).resolve().parent
     # An installed copy can lie inside somebody else's repository; only a file that git tracks proves a checkout.
     if output("git", "-C", str(here), "ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"commit": None, "dirty": None}
+        return None, None
     sources = [":/src", ":/CMakeLists.txt", ":/pyproject.toml"]
     changed = output("git", "-C", str(here), "status", "--porcelain", "--", *sources)
-    return {"commit": output("git", "-C", str(here), "rev-parse", "HEAD"), "dirty": bool(changed)}
+    return output("git", "-C", str(here), "rev-parse", "HEAD"), bool(changed)

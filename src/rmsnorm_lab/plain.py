@@ -9,6 +9,8 @@ Made = TypeVar("Made")
 
 ADDED = {"added": True}
 """Metadata of a field that older files lack: it is not written at its default."""
+WRITTEN = {"added": True, "written": True}
+"""Metadata of a field that older files lack, and that is always written."""
 
 
 def to_plain(value: Any) -> Any:
@@ -23,7 +25,8 @@ def to_plain(value: Any) -> Any:
 
 
 def _left_out(value: Any, each: "Field[Any]") -> bool:
-    return bool(each.metadata.get("added")) and bool(getattr(value, each.name) == each.default)
+    optional = each.metadata.get("added") and not each.metadata.get("written")
+    return bool(optional and getattr(value, each.name) == each.default)
 
 
 def from_plain(kind: type[Made], value: Any) -> Made:

@@ -158,8 +158,8 @@ def test_memory_that_is_not_there_is_one_sentence():
     for ask in (lambda: torch.empty(10**15), lambda: torch.empty(10**11, 10**11), lambda: bytearray(10**18)):
         with pytest.raises((RuntimeError, MemoryError)) as raised:
             ask()
-        assert "the work must fit in memory, and it does not" in errors.sentence(raised.value)
-    assert errors.sentence(RuntimeError("another")) is None
+        assert "the work must fit in memory, and it does not" in errors.sentence(raised.value, "train")
+    assert errors.sentence(RuntimeError("another"), "train") is None
 
 
 def test_characters_that_the_output_lacks_are_shown_as_escapes():

@@ -25,7 +25,7 @@ def _versions() -> dict[str, Any]:
     packages = ("torch", "triton", "numpy", "liger-kernel", "quack-kernels", "pytest")
     names = {d.metadata["Name"] for d in metadata.distributions()}
     return {
-        "machine": machine.describe() | cuda.describe(),
+        "machine": vars(machine.describe()) | vars(cuda.describe()),
         "packages": {name: metadata.version(name) for name in packages if name in names},
         "liger_kernel": util.find_spec("liger_kernel") is not None,
         "cpus": os.cpu_count(),

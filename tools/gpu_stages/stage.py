@@ -56,8 +56,8 @@ class Setting:
             torch.cuda.synchronize()
 
 
-def _no_device() -> dict[str, Any]:
-    return {"gpu": "rehearsal", "multiprocessors": 2, "gpu_memory_gib": 1.0, "l2_mib": 0.01, "cuda": "none"}
+def _no_device() -> cuda.Device:
+    return cuda.Device(gpu="rehearsal", multiprocessors=2, gpu_memory_gib=1.0, l2_mib=0.01, cuda="none")
 
 
 def run(name: str, items: Iterable[Item], path: Path, seconds: float, skip: int, setting: Setting) -> int:

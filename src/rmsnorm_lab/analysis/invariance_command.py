@@ -4,7 +4,6 @@ import argparse
 import json
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import arguments
 from rmsnorm_lab.files import check_output, named
 
 SIZES = {
@@ -43,11 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Returns 0, or 1 where the measured table is not the paper's."""
     _check(args)
-    try:
-        from rmsnorm_lab.analysis import gradients, invariance, plot, report
-        from rmsnorm_lab.analysis.layers import Sizes
-    except ModuleNotFoundError as error:
-        raise arguments.missing(error) from None
+    from rmsnorm_lab.analysis import gradients, invariance, plot, report
+    from rmsnorm_lab.analysis.layers import Sizes
 
     sizes = Sizes(args.cases, args.inputs, args.outputs)
     table = invariance.measure(sizes, args.trials, args.seed)

@@ -1,7 +1,6 @@
 """``rmsnorm bench``: choose cases and providers, measure or read a recorded run, then show, plot and compare."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rmsnorm_lab import machine
 from rmsnorm_lab.bench import cases
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.figure_files import check_figure
 from rmsnorm_lab.files import check_output, named
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from rmsnorm_lab.bench.cases import Case
-    from rmsnorm_lab.bench.provider import Provider
     from rmsnorm_lab.bench.records import Record
 
 
@@ -32,9 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         (
             "shape",
             "ROWSxN",
-            "shape of the input, such as 256x1024; gru, lstm: 30x64x512x512 (steps, batch, features, hidden)",
+            "shape of the input, such as 256x1024; for gru and lstm 30x64x512x512 (steps, batch, features, hidden)",
         ),
-        ("p", "P", "fraction of a row that the RMS is taken over, such as 0.0625"),
+        ("p", "P", "fraction of each row that the RMS is computed from, such as 0.0625"),
         ("threads", "N", "number of threads, or all"),
         ("provider", "NAME", "implementation to time; --list names them"),
     ):
@@ -52,73 +51,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
         output.add_argument(
             f"--{flag}", dest=f"{flag}_file", type=named, metavar="FILE", default=argparse.SUPPRESS, help=text
         )
-    output.add_argument("--markdown", action="store_true", help="print Markdown tables, as in docs/measured.md")
+    output.add_argument("--markdown", action="store_true", help="print the results as Markdown tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns 0, 1 if a provider failed or returned wrong numbers, or 130 if interrupted."""
-    _require("torch", "rich", *["matplotlib"] * hasattr(args, "plot_file"))
     from rich.console import Console
 
-    from rmsnorm_lab.bench import providers, records, report
+    from rmsnorm_lab.bench import case_tables, records
 
-    recorded = records.latest(records.load(args.from_file)) if hasattr(args, "from_file") else {}
-    usable = max((case.threads for case in recorded), default=machine.usable_threads())
-    choices = _choices(args, usable)
     if hasattr(args, "plot_file"):
-        _check_plot(args.plot_file)
+        from rmsnorm_lab.bench import rates_figure  # now, so that a missing Matplotlib is reported before any work
+
+        check_figure("--plot", args.plot_file)
     earlier = records.latest(records.load(args.compare_file)) if hasattr(args, "compare_file") else {}
     out = Console(width=None if sys.stdout.isatty() else 130)  # a pipe has no width; 130 holds a table's row
-
-    if hasattr(args, "from_file"):
-        if hasattr(args, "json_file"):
-            raise UserError("--json keeps what is measured, and --from measures nothing; leave one of them out")
-        found = [recorded[case] for case in cases.keep(recorded, choices)]
-        shown, status = [_only(record, _values(args, "provider")) for record in found], 0
-        if not args.markdown:
-            for record in shown:
-                out.print(report.case_table(record, earlier.get(record.case)))
-            out.print(report.about(shown[-1].machine), report.LEGEND, sep="\n\n", style="dim")
-    else:
-        if args.device == "cuda":
-            from rmsnorm_lab.bench import cuda
-
-            cuda.check()
-            selected = cases.choose(cases.cuda_cases(), choices)
-        else:
-            selected = cases.choose((cases.quick_cases if args.quick else cases.default_cases)(usable), choices)
-        known = providers.all_providers(max(case.threads for case in selected))
-        wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))
-        shown, status = _measure(args, selected, wanted, earlier, out)
+    show = _recorded if hasattr(args, "from_file") else _measured
+    shown, status = show(args, earlier, out)
     if args.markdown:
-        print(report.markdown(shown))
+        print(case_tables.markdown(shown))
     if hasattr(args, "plot_file") and shown:
-        from rmsnorm_lab.bench.plot import plot
-
-        plot(shown, args.plot_file)
+        rates_figure.plot(shown, args.plot_file)
     return status
 
 
-def _measure(
-    args: argparse.Namespace,
-    selected: "Sequence[Case]",
-    wanted: "Sequence[Provider]",
-    earlier: "dict[Case, Record]",
-    out: "Console",
-) -> "tuple[list[Record], int]":
-    """Time the cases one by one, showing and keeping each as it is finished."""
+def _recorded(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Console") -> "tuple[list[Record], int]":
+    """Show the recorded cases that the flags choose."""
+    from rmsnorm_lab.bench import case_tables, records
+
+    recorded = records.latest(records.load(args.from_file))
+    choices = _choices(args, max((case.threads for case in recorded), default=machine.usable_threads()))
+    if hasattr(args, "json_file"):
+        raise UserError("--json needs measurements; got --from too, which measures nothing. Leave one of them out.")
+    found = [_only(recorded[case], _values(args, "provider")) for case in cases.keep(recorded, choices)]
+    if not args.markdown:
+        for record in found:
+            case_tables.case_table(record, earlier.get(record.case)).show(out)
+            out.print()
+        out.print(case_tables.about(found[-1].machine), case_tables.LEGEND, sep="\n\n", style="dim", highlight=False)
+    return found, 0
+
+
+def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Console") -> "tuple[list[Record], int]":
+    """Time the cases one by one; show and keep each as soon as it is finished."""
     from rich.console import Console
 
-    from rmsnorm_lab.bench import calls, records, report, runner, session
+    from rmsnorm_lab.bench import all_cases, calls, case_tables, cuda, providers, records, runner
 
+    usable = machine.usable_threads()
+    choices = _choices(args, usable)
+    if args.device == "cuda":
+        cuda.check()
+        known_cases = cases.cuda_cases()
+    else:
+        known_cases = (cases.quick_cases if args.quick else cases.default_cases)(usable)
+    selected = cases.choose(known_cases, choices)
+    known = providers.all_providers(max(case.threads for case in selected))
+    wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))
     plan = calls.QUICK if args.quick else calls.Plan()
     missing = {provider.name: reason for provider in wanted if (reason := provider.missing())}
     installed = [provider for provider in wanted if provider.name not in missing]
     minutes = sum(runner.seconds(case, installed, plan) for case in selected) / 60
-    out.print(report.about(machine.describe()), style="dim")
+    out.print(case_tables.about(records.Machine(**vars(machine.describe()))), style="dim", highlight=False)
     for name, reason in missing.items():
-        out.print(f"{name}: {reason}", style="yellow")
-    out.print(f"{cases.count(len(selected), 'case')}, about {max(1, round(minutes))} min")
+        out.print(f"{name}: {reason}", style="yellow", highlight=False)
+    out.print(f"{cases.count(len(selected), 'case')}, about {max(1, round(minutes))} min", highlight=False)
     if args.list:
         out.print(*(f"  {provider.name}: {provider.summary}" for provider in installed), sep="\n", highlight=False)
         out.print(*(f"  {case}" for case in selected), sep="\n", highlight=False)
@@ -131,12 +128,13 @@ def _measure(
         if hasattr(args, "json_file"):
             records.append(args.json_file, record)
         if not args.markdown:
-            out.print(report.case_table(record, earlier.get(record.case)))
+            case_tables.case_table(record, earlier.get(record.case)).show(out)
+            out.print()
 
     progress = out if out.is_terminal else Console(stderr=True)
-    done, complete = session.measure_all(selected, installed, plan, progress, keep)
+    done, complete = all_cases.measure_all(selected, installed, plan, progress, keep)
     if done and not args.markdown:
-        out.print(report.LEGEND, style="dim")
+        out.print(case_tables.LEGEND, style="dim", highlight=False)
     failures = [f"{record.case}: {name}: {why}" for record in done for name, why in record.wrong.items()]
     for failure in failures:
         print(f"not timed: {failure}", file=sys.stderr)
@@ -148,9 +146,9 @@ def _measure(
 
 
 def _choices(args: argparse.Namespace, usable: int) -> dict[str, list[dict[str, Any]]]:
-    """The flags that were given, each as the changes of a case that its values stand for."""
+    """The flags that were given: for each, the fields of a case that its values set."""
     if args.device not in cases.DEVICES:
-        raise UserError(f"--device must be {' or '.join(cases.DEVICES)}; received {args.device!r}")
+        raise UserError(f"--device must be {' or '.join(cases.DEVICES)}; got {args.device!r}.")
     parsers = {
         "op": lambda text: {"op": cases.named("op", text, cases.OPS)},
         "direction": lambda text: {"direction": cases.named("direction", text, cases.DIRECTIONS)},
@@ -178,22 +176,8 @@ def _only(record: "Record", names: Sequence[str] | None) -> "Record":
     return replace(record, results={n: r for n, r in record.results.items() if not names or n in names})
 
 
-def _require(*modules: str) -> None:
-    lacking = [module for module in modules if importlib.util.find_spec(module) is None]
-    if lacking:
-        raise UserError(f"needs {' and '.join(lacking)}: pip install 'rmsnorm[bench]'")
-
-
-def _check_plot(path: Path) -> None:
-    from rmsnorm_lab.bench.plot import FORMATS
-
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--plot must name a file ending in {', '.join(FORMATS)}; received {str(path)!r}")
-    check_output("--plot", path)
-
-
 def _check_appendable(path: Path) -> None:
-    """Refuse before measuring what could not be kept afterwards."""
+    """Refuse, before any measurement, a file that records could not be added to."""
     from rmsnorm_lab.bench import records
 
     check_output("--json", path)

@@ -1,17 +1,18 @@
-"""What is measured: one case is one operation on one shape, dtype and number of threads.
+"""What is measured: a case is one operation on one shape, with one dtype and number of threads.
 
-Light to import: the command line reads its names from here.
+Nothing heavy is imported here: the command line reads its names from this module.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.plain import WRITTEN
 
-# Each operation with what it takes, in order; those of FORWARD_ONLY have no gradient.
+# Each operation and its inputs, in order.
 OPERANDS = {
     "rms_norm": ("x", "weight"),
     "layer_norm": ("x", "weight", "bias"),
@@ -23,23 +24,23 @@ OPERANDS = {
 }
 RECURRENT = ("gru", "lstm")
 OPS = (*OPERANDS, *RECURRENT)
-PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have, too
-FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")
-HEADS = 16  # of rms_norm_heads, where they divide the rows
+PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
+FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")  # without a gradient
+HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
 DIRECTIONS = ("forward", "backward", "forward+backward")
 TRAINED = ("forward", "forward+backward")  # what the default set measures
 DTYPES = {"float32": 4, "bfloat16": 2}
 DEVICES = ("cpu", "cuda")
-EPS = 1e-6  # given explicitly to every provider: their defaults differ
-P = 0.0625  # of the pRMSNorm beside the other norms of a recurrent network
+EPS = 1e-6  # passed to every provider explicitly: their defaults differ
+P = 0.0625  # of pRMSNorm inside recurrent networks
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. ``p`` is the fraction of each row that the RMS is taken over (1: RMSNorm).
+    """One thing to measure. ``p`` is the fraction of each row that the RMS is computed from (1: RMSNorm).
 
-    A recurrent network has ``steps``, ``batch`` and ``features`` (of its input); n is its hidden size, its rows are
-    those of all steps, and ``norm`` is what stands inside.
+    A recurrent network has ``steps``, ``batch`` and ``features`` (of its input); n is its hidden size, ``rows`` are
+    those of all steps, and ``norm`` is the norm inside it.
     """
 
     op: str
@@ -50,10 +51,10 @@ class Case:
     p: float = 1.0
     threads: int = 1
     device: str = "cpu"
-    steps: int = 0
-    batch: int = 0
-    features: int = 0
-    norm: str = ""
+    steps: int = field(default=0, metadata=WRITTEN)
+    batch: int = field(default=0, metadata=WRITTEN)
+    features: int = field(default=0, metadata=WRITTEN)
+    norm: str = field(default="", metadata=WRITTEN)
 
     @property
     def recurrent(self) -> bool:
@@ -66,7 +67,7 @@ class Case:
 
     @property
     def alone(self) -> bool:
-        """Whether only the gradients are timed: the forward pass has been made before."""
+        """Whether only the gradients are timed; the forward pass runs before."""
         return self.direction == "backward"
 
     @property
@@ -76,11 +77,11 @@ class Case:
 
     @property
     def traffic(self) -> tuple[tuple[str, ...], ...]:
-        """For each array of the input's size that must be written, those that must be read; gains are negligible.
+        """For each array of the input's size that must be written, the arrays that must be read; gains are negligible.
 
-        The fused addition also reads the residual and writes the sum. Its backward reads the sum (x stands for it
-        here) and two gradients, and writes one, which serves both summands. The gated norm reads its gate, too, and
-        writes the gate's gradient.
+        The fused addition also reads the residual and writes the sum. Its backward reads the sum (here x, of the same
+        size) and two gradients, and writes one, which is the gradient of both summands. The gated norm also reads its
+        gate and writes the gate's gradient.
         """
         forward: tuple[tuple[str, ...], ...] = (("x",),)
         backward: tuple[tuple[str, ...], ...] = (("dy", "x"),)
@@ -94,14 +95,14 @@ class Case:
 
     @property
     def bytes_moved(self) -> int:
-        """What no implementation can do without: each array read or written once; codes have one byte an element."""
+        """What every implementation must move: each array once; codes have one byte per element."""
         if self.op == "rms_norm_quantized":
             return self.bytes + self.rows * self.n
         return self.bytes * sum(len(reads) + 1 for reads in self.traffic)
 
     @property
     def work(self) -> tuple[float, str]:
-        """What a rate is reckoned by: bytes moved, or for a recurrent network the operations of its products."""
+        """What a rate counts, and its unit: bytes moved, or a recurrent network's operations in matrix products."""
         if not self.recurrent:
             return self.bytes_moved, "GB/s"
         gates = {"gru": 3, "lstm": 4}[self.op]
@@ -110,7 +111,7 @@ class Case:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what a provider returns, in order: "h" is the sum of input and residual."""
+        """Names of a provider's outputs, in order: "h" is the sum of input and residual."""
         if self.op == "rms_norm_quantized":
             return ("q", "scale")
         names: tuple[str, ...] = () if self.alone else ("y", "h") if self.adds else ("y",)
@@ -118,7 +119,7 @@ class Case:
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """Names of the inputs in the order in which functions take them, and of the leaves of a backward pass."""
+        """Names of the inputs, which are the leaves of a backward pass, in the order of the functions' arguments."""
         return OPERANDS[self.op]
 
     @property
@@ -131,17 +132,17 @@ class Case:
 
     @property
     def heads(self) -> int | None:
-        """How many gains there are, one for each head; None: one for all rows."""
+        """The number of gains, one for each head; None: one gain for all rows."""
         return math.gcd(self.rows, HEADS) if self.op == "rms_norm_heads" else None
 
     @property
     def full_shape(self) -> tuple[int, ...]:
-        """Of x and all that is as large: (rows, n), or with heads (tokens, heads, n)."""
+        """The shape of x and all arrays of its size: (rows, n), or with heads (tokens, heads, n)."""
         return (self.rows, self.n) if self.heads is None else (self.rows // self.heads, self.heads, self.n)
 
     @property
     def vector_shape(self) -> tuple[int, ...]:
-        """Of gain and bias."""
+        """The shape of gain and bias."""
         return (self.n,) if self.heads is None else (self.heads, self.n)
 
     @property
@@ -158,15 +159,12 @@ class Case:
 
     @property
     def group(self) -> str:
-        """Everything but the shape, in words: the heading of a table."""
+        """Everything except the shape, in words: the heading of a table."""
         where = count(self.threads, "thread") if self.device == "cpu" else self.device
         return f"{self.operation}, {self.direction}, {self.dtype}, {where}"
 
     def __str__(self) -> str:
         return f"{self.group}, {self.shape}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def count(number: int, thing: str) -> str:
@@ -187,7 +185,7 @@ ODD = [(256, 1023), (256, 5121)]
 QK_NORM = [(100_000, 64), (100_000, 128)]  # rows are tokens × heads
 
 
-# Steps, batch, features, hidden: the sizes of the paper's tasks, and a small one.
+# Steps, batch, features, hidden: two sizes of the paper's tasks, and a small one.
 NETWORKS = [(30, 64, 512, 512), (50, 128, 300, 1024), (30, 16, 256, 256)]
 ONE_BY_ONE = (100, 1, 512, 512)
 
@@ -201,7 +199,7 @@ def _recurrent(networks: Iterable[tuple[int, int, int, int]], direction: str, th
 
 
 def default_cases(threads: int) -> list[Case]:
-    """The recorded set: RMSNorm everywhere on all ``threads``, the rest where it tells something new."""
+    """The default set: RMSNorm on every shape with all ``threads``, the other operations on a few shapes."""
     both, dtypes, every = TRAINED, tuple(DTYPES), [threads]
     mid = [(32, 1024), (256, 1024), (4096, 1024), (2048, 4096)]
     cases = [
@@ -220,7 +218,7 @@ def default_cases(threads: int) -> list[Case]:
 
 
 def quick_cases(threads: int) -> list[Case]:
-    """A smoke of about a minute: every operation and kind of provider once, no figure worth keeping."""
+    """A check of about a minute: every operation and kind of provider once. Its times mean nothing."""
     every, shape = [threads], [(64, 1023)]
     f32, bf16 = ["float32"], ["bfloat16"]
     return [
@@ -235,11 +233,11 @@ def quick_cases(threads: int) -> list[Case]:
 
 
 def cuda_cases() -> list[Case]:
-    """The set for a CUDA device: 128 MiB of bfloat16 at every length, and three small cases for the host's overhead."""
+    """The set for a CUDA device: 128 MiB of bfloat16 at each length, and three small cases for the host's overhead."""
     both, bf16, one, cuda = DIRECTIONS, ["bfloat16"], [1], ["cuda"]
     large = [((1 << 26) // n, n) for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384)]
     ends, small = [large[3], large[5], large[7]], [(1, 4096), (64, 4096), (4096, 128)]
-    # Widths of models that are no powers of two, and two that no model has.
+    # Models' widths that are no powers of two, and two that no model has.
     odd = [((1 << 26) // n, n) for n in (1000, 1023, 2880, 5120, 7168, 12288)]
     longest = [((1 << 26) // n, n) for n in (32768, 131072)]
     return [
@@ -255,9 +253,9 @@ def cuda_cases() -> list[Case]:
 
 
 def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:
-    """The cases with the coordinates that the user gave put in place of their own, without repetition.
+    """The cases with the fields that the user chose, each case once.
 
-    ``choices`` maps a flag to its values, each a change of fields: {"shape": [{"rows": 7, "n": 64}]}.
+    ``choices`` maps a flag to its values, each of which sets fields: {"shape": [{"rows": 7, "n": 64}]}.
     """
     changed = [
         replace(case, **{field: value for change in changes for field, value in change.items()})
@@ -268,21 +266,21 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
     if not changed:
         raise UserError(
             f"--shape must be STEPSxBATCHxFEATURESxHIDDEN for {' and '.join(RECURRENT)}, which have no --p and no "
-            "--direction backward, and ROWSxN for the norms; choose another --op or --shape"
+            "--direction backward, and ROWSxN for the norms. Choose another --op or --shape."
         )
-    # LayerNorm has no partial statistic, and some operations no gradient: such cases arise here when only one of the
-    # two flags was given.
+    # LayerNorm has no partial statistic, and some operations have no gradient. Such cases arise when only one of the
+    # two flags was given; they are left out.
     chosen = [case for case in dict.fromkeys(changed) if case.op != "layer_norm" or case.p == 1]
     if not chosen:
-        raise UserError("p must be 1 for layer_norm, which has no partial statistic; choose another --op or --p 1")
+        raise UserError("--p must be 1 for layer_norm, which has no partial statistic. Choose another --op, or --p 1.")
     chosen = [case for case in chosen if not (case.backward and case.op in FORWARD_ONLY)]
     if not chosen:
-        raise UserError(f"--direction must be forward for {' and '.join(FORWARD_ONLY)}, which have no gradient")
+        raise UserError(f"--direction must be forward for {' and '.join(FORWARD_ONLY)}, which have no gradient.")
     return chosen
 
 
 def _applies(case: Case, change: dict[str, Any]) -> bool:
-    """Whether a flag's value means something for a case: norms and recurrent networks have shapes of their own."""
+    """Whether a case can take a flag's value: norms and recurrent networks have different shapes."""
     if "op" in change:
         return (change["op"] in RECURRENT) == case.recurrent
     if "rows" in change:
@@ -291,14 +289,14 @@ def _applies(case: Case, change: dict[str, Any]) -> bool:
 
 
 def keep(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:
-    """The recorded cases that agree with one value of every flag."""
+    """The recorded cases that match one value of every flag."""
 
     def agrees(case: Case, change: dict[str, Any]) -> bool:
         return all(getattr(case, field) == value for field, value in change.items())
 
     kept = [case for case in cases if all(any(agrees(case, c) for c in changes) for changes in choices.values())]
     if not kept:
-        raise UserError("no recorded case agrees with the flags given; leave some out to see what there is")
+        raise UserError("at least one recorded case must match all flags; no recorded case does. Leave some flags out.")
     return kept
 
 
@@ -306,7 +304,7 @@ def named(what: str, value: str, known: Iterable[str]) -> str:
     """``value`` if it is a known name."""
     known = list(known)
     if value not in known:
-        raise UserError(f"--{what} must be one of {', '.join(known)}; received {value!r}")
+        raise UserError(f"--{what} must be one of {', '.join(known)}; got {value!r}.")
     return value
 
 
@@ -316,7 +314,7 @@ def shape(text: str) -> dict[str, Any]:
     if len(parts) not in (2, 4) or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(
             "--shape must be ROWSxN with two positive numbers, such as 256x1024, or for recurrent networks "
-            f"STEPSxBATCHxFEATURESxHIDDEN, such as 30x64x512x512; received {text!r}"
+            f"STEPSxBATCHxFEATURESxHIDDEN, such as 30x64x512x512; got {text!r}."
         )
     numbers = [int(part) for part in parts]
     if len(numbers) == 2:
@@ -331,12 +329,12 @@ def fraction(text: str) -> dict[str, Any]:
     except ValueError:
         p = float("nan")
     if not 0 < p <= 1:
-        raise UserError(f"--p must be a fraction with 0 < p <= 1, such as 0.0625; received {text!r}")
+        raise UserError(f"--p must be a fraction with 0 < p <= 1, such as 0.0625; got {text!r}.")
     return {"p": p}
 
 
 def threads(text: str, usable: int) -> dict[str, Any]:
     number = usable if text == "all" else int(text) if text.isdecimal() else 0
     if not 1 <= number <= usable:
-        raise UserError(f"--threads must be from 1 to {usable}, what this process may use, or all; received {text!r}")
+        raise UserError(f"--threads must be from 1 to {usable}, what this process may use, or all; got {text!r}.")
     return {"threads": number}

@@ -1,6 +1,7 @@
-"""What measuring on a CUDA device needs: its name, inputs on it, its clock, and inputs that its cache has forgotten."""
+"""Measuring on a CUDA device: its description, its clock, and inputs that are no longer in its cache."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -21,27 +22,39 @@ def check() -> None:
         raise UserError("--device cuda needs a CUDA or ROCm device that torch sees; see `rmsnorm info`")
 
 
-def describe() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Device:
     """The device as a record names it."""
+
+    gpu: str
+    multiprocessors: int
+    gpu_memory_gib: float
+    l2_mib: float
+    cuda: str | None
+    """The version of CUDA or ROCm."""
+
+
+def describe() -> Device:
+    """The device that torch uses."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
-        "cuda": torch.version.cuda or torch.version.hip,
-    }
+    return Device(
+        gpu=properties.name,
+        multiprocessors=properties.multi_processor_count,
+        gpu_memory_gib=round(properties.total_memory / 2**30, 1),
+        l2_mib=round(properties.L2_cache_size / 2**20, 1),
+        cuda=torch.version.cuda or torch.version.hip,
+    )
 
 
 def poison(inputs: Inputs) -> None:
-    """Leave NaN in the memory that the next outputs of the inputs' size get: what is not written shows."""
+    """Leave NaN in the memory that the next outputs of the inputs' size get, so that unwritten elements are seen."""
     full = [torch.full_like(inputs["x"], torch.nan) for _ in range(4)]
     small = [torch.full_like(inputs["weight"], torch.nan) for _ in range(2)]
     del full, small
 
 
 def copies(case: Case, l2_bytes: int) -> int:
-    """How many sets of inputs are used in turn, so that none is in the L2 cache when it is read again."""
+    """How many sets of inputs take turns, so that none is in the L2 cache when it is read again."""
     return max(1, min(MOST_COPIES, -(-2 * l2_bytes // case.bytes_moved)))
 
 
@@ -54,9 +67,9 @@ def in_turn(calls: Sequence[Call]) -> Call:
 
 
 def sample(call: Callable[[], Any], repeats: int) -> float:
-    """Nanoseconds a call by the device's own clock, over ``repeats`` calls one behind the other.
+    """Nanoseconds a call by the device's own clock, over ``repeats`` consecutive calls.
 
-    What the device waits for the host counts: in small cases it is the host's overhead that is measured.
+    The device's waiting for the host counts: small cases measure the host's overhead.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

@@ -1,29 +1,45 @@
-"""Results as they are kept: one JSON object a line and case, complete in itself, appended as soon as it is measured."""
+"""The records of the benchmark: one JSON object per line and case, appended as soon as the case is measured."""
 
 import json
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from rmsnorm_lab import machine
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.files import append_whole
+from rmsnorm_lab.plain import ADDED, from_plain, to_plain
 from rmsnorm_lab.timing import paired_ratios, quartiles
 
 SCHEMA = "rmsnorm-bench/1"
 
 
 @dataclass(frozen=True)
+class Machine(machine.Machine):
+    """What a case was measured on, and the CUDA device if it was one."""
+
+    gpu: str | None = field(default=None, metadata=ADDED)
+    multiprocessors: int | None = field(default=None, metadata=ADDED)
+    gpu_memory_gib: float | None = field(default=None, metadata=ADDED)
+    l2_mib: float | None = field(default=None, metadata=ADDED)
+    cuda: str | None = field(default=None, metadata=ADDED)
+
+
+@dataclass(frozen=True)
 class Result:
-    """What one provider did: the operation it computed, its errors against the oracle and its time a call by round."""
+    """What one provider did."""
 
     computes: str
+    """The operation: a stand-in computes another one than the case's."""
     fresh: bool
+    """Whether each call returns new memory."""
     limit: bool
     errors: dict[str, float]
+    """Of each output, against the oracle."""
     times_ns: list[float]
+    """A call's time in each round."""
 
     @property
     def quartiles_ns(self) -> tuple[float, float, float]:
@@ -36,18 +52,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """One case: the results, and by name why the other providers do not serve it or were not timed.
-
-    ``others`` is how many processors something else kept busy during the measurement (None: unknown).
-    """
+    """One case and what each provider did."""
 
     case: Case
     time: str
-    machine: dict[str, Any]
+    machine: Machine
     others: float | None
+    """How many processors anything else kept busy during the measurement. None: unknown."""
     results: dict[str, Result]
     skipped: dict[str, str]
+    """Providers that do not serve the case, and why."""
     wrong: dict[str, str]
+    """Providers that failed or returned wrong numbers, and how."""
 
     def ratio(self, of: str | None, to: str | None) -> float | None:
         """Median of the paired ratios of two providers' times; None if one was not timed."""
@@ -56,14 +72,7 @@ class Record:
         return statistics.median(paired_ratios(self.results[of].times_ns, self.results[to].times_ns))
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Record":
-        fields = {name: value for name, value in data.items() if name != "schema"}
-        fields["case"] = Case(**fields["case"])
-        fields["results"] = {name: Result(**result) for name, result in fields["results"].items()}
-        return cls(**fields)
+        return json.dumps({"schema": SCHEMA, **to_plain(self)}, ensure_ascii=False)
 
 
 def append(path: Path, record: Record) -> None:
@@ -72,29 +81,36 @@ def append(path: Path, record: Record) -> None:
 
 
 def load(path: Path) -> list[Record]:
-    """All records of a file, or UserError if it is none of ours, or of another schema."""
+    """All records of a file, or UserError if it is not a file of this schema."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read results from {path}: {error}") from error
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} must be a file that can be read: {error.strerror}. Name another file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be JSON lines in UTF-8: {error}. Name a file that --json wrote.") from None
+    return [parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parse(path: Path, number: int, line: str) -> Record:
+def parse(path: Path, number: int, line: str) -> Record:
+    """The record in one line of a file, or UserError."""
     try:
         data = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{path}, line {number}: must be a JSON object a line, as --json writes: {error}") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
+        raise UserError(
+            f"{path}, line {number}: must be a JSON object: {error}. Name a file that --json wrote."
+        ) from None
+    schema = data.pop("schema", None) if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise UserError(
-            f"{path}, line {number}: results must be of schema {SCHEMA!r}; received {schema!r}. "
+            f"{path}, line {number}: schema must be {SCHEMA!r}; got {schema!r}. "
             "Measure again, or read the file with the version of rmsnorm that wrote it."
         )
     try:
-        return Record.from_json(data)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {number}: not a complete record of schema {SCHEMA!r}: {error}") from error
+        return from_plain(Record, data)
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {number}: must be a complete record of schema {SCHEMA!r}; {error}. Delete the line."
+        ) from None
 
 
 def latest(records: Iterable[Record]) -> dict[Case, Record]:

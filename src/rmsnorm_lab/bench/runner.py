@@ -4,7 +4,6 @@ import gc
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from time import perf_counter
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from rmsnorm_lab.bench.calls import Plan, measure
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.provider import Prepared, Provider
-from rmsnorm_lab.bench.records import Record, Result
+from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.timing import Call, wall_clock
 
@@ -33,7 +32,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     skipped: dict[str, str] = {}
     wrong: dict[str, str] = {}
     providers = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
-    device = cuda.describe() if case.device == "cuda" else {}
+    device = cuda.describe() if case.device == "cuda" else None
     for provider in providers:
         if why := provider.refuses(case):
             skipped[provider.name] = why
@@ -78,7 +77,8 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
                 times_ns=[round(time, 1) for time in times[provider.name]],
             )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Record(case, now, machine.describe() | device, others, results, skipped, wrong)
+    made_on = Machine(**vars(machine.describe()), **(vars(device) if device else {}))
+    return Record(case, now, made_on, others, results, skipped, wrong)
 
 
 def _on_cuda(
@@ -86,13 +86,13 @@ def _on_cuda(
     case: Case,
     inputs: Inputs,
     oracles: dict[Case, Oracle | RecurrentOracle],
-    device: dict[str, Any],
+    device: cuda.Device,
 ) -> tuple[Call, dict[str, float]]:
     """The call to be timed, over sets of inputs in turn, and the provider's errors on the first of them."""
     first = provider.build(case, inputs)
     cuda.poison(inputs)
     errors = verify(provider, first, case, inputs, oracles)
-    more = range(1, cuda.copies(case, int(device["l2_mib"] * 2**20)))
+    more = range(1, cuda.copies(case, int(device.l2_mib * 2**20)))
     others = (provider.build(case, {name: t.clone() for name, t in inputs.items()}).call for _ in more)
     return cuda.in_turn([first.call, *others]), errors
 

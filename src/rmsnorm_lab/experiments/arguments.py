@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -92,10 +91,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def loaded(args: argparse.Namespace) -> "Trained":
     """The trained network that the command line names."""
     trained = imported("trained")
-    try:
-        found: Trained = trained.load(args.run, args.device)
-    except ModuleNotFoundError as error:  # of the run's task
-        raise missing(error) from None
+    found: Trained = trained.load(args.run, args.device)
     return found
 
 
@@ -186,19 +182,5 @@ def imported(first: str, *others: str) -> ModuleType:
     # Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    try:
-        found, *_ = (importlib.import_module(f"rmsnorm_lab.experiments.{name}") for name in (first, *others))
-    except ModuleNotFoundError as error:
-        raise missing(error) from None
+    found, *_ = (importlib.import_module(f"rmsnorm_lab.experiments.{name}") for name in (first, *others))
     return found
-
-
-def missing(error: ModuleNotFoundError) -> UserError:
-    """A package of the experiments is not installed."""
-    package = (error.name or "").partition(".")[0]
-    if package in ("", "rmsnorm"):
-        raise error
-    return UserError(
-        f"this command needs the experiments' packages; {package!r} is not installed. "
-        f"Run: {sys.executable} -m pip install 'rmsnorm[experiments]'"
-    )

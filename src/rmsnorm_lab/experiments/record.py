@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from rmsnorm_lab import machine
 from rmsnorm_lab.experiments.recipes.common import TimingConfig, TrainConfig
-from rmsnorm_lab.machine import describe
 from rmsnorm_lab.plain import ADDED
 
 SCHEMA = 3
@@ -50,28 +50,16 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a run was made on: the machine, the versions, and how torch ran. None: unknown."""
+class Machine(machine.Machine):
+    """What a run was made on: the machine, the versions, and how torch ran."""
 
-    cpu: str
-    isa: str | None
-    cores: int | None
-    threads: int
-    caches: dict[str, str]
-    memory_gib: float | None
-    os: str
-    environment: dict[str, str]
-    python: str
-    versions: dict[str, str]
-    commit: str | None
-    dirty: bool | None
     torch_threads: int
     gpu: str | None
 
     @staticmethod
     def here() -> "Machine":
         """This machine and this process."""
-        found = describe()
+        found = vars(machine.describe())
         own = {
             "versions": {**found["versions"], "lightning-fabric": version("lightning-fabric")},
             "torch_threads": torch.get_num_threads(),

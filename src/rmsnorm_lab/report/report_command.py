@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import arguments
 from rmsnorm_lab.files import check_output, named, write_whole
 
 
@@ -23,11 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, draw, write; returns the exit status."""
-    try:
-        from rmsnorm_lab.experiments import runs
-        from rmsnorm_lab.report.page import render
-    except ModuleNotFoundError as error:
-        raise arguments.missing(error) from None
+    from rmsnorm_lab.experiments import runs
+    from rmsnorm_lab.report.page import render
 
     out = args.out or args.folder / "report.html"
     if args.set_aside:

@@ -1,7 +1,6 @@
 """The bench on a CUDA device, as far as it goes without one: its parts with the device's own replaced."""
 
 import inspect
-import json
 import sys
 from types import ModuleType
 
@@ -13,27 +12,27 @@ from rmsnorm import cli
 from rmsnorm_lab import timing
 from rmsnorm_lab.bench import (
     calls,
+    case_tables,
     cases,
     cuda,
     device_oracle,
     gpu_providers,
     oracle,
     providers,
-    report,
     runner,
     torch_providers,
 )
 from rmsnorm_lab.bench.cases import Case
-from rmsnorm_lab.bench.records import Record
+from rmsnorm_lab.bench.records import parse
 
-DEVICE = {"gpu": "a fake", "multiprocessors": 2, "gpu_memory_gib": 1.0, "l2_mib": 1.0, "cuda": "13.0"}
+DEVICE = cuda.Device(gpu="a fake", multiprocessors=2, gpu_memory_gib=1.0, l2_mib=1.0, cuda="13.0")
 
 
 @pytest.fixture
 def fake_device(monkeypatch):
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "sample", timing.wall_clock)
-    monkeypatch.setattr(cuda, "describe", lambda: dict(DEVICE))
+    monkeypatch.setattr(cuda, "describe", lambda: DEVICE)
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "layer_norm"])
@@ -49,12 +48,12 @@ def test_a_case_is_verified_and_timed(op, direction, fake_device, monkeypatch):
     assert "rmsnorm" in record.results
     assert "copy" in record.results
     assert "numpy" not in record.results
-    assert record.machine["gpu"] == "a fake"
+    assert record.machine.gpu == "a fake"
     found = record.results["rmsnorm"].errors
     assert set(found) == set(case.outputs)
     assert max(found.values()) > 0  # what is rounded to bfloat16 is not the oracle's float64
-    assert Record.from_json(json.loads(record.to_json())) == record
-    assert "a fake, CUDA 13.0" in report.about(record.machine)
+    assert parse("a file", 1, record.to_json()) == record
+    assert "a fake, CUDA 13.0" in case_tables.about(record.machine)
     # As many sets of the inputs as the cache forgets, each in memory of its own.
     assert len(set(built)) == len(built) == cuda.copies(case, 1 << 20) == cuda.MOST_COPIES
 

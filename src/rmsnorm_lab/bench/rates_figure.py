@@ -1,15 +1,13 @@
-"""The plot: for each group of cases the rate beside the copy's, and this project's time beside its peers'."""
+"""The figure: for each group of cases, the rates of all providers, and their times over this project's."""
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from rmsnorm_lab.bench.case_tables import LIMIT, OURS, RECURRENT_LIMIT, about, figures
 from rmsnorm_lab.bench.records import Record
-from rmsnorm_lab.bench.report import LIMIT, OURS, RECURRENT_LIMIT, about, rows
-from rmsnorm_lab.files import write_whole
+from rmsnorm_lab.figure_files import write_figure
 
-FORMATS = (".png", ".svg", ".pdf")
-GROUPS = 4  # columns that remain legible on one page: those with most shapes
+GROUPS = 4  # more columns cannot be read on one page; the groups with the most shapes are drawn
 # Okabe and Ito's colours, told apart by colour-blind readers; this project's two are the darkest and heaviest.
 COLOURS = {
     "rmsnorm": "#000000",
@@ -35,7 +33,7 @@ COLOURS = {
 
 
 def plot(records: Iterable[Record], path: Path) -> None:
-    """Write the figure: one column a group (at most four, see ``GROUPS``), shapes from small to large."""
+    """Write the figure: one column per group (at most ``GROUPS``), shapes from small to large."""
     from matplotlib.figure import Figure  # no pyplot: no display and no state is needed
 
     grouped: dict[str, list[Record]] = {}
@@ -50,7 +48,8 @@ def plot(records: Iterable[Record], path: Path) -> None:
     for column, (heading, members) in enumerate(shown.items()):
         rate, time = axes[:, column]
         for name in dict.fromkeys(name for record in members for name in record.results):
-            points = [(place, row) for place, record in enumerate(members) for row in rows(record) if row.name == name]
+            rows = ((place, row) for place, record in enumerate(members) for row in figures(record))
+            points = [(place, row) for place, row in rows if row.name == name]
             result = points[0][1].result
             style = {
                 "color": COLOURS.get(name),
@@ -78,6 +77,4 @@ def plot(records: Iterable[Record], path: Path) -> None:
     axes[1, 0].set_ylabel("peer's time ÷ rmsnorm's (above 1: slower)")
     figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
     figure.supxlabel(about(next(iter(shown.values()))[-1].machine), fontsize=6, color="#666666")
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:].lower(), dpi=130)
-    write_whole(path, image.getvalue())
+    write_figure(path, figure)
