@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for every chip, without a GPU: each launch choice, and what usual tensors do not show.
+"""Compiles the Triton kernels for every chip, without a GPU: each launch choice, and what usual tensors do not need.
 
 ``python tools/compile_kernels.py check`` compiles a sample and fails where a kernel spills or a backward grid is not
 resident; ``check --all`` compiles everything for every target; ``table`` prints the tables of docs/gpu.md. It uses the
@@ -28,11 +28,11 @@ KERNELS = (  # the operations that share a kernel
     ("rms_norm_quantized to int8", "rms_norm_quantized to float8"),
 )
 OPERATIONS = tuple(operation for kernel in KERNELS for operation in kernel)
-Job = tuple[str, Variant]  # a target's name, and what is compiled for it
+Job = tuple[str, Variant]  # a target's name, and the kernel to compile for it
 
 
 def variants(operations: Sequence[str] = OPERATIONS) -> Iterator[Variant]:
-    """These operations at every length and dtype: among them is every choice there is."""
+    """These operations at every length and dtype, which cover every launch choice."""
     for operation in operations:
         for dtype in DTYPES:
             for n in LENGTHS:
@@ -51,7 +51,7 @@ def odd(operations: Sequence[str] = OPERATIONS) -> Iterator[Variant]:
 
 
 def rest() -> Iterator[Variant]:
-    """What no length shows: addresses, casting, gains of each head, sums that are wanted or not, the finish."""
+    """What no length shows: addresses, casting, gains of each head, sums that are not wanted, the finishing kernel."""
     yield Variant("rms_norm", 1024, BF16, aligned=2)
     yield Variant("rms_norm", 4096, F32, aligned=4)
     yield Variant("rms_norm backward", 4096, BF16, aligned=2)
@@ -106,19 +106,19 @@ def everything() -> list[Job]:
 
 
 def fault(job: Job) -> str | None:
-    """What is wrong with a kernel: it does not compile, spills, or its programs do not fit a multiprocessor."""
+    """The fault of a kernel, or None: it does not compile, it spills, or its programs do not fit a multiprocessor."""
     name, variant = job
     target = TARGETS[name]
     try:
         found = counts(variant, target)
-    except Exception as error:  # the next one is compiled all the same
+    except Exception as error:  # the next kernel is compiled all the same
         return f"{variant} on {name}: {type(error).__name__}: {str(error)[-400:]}"
     choice = variant.choice(target.warp_size)
     assert choice is not None
     if found.spilled:
         return f"{variant} on {name} spills: {found}"
     threads = choice.programs * choice.warps * target.warp_size
-    # On AMD's chips registers belong to a quarter of a unit.
+    # On AMD's chips, registers belong to a quarter of a unit.
     if target.backend == "cuda" and threads * -(-found.registers // 8) * 8 > choices.REGISTERS:
         return f"{variant} on {name} is not resident: {found}"
     return None

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Everything worth knowing of a CUDA device in the minutes that one is lent: what runs, what is right, how fast.
+"""Checks and measures the kernels on a CUDA device in a few minutes: what runs, what is right, how fast it is.
 
     python tools/gpu_session.py --out FOLDER [--deadline 400]
 
-Runs from the source tree with the torch, Triton and pytest that are there; nothing is installed. Each stage is a
-process of its own with a time limit, and each of its items is a line in FOLDER/session.jsonl as soon as it is known.
-So a failure, a hang or a device that no longer answers costs one item. FOLDER also gets records.jsonl (what
-`rmsnorm bench --from` reads), winners.json (launch choices that beat choices.py) and summary.md.
+It runs from the source tree with the torch, Triton and pytest of this Python and installs nothing. Each stage is a
+process of its own with a time limit. Each item becomes a line in FOLDER/session.jsonl as soon as its result is known,
+so a failure, a hang or a device that no longer answers loses one item. FOLDER also gets records.jsonl (for
+`rmsnorm bench --from`), winners.json (launch choices that beat choices.py) and summary.md.
 
---rehearse runs it without a device: some of the kernels are compiled for sm_90, and every seventh item runs, small, on
-the CPU.
+--rehearse runs it without a device: some of the kernels are compiled for sm_90, and every seventh item runs on the CPU
+with little data.
 """
 
 import argparse
@@ -28,19 +28,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = ("src", "tools", "tests/support", "tests/triton")
-WITHIN = 400.0  # seconds, for which the table below is made; another deadline scales it
-PATIENCE = 40.0  # seconds without a new line after which a stage's process is taken to hang
+WITHIN = 400.0  # seconds; the limits in the table below are for this deadline, and another one scales them
+PATIENCE = 40.0  # seconds without a new line after which a stage's process is treated as hung
 KILLED = -9
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage and the second at which it ends at the latest; one that is done earlier makes room for the next."""
+    """A stage, and the second by which it must end. If it ends earlier, the next one starts earlier."""
 
     name: str
     until: float
     items: str = ""  # module.function of gpu_stages
-    beside: bool = False  # runs on the processors that the next stages leave free
+    beside: bool = False  # runs at the same time as the next stages
 
 
 STAGES = (
@@ -69,11 +69,13 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for results; made if it is not there")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results; created if missing")
     parser.add_argument("--deadline", type=float, default=WITHIN, help="seconds for all stages (default: 400)")
-    parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="these stages alone")
+    parser.add_argument("--only", nargs="+", choices=[s.name for s in STAGES], help="only these stages")
     parser.add_argument("--rehearse", action="store_true", help="without a device")
-    parser.add_argument("--stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument(
+        "--stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS
+    )  # for the process of one stage
     parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -83,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _stage(args: argparse.Namespace) -> int:
-    """What a stage's process does."""
+    """The work of a stage's process."""
     from gpu_stages.stage import Setting, run
 
     module, function = next(s.items for s in STAGES if s.name == args.stage).split(".")
@@ -93,12 +95,12 @@ def _stage(args: argparse.Namespace) -> int:
 
 
 class Session:
-    """Starts the stages one after the other and folds their lines into session.jsonl."""
+    """Starts the stages one after another and collects their lines in session.jsonl."""
 
     def __init__(self, out: Path, deadline: float, rehearse: bool, only: list[str] | None, scratch: Path) -> None:
         self.out, self.rehearse, self.scratch = out, rehearse, scratch
         self.start, self.scale = time.monotonic(), deadline / WITHIN
-        self.patience = PATIENCE * (10 if rehearse else 1)  # two processors, perhaps busy
+        self.patience = PATIENCE * (10 if rehearse else 1)  # on two processors, which may be busy
         self.stages = [s for s in STAGES if not only or s.name in only]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(
@@ -148,7 +150,7 @@ class Session:
         return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
 
     def _stage(self, stage: Stage) -> None:
-        """Runs a stage; a process that dies or hangs is followed by another, from the next item on."""
+        """Runs a stage. After a process that dies or hangs, another one continues with the next item."""
         lines, skip = self._lines(stage), 0
         print(f"{time.monotonic() - self.start:6.1f} s  {stage.name}", flush=True)
         while self._left(stage) > 0:
@@ -178,7 +180,7 @@ class Session:
             self._fold(stage, lines)
 
     def _fold(self, stage: Stage, lines: Path) -> None:
-        """The stage's lines to the session's; an item that began and never ended gets a line that says so."""
+        """Append the stage's lines to the session's. An item that began but never ended gets a line that says so."""
         found = _read(lines)
         ended = {line["index"] for line in found if not line.get("begin")}
         kept = [line for line in found if not line.get("begin")]
@@ -195,7 +197,7 @@ class Session:
         lines.unlink(missing_ok=True)
 
     def _tests(self, stage: Stage) -> None:
-        """`pytest -m gpu`, in parallel and with a limit for each test where the plugins are there."""
+        """`pytest -m gpu`, in parallel and with a limit for each test if the plugins are installed."""
         print(f"{time.monotonic() - self.start:6.1f} s  {stage.name}", flush=True)
         report = self.scratch / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -227,7 +229,7 @@ class Session:
 
 
 def _read(path: Path) -> list[dict]:
-    """The whole lines of a file that a process may have left in the middle of one."""
+    """The complete lines of a file; a process may have stopped in the middle of a line."""
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -238,7 +240,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kills the process and those it started."""
+    """Kills the process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

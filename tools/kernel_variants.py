@@ -1,4 +1,4 @@
-"""One Triton kernel compiled for a chip that need not be there, and the registers that it takes there."""
+"""Compiles one Triton kernel for a chip, without the chip, and counts the registers that it takes."""
 
 import re
 import subprocess
@@ -35,17 +35,17 @@ class Variant:
     """One kernel for one row length and dtype.
 
     Attributes:
-        operation: which parts of the kernel there are; of a long row's backward pass the columns, or the ``rows``, or
-            pRMSNorm's ``head``.
+        operation: which kernel, and which of its parts. A long row's backward pass is three kernels: columns, or with
+            these words in the name ``rows`` and pRMSNorm's ``head``.
         n, dtype: of a row.
         weight: the gain's dtype.
-        k: elements of the statistic; all if None.
+        k: elements of the statistic; None: all.
         heads: whether each head has its own gain.
-        levels: of strides in which rows lie.
-        aligned: the greatest power of two that divides all addresses; what n allows, at most.
-        root: of eps.
+        levels: of strides between rows.
+        aligned: the greatest power of two that divides all addresses; n may allow less.
+        root: √eps.
         llama: whether the product with the gain is rounded twice.
-        bias: whether there is one; LayerNorm has it always.
+        bias: whether there is one; LayerNorm always has one.
         dx, dweight: backward: whether the gradient is wanted.
     """
 
@@ -86,7 +86,7 @@ class Variant:
         return self.operation.endswith("backward")
 
     def choice(self, warp_size: int) -> choices.Choice | None:
-        """None where a row does not fit the operation's only kernel."""
+        """None if a row does not fit the operation's only kernel."""
         item, aligned = self.dtype.itemsize, self.bytes == choices.VECTOR
         if self.operation == "finish":
             return choices.finish(warp_size)
@@ -121,7 +121,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the assembler says of a kernel: registers a thread, bytes spilled by a thread, bytes of shared memory."""
+    """The assembler's counts: registers a thread, bytes spilled by a thread, bytes of shared memory."""
 
     registers: int
     spilled: int
@@ -181,7 +181,7 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
 
 
 def counts(variant: Variant, target: GPUTarget) -> Counts:
-    """Compiles and counts; a spill shows as a stack frame."""
+    """Compile and count. A spill is seen as a stack frame."""
     kernel, _ = compiled(variant, target)
     shared = kernel.metadata.shared
     if target.backend == "hip":

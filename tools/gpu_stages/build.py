@@ -1,7 +1,7 @@
-"""Stage 1: every kernel of the later stages compiled into the shared cache, on all processors, beside stage 0.
+"""Stage 1: compiles every kernel of the later stages into the shared cache, on all processors, during stage 0.
 
-Which kernels there are is found by running the cases on a few rows of a CPU with a launcher that only writes down what
-it is asked for. So the list needs no device, and is what the cases will ask for there.
+The list of kernels comes from running the cases on a few rows on a CPU, with a launcher that only records what it is
+asked for. So the list needs no device, and it is exactly what the cases will ask for on one.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch
 from gpu_stages import cases, sweep
 from gpu_stages.stage import Item, Setting
 
-IN_REHEARSAL = 12  # one kernel in twelve, of which stage.py takes one in seven
+IN_REHEARSAL = 12  # one kernel in twelve; stage.py then takes one in seven of these
 ROWS = 16  # a kernel does not depend on their number
 Job = tuple[Any, ...]  # the arguments of launch.launcher, without the device
 
@@ -38,7 +38,7 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def wanted(setting: Setting) -> list[Job]:
-    """The kernels of all stages, each once, in the order in which they are needed."""
+    """The kernels of all stages, each once, in the order of their use."""
     from rmsnorm.torch.triton import plans
     from rmsnorm_lab.bench.oracle import make_inputs
     from rmsnorm_lab.bench.torch_providers import Ours
@@ -81,7 +81,7 @@ def _on_a_cpu(launcher: Any) -> Iterator[None]:
 
 
 def named(job: Job) -> Job:
-    """The job with the kernel's module and name in place of the kernel, which does not travel to another process."""
+    """The job with the kernel's module and name in place of the kernel, which cannot be sent to another process."""
     kernel, *rest = job
     return kernel.fn.__module__, kernel.fn.__name__, *rest
 

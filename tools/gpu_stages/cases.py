@@ -1,4 +1,4 @@
-"""Which cases the stages run, most wanted first: the compile stage makes the kernels of all of them."""
+"""The cases of the stages, the most important first. The build stage compiles the kernels of all of them."""
 
 from gpu_stages.stage import Setting
 from rmsnorm_lab.bench.cases import Case

@@ -1,4 +1,4 @@
-"""Stage 7: what the hardware counts in eight kernels, where Nsight Compute is installed."""
+"""Stage 7: hardware counters of eight kernels, if Nsight Compute is installed."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Stage 4: what a small call costs the host: many calls without waiting for the device, and replayed from a graph."""
+"""Stage 4: the host's cost of a small call: many calls without waiting for the device, and replayed from a graph."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def _host_ns(setting: Setting, call: Callable[[], Any], calls: int) -> float:
 
 
 def _graph_ns(call: Callable[[], Any]) -> float:
-    """Nanoseconds a call when the device alone decides: replayed from a CUDA graph."""
+    """Nanoseconds a call without the host's cost: replayed from a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Stage 0: what this machine is, its ceilings, and whether one kernel runs at all."""
+"""Stage 0: the machine, its limits, and whether one kernel runs at all."""
 
 import os
 import time
@@ -33,7 +33,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _copy(setting: Setting, size: int) -> dict[str, Any]:
-    """Bytes read and written a second by y.copy_(x): the ceiling of everything else."""
+    """Bytes read and written per second by y.copy_(x): the upper limit of every kernel here."""
     x = torch.empty(size // 2, dtype=torch.bfloat16, device=cuda.DEVICE).normal_()
     y = torch.empty_like(x)
     cuda.sample(lambda: y.copy_(x), 3)
@@ -42,7 +42,7 @@ def _copy(setting: Setting, size: int) -> dict[str, Any]:
 
 
 def _launch(setting: Setting) -> dict[str, Any]:
-    """What a kernel of no work costs, on the device's clock and on the host's."""
+    """The cost of a kernel that does nothing, by the device's clock and by the host's."""
     x = torch.zeros(1, device=cuda.DEVICE)
     cuda.sample(x.zero_, 100)
     start = time.perf_counter_ns()
@@ -54,7 +54,7 @@ def _launch(setting: Setting) -> dict[str, Any]:
 
 
 def _one_kernel(setting: Setting) -> dict[str, Any]:
-    """The first launch of this project's kernels, with what keeps them from running."""
+    """The first launch of this project's kernels, or the reason why they do not run."""
     from rmsnorm.torch import composite, dispatch, rms_norm
 
     x = torch.randn(64, 4096, device=cuda.DEVICE, dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
-"""Stages 3, 6 and 8: the key shapes, ours beside the copy and the peers, verified and then timed in turn.
+"""Stages 3, 6 and 8: the key shapes; ours, the copy and the peers are verified and then timed in turn.
 
-Records are the bench's own, appended to a file that `rmsnorm bench --from` reads.
+Records have the bench's format and are appended to a file that `rmsnorm bench --from` reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def with_winners(setting: Setting) -> Iterator[Item]:
-    """Stage 6: stage 3's cases whose launch choice the sweep changed, and pRMSNorm's table."""
+    """Stage 6: those cases of stage 3 whose launch choice the sweep changed, and pRMSNorm's table."""
     winners = sweep.winners(setting.folder)
     for case in cases.shapes(setting):
         if (choice := winners.get(sweep.key(case))) is not None:
@@ -38,7 +38,7 @@ def with_winners(setting: Setting) -> Iterator[Item]:
 
 
 def beside_quack(setting: Setting) -> Iterator[Item]:
-    """Stage 8, in a process of its own: newer torch takes quack's kernels for F.rms_norm once they are importable."""
+    """Stage 8, in a process of its own: newer torch uses quack's kernels for F.rms_norm once they can be imported."""
     names = ("rmsnorm", "quack", "copy")
     for case in cases.shapes(setting):
         if case.direction != "backward" or not case.adds:

@@ -11,7 +11,7 @@ from rmsnorm_lab.bench import cuda, runner
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.torch_providers import Ours
 
-# Tests of tests/triton/test_gpu.py that need no case of their own.
+# Tests of tests/triton/test_gpu.py without parameters.
 ON_A_DEVICE = (
     "test_in_a_cuda_graph",
     "test_on_another_stream_and_in_place",
@@ -32,7 +32,7 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def _verified(setting: Setting, case: Case) -> dict[str, Any]:
-    """The errors of each output, in memory that held NaN before; and whether a kernel served it."""
+    """The error of each output, whose memory held NaN before, and whether a kernel served the case."""
     from rmsnorm.torch.triton import plans
 
     plans.plans.clear()

@@ -1,4 +1,4 @@
-"""What all stages share: the setting they run in, and the loop that runs their items and writes a line for each."""
+"""What all stages share: their setting, and the loop that runs their items and writes a line for each."""
 
 import json
 import time
@@ -14,15 +14,15 @@ from rmsnorm_lab.bench import cuda
 from rmsnorm_lab.bench.calls import Plan
 from rmsnorm_lab.timing import wall_clock
 
-IN_REHEARSAL = 7  # only every seventh item: a minute in all on two processors
-STICKY = 75  # exit status: the device answers nothing any more, the rest needs a new process
+IN_REHEARSAL = 7  # every seventh item: a minute in all on two processors
+STICKY = 75  # exit status: the device no longer answers, and the other items need a new process
 
 Item = tuple[str, Callable[[], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a stage runs: on the device, or in rehearsal on a CPU, with little data and a stand-in for the device.
+    """Where a stage runs: on the device, or in rehearsal on a CPU with little data.
 
     Attributes:
         folder: where results go.
@@ -61,9 +61,9 @@ def _no_device() -> cuda.Device:
 
 
 def run(name: str, items: Iterable[Item], path: Path, seconds: float, skip: int, setting: Setting) -> int:
-    """Run the items from ``skip`` on, a line in ``path`` for each as it ends; returns the process's exit status.
+    """Run the items from ``skip`` on and write a line to ``path`` as each ends; returns the process's exit status.
 
-    A line "begin" precedes each item: if the process dies, what it died of is known, and the next one goes on after it.
+    A line "begin" precedes each item. If the process dies, that line names the item, and the next process skips it.
     """
     end = time.monotonic() + seconds
     items = islice(items, 0, None, IN_REHEARSAL) if setting.rehearsal else items
@@ -77,18 +77,18 @@ def run(name: str, items: Iterable[Item], path: Path, seconds: float, skip: int,
             if index < skip:
                 continue
             if time.monotonic() > end:
-                write(index=index, item=item, error="not reached: the stage's time was over")
+                write(index=index, item=item, error="not reached: the stage's time was up")
                 continue
             write(index=index, item=item, begin=True)
             start = time.monotonic()
             try:
                 found = call()
                 setting.synchronize()
-            except Exception as error:  # one item that fails costs itself alone
+            except Exception as error:  # an item that fails loses only itself
                 found = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
             write(index=index, item=item, seconds=round(time.monotonic() - start, 3), **found)
             try:
                 setting.synchronize()
-            except Exception:  # an illegal address, say: every later call would fail, too
+            except Exception:  # after an illegal address, say, every later call fails
                 return STICKY
     return 0

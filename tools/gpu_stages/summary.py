@@ -1,4 +1,4 @@
-"""The session on one page: what failed, the share of the copy's bandwidth that each case reached, what to change."""
+"""The session on one page: failures, each case's share of the copy's bandwidth, and launch choices to change."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def _failures(lines: Sequence[Line], most: int = 40) -> str:
 
 
 def _shares(lines: Sequence[Line]) -> str:
-    """Each case beside the copy of the same bytes: 1 is the copy's speed."""
+    """Each case against the copy of the same bytes: 1 is the copy's speed."""
     timed = [line for line in _of(lines, "shapes", "winners", "quack") if line.get("share_of_copy")]
     names = list(dict.fromkeys(name for line in timed for name in line["share_of_copy"] if name != "copy"))
     if not names:
@@ -75,7 +75,7 @@ def _host(lines: Sequence[Line]) -> str:
 
 
 def _winners(lines: Sequence[Line]) -> str:
-    """The quickest choice of each swept case, over the default's time."""
+    """The fastest choice of each swept case, with its time over the default's."""
     rows = []
     for line in _of(lines, "sweep"):
         if line.get("ratios"):

@@ -1,4 +1,4 @@
-"""Stage 5: other launch choices than choices.py makes, verified and timed beside it; winners go to winners.json."""
+"""Stage 5: other launch choices than those of choices.py, verified and timed; faster ones go to winners.json."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from rmsnorm_lab.bench.torch_providers import Ours
 from rmsnorm_lab.timing import paired_ratios
 
 FILE = "winners.json"
-ENOUGH = 0.98  # a choice is worth changing if it takes at most this share of the time
+ENOUGH = 0.98  # another choice wins if it takes at most this share of the default's time
 FACTORS = {
     "rows": (0.5, 2.0, 4.0),
     "warps": (0.5, 2.0),
@@ -69,7 +69,7 @@ def candidates(case: Case) -> list[Choice]:
 
 
 def _with_registers(choice: Choice) -> Choice:
-    """What a backward program's threads may take depends on how many programs are resident."""
+    """In a backward kernel the registers of a thread depend on how many programs are resident."""
     return choices.resident(choice, 32) if choice.programs else choice
 
 
@@ -77,7 +77,7 @@ def _with_registers(choice: Choice) -> Choice:
 def chosen(case: Case, choice: Choice) -> Iterator[None]:
     """``choice`` for every row of the case's length and direction."""
     kind, usual = _kind(case), getattr(choices, _kind(case))
-    own = None if kind == "backward_columns" else case.n  # whose first argument is no length
+    own = None if kind == "backward_columns" else case.n  # its first argument is not a length
     setattr(choices, kind, lambda m, *args: choice if own in (None, m) else usual(m, *args))
     try:
         yield
@@ -121,7 +121,7 @@ def _name(choice: Choice) -> str:
 
 @contextmanager
 def _plans(own: dict[Any, Any]) -> Iterator[None]:
-    """``own`` in place of the plans kept: a plan holds the choice that it was made with."""
+    """``own`` in place of the kept plans: a plan holds the choice that it was made with."""
     usual, plans.plans = plans.plans, own
     try:
         yield
@@ -140,7 +140,7 @@ def _keep(path: Path, name: str, choice: dict[str, Any]) -> None:
 
 
 def winners(folder: Path) -> dict[str, Choice]:
-    """What the sweep found, by key()."""
+    """The sweep's winners, by key()."""
     path = folder / FILE
     found = json.loads(path.read_text()) if path.exists() else {}
     return {
