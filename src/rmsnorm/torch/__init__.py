@@ -15,6 +15,7 @@ from rmsnorm.torch.gated import rms_norm_gated
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
 from rmsnorm.torch.quantized import rms_norm_quantized
 from rmsnorm.torch.rnn import GRU, LSTM, GRUCell, LSTMCell
+from rmsnorm.torch.swap import swap_norms
 
 __all__ = [
     "GRU",
@@ -30,4 +31,5 @@ __all__ = [
     "rms_norm",
     "rms_norm_gated",
     "rms_norm_quantized",
+    "swap_norms",
 ]

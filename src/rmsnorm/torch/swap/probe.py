@@ -1,0 +1,256 @@
+"""Which convention reproduces a module: it is run on prepared rows, and its numbers decide, never its name.
+
+The thresholds lie in a gap: a right convention is within 2 units in the last place in float32 and differs in at most
+0.04 % of 16-bit results, a wrong one in 25 to 40 % (212 classes of 27 formulas in transformers 5.24).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rmsnorm.spec import partial_count
+from rmsnorm.torch.swap.conventions import CASTINGS, PAIRS, Convention, Names
+from rmsnorm.torch.swap.shadow import Left, given, run
+
+TOLERANCE = 16 * 2.0**-23
+"""Of a float32 result, relative to the sizes that it is made of."""
+GRADIENT_TOLERANCE = 1e-4
+DIFFERING = 0.01
+"""The share of 16-bit results that may differ, by one unit in the last place each."""
+FREE_LENGTHS = 64, 48
+"""Of the rows for a module whose own shape does not say one."""
+
+
+def judge(module: nn.Module) -> Convention:
+    """The convention that reproduces ``module``; Left says why there is none."""
+    shape, wide = _shapes(module)
+    tried, reasons = 0, []
+    for names in _assignments(module):
+        for gain in ("weight", "1 + weight") if names.weight else ("weight",):
+            tried += 1
+            try:
+                eps, eps_name = _eps(module, names, gain, wide)
+            except Left as reason:
+                reasons.append(str(reason))
+                continue
+            partial = _partial(module, names, gain, eps, wide) if len(wide) == 1 else 1.0
+            for norm in ("rms", "layer"):
+                convention = Convention(norm, names, eps, eps_name, gain, partial, shape)
+                if norm == "layer":  # has neither p nor a gain of its own around zero
+                    convention = replace(convention, p=1.0, gain="weight" if gain == "weight" else "(1 + weight)")
+                if _reproduces(module, convention, wide):
+                    return _with_pairs(module, convention, wide)
+    raise Left(reasons[0] if len(reasons) == tried else "no convention reproduces its results")
+
+
+# ---- rows and parameters ----
+
+
+def _shapes(module: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """The normalised shape, None if any, and the last dimensions of an input, with the heads."""
+    own = getattr(module, "normalized_shape", None)
+    if isinstance(own, tuple | list) and own and all(isinstance(n, int) for n in own) and math.prod(own) > 1:
+        return tuple(own), tuple(own)
+    parameters = list(given(module).values())
+    if not parameters:
+        return None, FREE_LENGTHS[:1]
+    return tuple(parameters[0].shape[-1:]), tuple(parameters[0].shape)
+
+
+def _assignments(module: nn.Module) -> Iterator[Names]:
+    """Which parameter may be the gain and which the bias; the usual one first."""
+    names = sorted(given(module), key=lambda name: "bias" in name)
+    first, second = [*names, None, None][:2]
+    yield Names(first, second)
+    if second is not None:
+        yield Names(second, first)
+
+
+def _rows(wide: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Rows of sizes from 1e-6 to 1e3, one with a mean, one with an outlier."""
+    count = max(16, -(-2048 // math.prod(wide)))
+    x = torch.randn(count, *wide, generator=generator)
+    x = x * torch.logspace(-6, 3, count).reshape(-1, *[1] * len(wide))
+    x[-1] = x[-1] / 1e3 + 5
+    x[-2] = x[-2].sign()
+    x[-2, ..., 0] = 40 * math.prod(wide) ** 0.5
+    return x
+
+
+def _parameters(names: Names, wide: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
+    parameters = {name: torch.randn(wide, generator=generator) for name in names if name is not None}
+    if names.weight is not None:
+        parameters[names.weight][..., 0] *= 100  # a result beyond what is clamped, where the outlier is
+    return parameters
+
+
+def _constants(names: Names, gain: str, wide: tuple[int, ...]) -> dict[str, Tensor]:
+    """Parameters with which the gain is one and the bias zero."""
+    weight = torch.full(wide, 0.0 if gain == "1 + weight" else 1.0)
+    return {name: t for name, t in zip(names, (weight, torch.zeros(wide)), strict=True) if name is not None}
+
+
+# ---- eps and p ----
+
+
+def _eps(module: nn.Module, names: Names, gain: str, wide: tuple[int, ...]) -> tuple[float, str | None]:
+    """From rows so small that their result is x / √eps, and the attribute that it is read from."""
+    x = torch.zeros(2, *wide)
+    x[..., 0], x[..., 1] = 1e-15, -1e-15
+    y = run(module, _constants(names, gain, wide), x)
+    root = (x[..., 0].double() / y[..., 0].double()).flatten()
+    measured = (root**2).mean().item()
+    if not math.isfinite(measured) or measured > 1:
+        raise Left("rows near zero do not come out as x / √eps")
+    smallest = 2e-30 / wide[-1]  # the row's own mean square
+    if measured < 4 * smallest:
+        measured = 0.0
+    attributes = {
+        name: value for name, value in vars(module).items() if isinstance(value, float) and not name.startswith("_")
+    }
+    for name, value in attributes.items():
+        if value >= 0 and math.isclose(value, measured, rel_tol=1e-3):
+            return value, name
+    epsilon = torch.finfo(torch.float32).eps
+    for value in (0.0, float(f"{measured:.1e}"), epsilon):
+        if math.isclose(value, measured, rel_tol=1e-3):
+            return value, None
+    raise Left(f"its eps of about {measured:.3g} is neither an attribute nor a number of two digits")
+
+
+def _partial(module: nn.Module, names: Names, gain: str, eps: float, wide: tuple[int, ...]) -> float:
+    """The share of elements whose RMS is taken: a large one beyond them leaves the others as they are."""
+    n = wide[0]
+    parameters = _constants(names, gain, wide)
+    low, high = 1, n  # the first k elements are taken, low ≤ k ≤ high
+    while low < high:
+        middle = (low + high) // 2  # is the element of that index, the (middle + 1)-th, taken?
+        x = torch.ones(1, n)
+        x[0, middle] = 1e4
+        if run(module, parameters, x)[0, 0].abs() < 0.5:
+            low = middle + 1
+        else:
+            high = middle
+    return low / n
+
+
+# ---- what is compared ----
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _reproduces(module: nn.Module, convention: Convention, wide: tuple[int, ...]) -> bool:
+    """In float32: results in both modes, and gradients once."""
+    for lengths in [wide] if convention.shape else [(n,) for n in FREE_LENGTHS]:
+        generator = _generator()
+        x, parameters = _rows(lengths, generator), _parameters(convention.names, lengths, generator)
+        if convention.eps:  # eps is added to the mean square, which is of its size here
+            x = torch.cat([x, convention.eps**0.5 * torch.randn(8, *lengths, generator=generator)])
+        if not _close(module, convention, x, parameters):
+            return False
+    x = torch.randn(8, *wide, generator=generator)
+    return _gradients_close(module, convention, x, parameters, torch.randn(8, *wide, generator=generator))
+
+
+def _close(module: nn.Module, convention: Convention, x: Tensor, parameters: dict[str, Tensor]) -> bool:
+    weight, bias = (parameters.get(name or "") for name in convention.names)
+    ours = convention.compute(x, weight, bias, "once", convention.eps).double()
+    dims = tuple(range(x.dim() - len(convention.shape or (1,)), x.dim()))
+    x64 = x.double()
+    mean = x64.mean(dims, keepdim=True)
+    if convention.norm == "layer":
+        rstd = torch.rsqrt((x64 - mean).square().mean(dims, keepdim=True) + convention.eps)
+        size = x64.abs().amax(dims, keepdim=True) * rstd  # the mean is as uncertain as the largest element
+    else:
+        first = x64 if convention.p == 1.0 else x64[..., : partial_count(x.shape[-1], convention.p)]
+        size = x64.abs() * torch.rsqrt(first.square().mean(dims, keepdim=True) + convention.eps)
+    if weight is not None:
+        size = size * (weight.double().abs() + (convention.gain != "weight"))
+    if bias is not None:
+        size = size + bias.double().abs()
+    for training in (False, True):
+        theirs = run(module, parameters, x, training=training)
+        if theirs.dtype != torch.float32 or not ((theirs.double() - ours).abs() <= TOLERANCE * size).all():
+            return False
+    return True
+
+
+def _gradients_close(
+    module: nn.Module, convention: Convention, x: Tensor, parameters: dict[str, Tensor], dy: Tensor
+) -> bool:
+    leaves = {name: t.clone().requires_grad_() for name, t in parameters.items()}
+    wanted = [x.requires_grad_(), *leaves.values()]
+    weight, bias = (leaves.get(name or "") for name in convention.names)
+    theirs = run(module, leaves, x, training=True)
+    if not theirs.requires_grad:
+        return False
+    ours = convention.compute(x, weight, bias, "once", convention.eps)
+    pairs = zip(
+        torch.autograd.grad(theirs, wanted, dy, allow_unused=True), torch.autograd.grad(ours, wanted, dy), strict=True
+    )
+    return all(a is not None and ((a - b).abs().max() <= GRADIENT_TOLERANCE * b.abs().max()).item() for a, b in pairs)
+
+
+def _with_pairs(module: nn.Module, convention: Convention, wide: tuple[int, ...]) -> Convention:
+    """The convention with the casting of each pair of dtypes that one reproduces."""
+    found = []
+    gains = ("1 + weight", "(1 + weight)") if convention.gain == "1 + weight" else (convention.gain,)
+    pairs = PAIRS if convention.names.weight else [pair for pair in PAIRS if pair[0] == pair[1]]
+    for gain in gains:
+        candidate = replace(convention, gain=gain)
+        found.append(
+            replace(
+                candidate,
+                pairs=tuple(
+                    (pair, casting)
+                    for pair in pairs
+                    if (casting := _casting(module, candidate, wide, *pair)) is not None
+                ),
+            )
+        )
+    return max(found, key=lambda c: len(c.pairs))
+
+
+def _casting(
+    module: nn.Module, convention: Convention, wide: tuple[int, ...], x_dtype: torch.dtype, w_dtype: torch.dtype
+) -> str | None:
+    generator = _generator(1)
+    count = max(32, -(-4096 // math.prod(wide)))
+    x = torch.randn(count, *wide, generator=generator).to(x_dtype)
+    parameters = {n: t.to(w_dtype) for n, t in _parameters(convention.names, wide, generator).items()}
+    try:
+        theirs = run(module, parameters, x)
+    except Exception:  # a mixture that the module does not take: it says so itself
+        return None
+    weight, bias = (parameters.get(name or "") for name in convention.names)
+    for casting in CASTINGS[convention.norm]:
+        ours = convention.compute(x, weight, bias, casting, convention.eps)
+        if ours.dtype == theirs.dtype and _alike(ours, theirs, x_dtype, w_dtype):
+            return casting
+    return None
+
+
+def _alike(ours: Tensor, theirs: Tensor, *dtypes: torch.dtype) -> bool:
+    a, b = ours.double(), theirs.double()
+    difference = (a - b).abs()
+    size = torch.maximum(a.abs(), b.abs())
+    if ours.dtype == torch.float32:
+        return bool((difference <= TOLERANCE * (size + size.amax(-1, keepdim=True))).all())
+    unit = max(torch.finfo(t).eps for t in (*dtypes, ours.dtype))
+    cancelled = TOLERANCE * size.amax(-1, keepdim=True)  # what a bias leaves of a result
+    return bool((difference <= unit * size + cancelled).all() and (difference > 0).double().mean() <= DIFFERING)
+
+
+def looks_like_a_norm(module: nn.Module) -> bool:
+    """Whether larger rows give the same results."""
+    _, wide = _shapes(module)
+    generator = _generator()
+    x = 1e3 * torch.randn(4, *wide, generator=generator)
+    parameters = {name: torch.randn(p.shape, generator=generator) for name, p in given(module).items()}
+    y, z = run(module, parameters, x), run(module, parameters, 4 * x)
+    return bool(torch.isclose(y, z, rtol=1e-3, atol=1e-3).all() and y.std() > 0)
