@@ -2,6 +2,7 @@
 
 import math
 import os
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,30 @@ def test_a_single_file_gives_its_last_tenth(tmp_path):
     assert decoded(task.text.held_out, "a") == "?" * 100  # never seen in training
     assert task.text.vocabulary == 2
     assert (task.source.name, task.source.details["held out"]) == ("a.txt", "the last tenth of the file")
+
+
+def test_text_is_read_within_four_times_its_size(tmp_path):
+    size = 3_000_000
+    (tmp_path / "a.txt").write_text("abcdefghij" * (size // 10))
+    tracemalloc.start()
+    task = load(tmp_path / "a.txt", context=4, batch=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * size + (20 << 20)  # and two blocks
+    assert decoded(task.text.train, "abcdefghij") == "abcdefghij" * (size * 9 // 100)
+
+
+@pytest.mark.parametrize("different", [255, 256, 3000])
+def test_characters_are_numbered_in_their_order(tmp_path, monkeypatch, different):
+    """However many there are, and wherever a block ends."""
+    monkeypatch.setattr(language, "_BLOCK", 1000)
+    alphabet = "".join(map(chr, range(0x4E00, 0x4E00 + different)))
+    (tmp_path / "a.txt").write_text(alphabet[::-1] * 9 + "a" * different, encoding="utf-8")
+    text = load(tmp_path / "a.txt", context=4, batch=2).text
+    assert text.characters == alphabet
+    assert text.train.tolist() == [*range(different)][::-1] * 9
+    assert text.held_out.tolist() == [different] * different
+    assert text.unigram_bits == pytest.approx(math.log2(10 * different + 1))
 
 
 def test_hidden_files_are_not_text(tmp_path):
