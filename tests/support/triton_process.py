@@ -36,7 +36,7 @@ class InterpreterProcess:
                 self.end()
                 pytest.fail(f"{function.__name__} took more than {SECONDS} s in the interpreter", pytrace=False)
             served, error = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.end()
             pytest.fail(f"the interpreter's process died in {function.__name__}", pytrace=False)
         if error:

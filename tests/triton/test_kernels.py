@@ -3,6 +3,9 @@
 Each test also says which kernels must have served: a composite in their place would be as right.
 """
 
+import math
+import os
+
 import pytest
 import torch
 
@@ -170,3 +173,12 @@ def test_addresses_are_what_the_compiler_is_told(n, p, interpreted):
 )
 def test_memory_and_launches(check, wanted, interpreted):
     interpreted(wanted, check)
+
+
+def test_what_fails_in_the_interpreter_fails_here(interpreted):
+    with pytest.raises(pytest.fail.Exception, match="ValueError: "):
+        interpreted(set(), math.sqrt, -1.0)
+    with pytest.raises(pytest.fail.Exception, match="process died in _exit"):
+        interpreted(set(), os._exit, 1)
+    with pytest.raises(AssertionError, match=r"declined: \{'layer_norm'\}"):
+        interpreted({"layer_norm"}, checks.no_rows)

@@ -49,7 +49,7 @@ def run_layer(
 
 
 def _way(x: Tensor, *others: Tensor | None) -> int:
-    """The kernels serve CPU tensors of one dtype, none of which asks for more than they give."""
+    """The way of an eager call: kernels only if all tensors are on a CPU and of one dtype."""
     tensors = [x, *(t for t in others if t is not None)]
     if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
         return Way.COMPOSITE
