@@ -14,6 +14,7 @@ from torch import Tensor
 from rmsnorm.spec import partial_count
 from rmsnorm_lab.bench.cases import EPS, Case, P
 from rmsnorm_lab.bench.oracle import Inputs, WrongError
+from rmsnorm_lab.recurrent_steps import gru_step, lstm_step
 
 # Relative to the root mean square of the result: what 50 steps of right float32 code are seen to lose is 2e-5.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
@@ -87,14 +88,9 @@ def loop(case: Case, inputs: Inputs) -> Tensor:
     for step in a.unbind(0):
         side = normalized(F.linear(h, weight), gain) + bias
         if case.op == "gru":
-            gates = torch.sigmoid(step[:, : 2 * H] + side[:, : 2 * H])
-            reset, update = gates.chunk(2, -1)
-            fresh = torch.tanh(step[:, 2 * H :] + reset * side[:, 2 * H :])
-            h = fresh + update * (h - fresh)
+            h = gru_step((step[:, : 2 * H], step[:, 2 * H :]), (side[:, : 2 * H], side[:, 2 * H :]), h)
         else:
-            i, f, g, o = (step + side).chunk(4, -1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(norm(c, inputs["gain_cell"]))
+            h, c = lstm_step(step + side, c, lambda c: norm(c, inputs["gain_cell"]))
         outputs.append(h)
     return torch.stack(outputs)
 

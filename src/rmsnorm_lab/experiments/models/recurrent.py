@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 
 from rmsnorm.torch import GRU, LSTM
 from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.recurrent_steps import gru_step, lstm_step
 
 Draw = Callable[[Tensor], object]
 """Fills a tensor in place, as the functions of torch.nn.init do."""
@@ -107,9 +108,7 @@ class _GRU(_Recurrent):
 
     def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
         c, bias_n = self.hidden_side(h_BH), self.parameter("bias_hh")[2 * self.hidden_size :]
-        r, z = torch.sigmoid(a[0] + c[0]).chunk(2, dim=-1)
-        n = torch.tanh(torch.addcmul(a[1], r, c[1] + bias_n))
-        return torch.lerp(n, h_BH, z)
+        return gru_step(a, (c[0], c[1] + bias_n), h_BH)
 
 
 class LoopGRUCell(_GRU):
@@ -163,10 +162,8 @@ class _LSTM(_Recurrent):
         h_BH, m_BH = state
         a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm.over_examples else a_BG
         c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh", rows, step)
-        i, f, g, o = (a_BG + c_BG + self.parameter("bias_hh")).chunk(4, dim=-1)
-        m_BH = torch.sigmoid(f) * m_BH + torch.sigmoid(i) * torch.tanh(g)
-        seen_BH = self._normalise(m_BH, "gain_cell", rows, step)
-        return torch.sigmoid(o) * torch.tanh(seen_BH), m_BH
+        sides_BG = a_BG + c_BG + self.parameter("bias_hh")
+        return lstm_step(sides_BG, m_BH, lambda m: self._normalise(m, "gain_cell", rows, step))
 
 
 class LoopLSTM(_LSTM):
