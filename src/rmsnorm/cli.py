@@ -17,7 +17,7 @@ from typing import Any
 COMMANDS = {
     "info": ("rmsnorm.info", "show what this installation can do here, and why not the rest"),
     "train": ("rmsnorm_lab.experiments.train_command", "train one model with one normaliser"),
-    "compare": ("rmsnorm_lab.experiments.command", "train the same model with each normaliser and compare"),
+    "compare": ("rmsnorm_lab.experiments.compare_command", "train the same model with each normaliser and compare"),
     "evaluate": ("rmsnorm_lab.experiments.evaluate_command", "measure a trained network on its task's data"),
     "translate": ("rmsnorm_lab.experiments.translate_command", "translate lines of text with a trained network"),
     "sample": ("rmsnorm_lab.experiments.sample_command", "write text with a trained language model"),

@@ -15,12 +15,12 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 
 from made_records import MACHINE, run_record, timing_record, with_result  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import norms, runs  # noqa: E402
+from rmsnorm_lab.experiments import norms, store  # noqa: E402
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm_lab.experiments.hidden_states import KEYS  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import TrainConfig  # noqa: E402
 from rmsnorm_lab.experiments.record import Content, Curve, Metric  # noqa: E402
-from rmsnorm_lab.experiments.runs import RunStore  # noqa: E402
+from rmsnorm_lab.experiments.store import RunStore  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
@@ -182,7 +182,7 @@ def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
 
 
 def test_experiments_are_told_apart(full):
-    found = collect(runs.load(full.path))
+    found = collect(store.load(full.path))
     assert [(each.task, each.train.steps) for each in found] == [("images", 40), ("images", 7), ("unheard-of", 40)]
     assert list(found[0].timings) == ["unfused", "rmsnorm", "best"]
     assert [(line.norm, line.p, len(line.records)) for line in found[0].main("rmsnorm")] == [
@@ -235,7 +235,7 @@ def test_runs_by_several_processes_are_an_experiment_of_their_own_with_the_same_
     folder.run("rms", 0, 5.0)
     folder.run("rms", 0, 7.0, processes="ddp2")
     folder.timing()
-    alone, several = collect(runs.load(folder.path))
+    alone, several = collect(store.load(folder.path))
     assert alone.timings == several.timings
     assert len(alone.lines["rmsnorm"][0].records) == 1
     assert "images 40 steps, processes ddp2 stand-in data" in text_of(folder.page())
@@ -253,7 +253,7 @@ def test_data_are_told_apart_by_name_and_hash(folder):
 def test_the_name_of_the_data_does_not_part_runs(folder):
     folder.run("rms", 0, 5.0, name="cifar")
     folder.run("rms", 1, 6.0, name="renamed")
-    (found,) = collect(runs.load(folder.path))
+    (found,) = collect(store.load(folder.path))
     assert [len(line.records) for line in found.lines["rmsnorm"]] == [2]
 
 

@@ -1,8 +1,11 @@
-"""Whether torch can use the device that the command line names."""
+"""The device that the command line names: whether torch can use it, and how networks run on it."""
+
+import argparse
 
 import torch
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.learner import Setup
 
 
 def check(name: str) -> None:
@@ -19,3 +22,11 @@ def check(name: str) -> None:
         raise UserError(
             f"--device must be one that this torch can use; got {name!r}: {reason}. Pass --device cpu."
         ) from None
+
+
+def setup_of(args: argparse.Namespace) -> Setup:
+    """How the command line wants networks to be run; sets the number of threads."""
+    check(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Setup(kernels=args.kernels, device=args.device, precision=args.precision)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rmsnorm_lab.experiments import norms, profile, timing
+from rmsnorm_lab.experiments import norms, profile, step_times
 from rmsnorm_lab.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.memory import give_back
@@ -19,9 +19,9 @@ from rmsnorm_lab.experiments.record import (
     TimingRecord,
     TimingResult,
 )
-from rmsnorm_lab.experiments.runs import RunStore, file_name
+from rmsnorm_lab.experiments.run import Listener, Run
+from rmsnorm_lab.experiments.store import RunStore, file_name
 from rmsnorm_lab.experiments.task import Task
-from rmsnorm_lab.experiments.train import Listener, Run
 from rmsnorm_lab.plain import to_plain
 
 
@@ -210,7 +210,7 @@ def checkpoints_of(job: TrainingJob, store: RunStore, watcher: Watcher) -> Check
 def _time(job: TimingJob, watcher: Watcher) -> TimingResult:
     names = list(job.identity.norms)
     timed = job.units - len(names) * (profile.WARM_UP + profile.STEPS)
-    milliseconds = timing.measure(
+    milliseconds = step_times.measure(
         job.task, job.setup, names, lambda done, total: watcher.advance(timed * done // total, len(names))
     )
     give_back()

@@ -28,7 +28,7 @@ CAVEAT = "other data than here, so its quality cannot be compared with these fig
 """Of the paper's figures beside a stand-in or the user's own data."""
 
 
-PAPER = {
+PUBLISHED = {
     "translation": Published(
         where="WMT14 En-De, newstest2014, RNNSearch (quality: TensorFlow; L2 too; WeightNorm: Theano); "
         "time saved in TensorFlow, Theano, PyTorch on a TITAN X (Pascal)",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rmsnorm_lab.experiments.train import Listener
+from rmsnorm_lab.experiments.run import Listener
 from rmsnorm_lab.files import errors_named
 
 

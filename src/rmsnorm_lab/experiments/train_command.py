@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     if len(norms) != 1:
         raise UserError(f"--norm must be one normaliser; got {args.norm}. To train several, use rmsnorm compare.")
     recipe = arguments.recipe_of(args, args.task, norms)
-    session = arguments.imported("session", f"tasks.{args.task}", *(["tensorboard"] if args.tensorboard else []))
-    return int(session.train(args, recipe, norms[0]))
+    training = arguments.imported("training", f"tasks.{args.task}", *(["tensorboard"] if args.tensorboard else []))
+    return int(training.train(args, recipe, norms[0]))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import devices, networks, runs, tasks
+from rmsnorm_lab.experiments import devices, networks, store, tasks
 from rmsnorm_lab.experiments.arguments import MOST
 from rmsnorm_lab.experiments.data.subwords import LONGEST
 from rmsnorm_lab.experiments.learner import Setup, fabric_for
@@ -169,7 +169,7 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
     """See :func:`rmsnorm_lab.experiments.load`."""
     devices.check(device)
     path = _record_of(Path(run))
-    record = runs.read(path)
+    record = store.read(path)
     if not isinstance(record, RunRecord):
         raise UserError(f"RUN must be the record of a training; {str(path)!r} is of a timing. Pass another one.")
     identity, network = record.identity, networks.read(path)

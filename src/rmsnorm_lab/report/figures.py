@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from rmsnorm_lab.analysis import plot as analysis_plot
 from rmsnorm_lab.analysis.gradients import Gradients
 from rmsnorm_lab.experiments import norms
-from rmsnorm_lab.experiments.compare import quality_row, time_row
-from rmsnorm_lab.experiments.plot import mean_curve
+from rmsnorm_lab.experiments.curves import mean_curve
 from rmsnorm_lab.experiments.record import Metric
+from rmsnorm_lab.experiments.summary import quality_row, time_row
 from rmsnorm_lab.report.collect import Experiment, Line, processor
 from rmsnorm_lab.report.svg import drawing, inline
 

@@ -11,9 +11,9 @@ from rmsnorm_lab.analysis import gradients, invariance
 from rmsnorm_lab.analysis.layers import Sizes
 from rmsnorm_lab.analysis.report import law, mark
 from rmsnorm_lab.experiments import norms, tasks
-from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row
-from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published
+from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record
+from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_row
 from rmsnorm_lab.plain import to_plain
 from rmsnorm_lab.report import figures
 from rmsnorm_lab.report.collect import Experiment, Line, collect
@@ -50,7 +50,7 @@ def render(records: Sequence[Record]) -> str:
 
 
 def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
-    paper = PAPER.get(experiment.task, Published(""))
+    paper = PUBLISHED.get(experiment.task, Published(""))
     source = experiment.setting.source
     trained = []
     for kernels in experiment.lines:

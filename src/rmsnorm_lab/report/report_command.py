@@ -22,14 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, draw, write; returns the exit status."""
-    from rmsnorm_lab.experiments import runs
+    from rmsnorm_lab.experiments import store
     from rmsnorm_lab.report.page import render
 
     out = args.out or args.folder / "report.html"
     if args.set_aside:
-        for path in runs.set_aside(args.folder):
+        for path in store.set_aside(args.folder):
             print(f"set aside: {path}", file=sys.stderr)
-    records = runs.load(args.folder)
+    records = store.load(args.folder)
     if not records:
         raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
     check_output("--out", out)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from rmsnorm_lab.experiments import hidden_states, norms
-from rmsnorm_lab.experiments.compare import QualityRow, quality_row, time_row
+from rmsnorm_lab.experiments.comparison import SETTINGS
 from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.record import Metric, TimingRecord
-from rmsnorm_lab.experiments.table import SETTINGS
+from rmsnorm_lab.experiments.summary import QualityRow, quality_row, time_row
 from rmsnorm_lab.report.collect import Experiment, processor
 from rmsnorm_lab.timing import Spread
 

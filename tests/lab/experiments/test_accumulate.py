@@ -10,7 +10,7 @@ for _package in ("lightning_fabric", "babel", "sacrebleu", "tokenizers", "sklear
     pytest.importorskip(_package)
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import runs, tasks  # noqa: E402
+from rmsnorm_lab.experiments import store, tasks  # noqa: E402
 from rmsnorm_lab.experiments.jobs import timings, training  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup, split  # noqa: E402
 from rmsnorm_lab.experiments.recipes import settings  # noqa: E402
@@ -80,7 +80,7 @@ def test_a_setting_that_older_records_lack_is_part_of_the_identity_only_where_it
 
 
 def test_the_recorded_runs_are_those_of_the_recipes():
-    records = [runs.read(path) for path in RECORDS.glob("*/*.jsonl")]
+    records = [store.read(path) for path in RECORDS.glob("*/*.jsonl")]
     found = [record for record in runs_of(records) if record.identity.size == "small"]
     assert len(found) > 100
     for record in found:

@@ -18,10 +18,10 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from made_records import MACHINE, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import norms, runs  # noqa: E402
-from rmsnorm_lab.experiments.compare import mixed_machines, quality_row, time_row  # noqa: E402
+from rmsnorm_lab.experiments import norms, store  # noqa: E402
+from rmsnorm_lab.experiments.comparison import quality_cell  # noqa: E402
 from rmsnorm_lab.experiments.record import SCHEMA  # noqa: E402
-from rmsnorm_lab.experiments.table import quality_cell  # noqa: E402
+from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
 from tiny_runs import corpus, language  # noqa: E402
 
@@ -205,7 +205,7 @@ def test_an_interrupted_comparison_goes_on_and_comes_out_the_same(out, capsys, h
     _, errors = process.communicate(timeout=60)
     left = contents(out)
     assert 1 <= len(left) < RUNS, errors
-    assert len(runs.load(out)) == len(left)  # what is there is whole
+    assert len(store.load(out)) == len(left)  # what is there is whole
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert f"of {RUNS} finished and kept in {out}" in errors
@@ -376,7 +376,7 @@ def test_train_refuses_a_normaliser_that_the_task_has_not(tmp_path, capsys, norm
 )
 def test_a_task_may_stand_after_an_option_with_several_values(monkeypatch, words):
     called = []
-    monkeypatch.setattr("rmsnorm_lab.experiments.session.compare", lambda *given: called.append(given) or 0)
+    monkeypatch.setattr("rmsnorm_lab.experiments.comparing.compare", lambda *given: called.append(given) or 0)
     assert main(["compare", *words]) == 0
     ((args, recipes, chosen),) = called
     assert [recipe.train.steps for recipe in recipes.values()] == [1]
@@ -394,7 +394,7 @@ def test_a_wrong_command_is_answered_with_the_nearest(capsys):
 
 def test_the_task_of_train_may_stand_after_its_settings(monkeypatch):
     called = []
-    monkeypatch.setattr("rmsnorm_lab.experiments.session.train", lambda *given: called.append(given) or 0)
+    monkeypatch.setattr("rmsnorm_lab.experiments.training.train", lambda *given: called.append(given) or 0)
     assert main(["train", "--norm", "rms", "--set", "train.steps=1", "language"]) == 0
     ((args, recipe, norm),) = called
     assert (args.task, recipe.train.steps, norm) == ("language", 1, "rms")
@@ -462,7 +462,7 @@ def test_a_package_that_is_missing_is_said_before_anything_is_loaded(tmp_path, r
 
 def test_configuring_the_command_line_imports_nothing_heavy():
     code = (
-        "import argparse, sys; from rmsnorm_lab.experiments.command import configure; "
+        "import argparse, sys; from rmsnorm_lab.experiments.compare_command import configure; "
         "configure(argparse.ArgumentParser()); "
         "print(sorted({'torch', 'numpy', 'rich', 'matplotlib', 'lightning_fabric'} & set(sys.modules)))"
     )

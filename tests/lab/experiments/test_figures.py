@@ -17,8 +17,8 @@ from rich.console import Console  # noqa: E402
 
 from made_records import run_identity, run_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import hidden_states, sweep_p  # noqa: E402
-from rmsnorm_lab.experiments.sweep import show, summary  # noqa: E402
+from rmsnorm_lab.experiments import hidden_states, p_sweep  # noqa: E402
+from rmsnorm_lab.experiments.rate_sweep import show, summary  # noqa: E402
 from rmsnorm_lab.experiments.task import Metric, Source  # noqa: E402
 
 
@@ -114,7 +114,7 @@ def test_a_sweep_of_p_trains_every_p_once(sweep, capsys):
 
 
 def test_the_papers_values_of_p_are_the_default():
-    assert sweep_p.PAPER == (0.0625, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert p_sweep.PAPER_P == (0.0625, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @pytest.mark.parametrize(

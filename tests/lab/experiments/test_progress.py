@@ -20,7 +20,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 from rich.console import Console  # noqa: E402
 
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import interrupts, sweep_p, tasks  # noqa: E402
+from rmsnorm_lab.experiments import interrupts, p_sweep, tasks  # noqa: E402
 from rmsnorm_lab.experiments.arguments import recipe_of  # noqa: E402
 from rmsnorm_lab.experiments.jobs import timings, training  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup  # noqa: E402
@@ -107,7 +107,7 @@ def test_short_runs_are_told_in_their_last_line_alone_and_one_run_at_each_evalua
 
 
 def test_quality_is_there_before_anything_is_timed_and_only_what_was_asked_for_is(text, tmp_path, capsys, monkeypatch):
-    from rmsnorm_lab.experiments import timing
+    from rmsnorm_lab.experiments import step_times
 
     out, norms = tmp_path / "out", []
 
@@ -117,7 +117,7 @@ def test_quality_is_there_before_anything_is_timed_and_only_what_was_asked_for_i
         raise KeyboardInterrupt
 
     printed = []
-    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(step_times, "measure", measure)
     assert main(language(out, "--norm", "rms", "layer")) == 130
     assert norms == [["layer", "rms"]]
     assert "held-out bits" in printed[0]
@@ -152,7 +152,7 @@ def test_a_sweep_of_p_has_one_copy_of_the_data(text, monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "load", lambda *args: loaded.append(load(*args)) or loaded[-1])
     assert main(language(tmp_path / "out", "--sweep-p", "0.25", "0.5", "1", seeds=1)) == 0
     assert len(loaded) == 1
-    other = sweep_p.with_p(loaded[0], 0.3)
+    other = p_sweep.with_p(loaded[0], 0.3)
     assert other.text is loaded[0].text
     assert (other.recipe.p, loaded[0].recipe.p) == (0.3, 0.0625)
     assert other.model("prms", "rmsnorm").norm.p == 0.3

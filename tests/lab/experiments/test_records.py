@@ -18,8 +18,8 @@ from made_records import run_identity, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab import files  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import runs  # noqa: E402
-from rmsnorm_lab.experiments.runs import RunStore, file_name  # noqa: E402
+from rmsnorm_lab.experiments import store  # noqa: E402
+from rmsnorm_lab.experiments.store import RunStore, file_name  # noqa: E402
 from tiny_runs import TINY, corpus  # noqa: E402
 
 IDENTITY = run_identity("rms", 3)
@@ -36,14 +36,14 @@ def put(folder, seed=3, bits=2.25):
 def test_every_published_record_is_read_and_written_the_same():
     assert len(PUBLISHED) > 200
     for path in PUBLISHED:
-        assert runs.line_of(runs.read(path)).encode() == path.read_bytes()
+        assert store.line_of(store.read(path)).encode() == path.read_bytes()
 
 
 @pytest.mark.parametrize("record", [run_record(), run_record(quality=None), timing_record({"rms": [1.0, 2]})])
 def test_a_record_comes_back_as_it_was_made(tmp_path, record):
     path = RunStore(tmp_path).put(record)
-    assert runs.read(path) == record
-    assert runs.line_of(runs.read(path)).encode() == path.read_bytes()
+    assert store.read(path) == record
+    assert store.line_of(store.read(path)).encode() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_a_record_of_other_fields_is_refused_even_if_its_digest_is_right(tmp_pat
     found = json.loads(path.read_text())
     del found["digest"]
     change(found)
-    found["digest"] = runs._hash(found)
+    found["digest"] = store._hash(found)
     path.write_text(json.dumps(found) + "\n")
     with pytest.raises(UserError, match="none of this program's") as raised:
-        runs.read(path)
+        store.read(path)
     assert said in str(raised.value)
 
 
@@ -86,7 +86,7 @@ def test_what_is_kept_is_found_again_by_its_settings_alone(tmp_path):
     assert found == kept
     assert found.result.quality["bits"] == 2.25
     assert RunStore(tmp_path).get("language", replace(IDENTITY, seed=4)) is None
-    assert runs.load(tmp_path) == [kept]
+    assert store.load(tmp_path) == [kept]
 
 
 def test_file_names_tell_the_run_and_differ_with_any_setting():
@@ -132,9 +132,9 @@ def test_no_field_can_be_edited_or_removed(tmp_path):
                 continue
             path.write_text(json.dumps(record) + "\n")
             with pytest.raises(UserError, match=r"digest|schema|this program's"):
-                runs.load(tmp_path)
+                store.load(tmp_path)
     path.write_bytes(content)
-    assert runs.load(tmp_path)
+    assert store.load(tmp_path)
 
 
 def damage(content, how):
@@ -171,7 +171,7 @@ def test_a_damaged_record_is_named_and_never_used(tmp_path, how, line, what):
     put(tmp_path)
     path = the_file(tmp_path)
     path.write_bytes(damage(path.read_bytes(), how))
-    for read in (runs.load, lambda folder: RunStore(folder).get("language", IDENTITY)):
+    for read in (store.load, lambda folder: RunStore(folder).get("language", IDENTITY)):
         with pytest.raises(UserError, match=what) as raised:
             read(tmp_path)
         assert f"{path}, line {line}: " in str(raised.value)
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_record_is_not_to_be_deleted(tmp_path, content):
     path = folder / "mine.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match="this is no record of rmsnorm") as raised:
-        runs.load(folder)
+        store.load(folder)
     assert "Delete" not in str(raised.value)
     assert str(raised.value).endswith(f"--set-aside '{folder}'")
 
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_record_is_not_to_be_deleted(tmp_path, content):
 def test_a_file_that_was_set_aside_is_never_replaced(tmp_path):
     for content in "abc":
         (tmp_path / "x.jsonl").write_text(content)
-        runs.set_aside(tmp_path)
+        store.set_aside(tmp_path)
     aside = {path.name: path.read_text() for path in (tmp_path / "aside").iterdir()}
     assert aside == {"x.jsonl": "a", "x.1.jsonl": "b", "x.2.jsonl": "c"}
 
@@ -210,7 +210,7 @@ def test_a_file_that_was_set_aside_is_never_replaced(tmp_path):
 def test_what_lies_where_the_folder_would_be_is_said(tmp_path, out, what):
     (tmp_path / "plain").write_text("kept")
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(UserError) as raised, runs.opened(tmp_path / out):
+    with pytest.raises(UserError) as raised, store.opened(tmp_path / out):
         pass
     assert what in str(raised.value)
     assert "File exists" not in str(raised.value)
@@ -234,15 +234,15 @@ def test_bad_files_are_all_named_block_nobody_else_and_can_be_set_aside(tmp_path
         path.write_text("{}\n")
     (tmp_path / "foreign.jsonl").write_text("not ours")
     with pytest.raises(UserError) as raised:
-        runs.load(tmp_path)
+        store.load(tmp_path)
     assert all(str(path) in str(raised.value) for path in bad)
     assert "foreign.jsonl" in str(raised.value)
     assert f"rmsnorm report --set-aside {tmp_path}" in str(raised.value)
     assert RunStore(tmp_path).get("language", IDENTITY) == good
-    assert runs.set_aside(tmp_path) == [
+    assert store.set_aside(tmp_path) == [
         tmp_path / "aside" / path.name for path in [tmp_path / "foreign.jsonl", *sorted(bad)]
     ]
-    assert runs.load(tmp_path) == [good]
+    assert store.load(tmp_path) == [good]
     assert (tmp_path / "aside" / "foreign.jsonl").read_text() == "not ours"
 
 
@@ -256,14 +256,14 @@ def test_an_unfinished_write_leaves_the_record_as_it_was(tmp_path, monkeypatch):
         patch.setattr(files.os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             put(tmp_path, bits=9.0)
-    assert runs.load(tmp_path) == [before]
+    assert store.load(tmp_path) == [before]
     assert [path.name for path in tmp_path.iterdir()] == [the_file(tmp_path).name]
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rmsnorm_lab.experiments.runs import opened
+from rmsnorm_lab.experiments.store import opened
 with opened(Path(sys.argv[1])):
     print("open", flush=True)
     time.sleep(60)
@@ -276,32 +276,35 @@ def test_a_second_process_is_refused_until_the_first_has_ended_by_a_kill_too(tmp
     try:
         assert holder.stdout.readline() == "open\n"
         refused = f"no other rmsnorm writes to; process {holder.pid} writes to"
-        with pytest.raises(UserError, match=refused), runs.opened(tmp_path):
+        with pytest.raises(UserError, match=refused), store.opened(tmp_path):
             pass
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
     for _ in range(2):  # in one process again and again
-        with runs.opened(tmp_path):
+        with store.opened(tmp_path):
             assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_the_lock_is_the_commands(tmp_path, capsys):
-    with runs.opened(tmp_path / "runs"):
+    with store.opened(tmp_path / "runs"):
         for command in (["train", "language", "--norm", "rms"], ["compare", "language"]):
             assert main([*command, "--out", str(tmp_path / "runs"), "--data", "nowhere"]) == 2
             assert f"process {os.getpid()} writes to" in capsys.readouterr().err  # said before data are looked for
 
 
 def test_a_folder_that_was_closed_is_refused_before_work(tmp_path, monkeypatch):
-    with runs.opened(tmp_path):
+    with store.opened(tmp_path):
         pass
 
     def closed(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(runs.tempfile, "TemporaryFile", closed)  # root may write everywhere
-    with pytest.raises(UserError, match="--out must be a folder that can be written and locked"), runs.opened(tmp_path):
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", closed)  # root may write everywhere
+    with (
+        pytest.raises(UserError, match="--out must be a folder that can be written and locked"),
+        store.opened(tmp_path),
+    ):
         pass
 
 

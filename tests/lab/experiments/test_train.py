@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import norms, timing  # noqa: E402
+from rmsnorm_lab.experiments import norms, step_times  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner, Setup, schedule_at  # noqa: E402
-from rmsnorm_lab.experiments.models.transformer import Transformer, rotary_tables, rotate  # noqa: E402
+from rmsnorm_lab.experiments.models.decoder_only import Transformer, rotary_tables, rotate  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import EPS, KERNELS, TimingConfig, TrainConfig  # noqa: E402
 from rmsnorm_lab.experiments.recipes.language import DataConfig, ModelConfig, small  # noqa: E402
+from rmsnorm_lab.experiments.run import Curve, Listener, Run, _Progress, evaluation_steps  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import load  # noqa: E402
-from rmsnorm_lab.experiments.train import Curve, Listener, Run, _Progress, evaluation_steps  # noqa: E402
 from rmsnorm_lab.plain import to_plain  # noqa: E402
 
 NORMS = norms.of_task("language")
@@ -307,7 +307,7 @@ def test_evaluations_are_spread_evenly(steps, expected):
 def test_timing_takes_each_step_on_the_first_weights(path, monkeypatch):
     seen = []
 
-    class Spy(timing.Learner):
+    class Spy(step_times.Learner):
         def __init__(self, task, setup, norm, seed):
             super().__init__(task, setup, norm, seed)
             self.norm, self.first = norm, [p.detach().clone() for p in self.model.parameters()]
@@ -318,9 +318,9 @@ def test_timing_takes_each_step_on_the_first_weights(path, monkeypatch):
             seen.append((self.norm, batch[0]))
             return loss
 
-    monkeypatch.setattr(timing, "Learner", Spy)
+    monkeypatch.setattr(step_times, "Learner", Spy)
     told = []
-    milliseconds = timing.measure(tiny(path), Setup(), DEFAULT_NORMS, lambda done, total: told.append((done, total)))
+    milliseconds = step_times.measure(tiny(path), Setup(), DEFAULT_NORMS, lambda *counts: told.append(counts))
     assert told == [(i + 1, 6) for i in range(6)]
     assert {norm: len(times) for norm, times in milliseconds.items()} == dict.fromkeys(
         DEFAULT_NORMS, 5

@@ -22,8 +22,8 @@ from rmsnorm_lab import experiments  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments import networks, tasks  # noqa: E402
 from rmsnorm_lab.experiments.data import digit_scenes  # noqa: E402
-from rmsnorm_lab.experiments.runs import as_json  # noqa: E402
 from rmsnorm_lab.experiments.sampling import sample  # noqa: E402
+from rmsnorm_lab.experiments.store import as_json  # noqa: E402
 from tiny_runs import TINY, corpus  # noqa: E402
 
 TEXTS = ["data.stand_in_pairs=300,20,30", "data.vocabulary=300"]

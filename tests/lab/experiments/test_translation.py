@@ -24,9 +24,9 @@ from rmsnorm_lab.experiments.recipes import transformer as transformer_recipe
 from rmsnorm_lab.experiments.recipes import translation as translation_recipe
 from rmsnorm_lab.experiments.recipes.common import KERNELS, Recipe
 from rmsnorm_lab.experiments.recipes.settings import changed
+from rmsnorm_lab.experiments.run import Run
 from rmsnorm_lab.experiments.tasks import transformer, translation
 from rmsnorm_lab.experiments.tasks.parallel_text import SUBWORDS, ParallelTextTask, _chunks
-from rmsnorm_lab.experiments.train import Run
 
 V = 23
 RNN = translation_recipe.ModelConfig(embedding=10, hidden=12, init_std=0.4)

@@ -24,7 +24,7 @@ from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import standard_library
 from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
 from rmsnorm_lab.experiments.data.lines import decode
-from rmsnorm_lab.experiments.models.transformer import Transformer
+from rmsnorm_lab.experiments.models.decoder_only import Transformer
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.task import Batch, Metric, Source, generator

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     _check_sweeps(args)
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
     recipes = {task: arguments.recipe_of(args, task, norms[task]) for task in chosen}
-    session = arguments.imported("session", *(f"tasks.{task}" for task in chosen))
-    return int(session.compare(args, recipes, norms))
+    comparing = arguments.imported("comparing", *(f"tasks.{task}" for task in chosen))
+    return int(comparing.compare(args, recipes, norms))
 
 
 def _check_sweeps(args: argparse.Namespace) -> None:

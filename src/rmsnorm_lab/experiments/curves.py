@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rmsnorm_lab.experiments import norms
-from rmsnorm_lab.experiments.compare import QualityRow, TimeRow
 from rmsnorm_lab.experiments.record import Curve, RunRecord
+from rmsnorm_lab.experiments.summary import QualityRow, TimeRow
 from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.files import write_whole
 

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rmsnorm_lab.experiments import norms
-from rmsnorm_lab.experiments.compare import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.data.official import is_official
 from rmsnorm_lab.experiments.learner import Setup
-from rmsnorm_lab.experiments.paper import CAVEAT, PAPER, Published, label
+from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published, label
 from rmsnorm_lab.experiments.record import Record, timings_of
+from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.timing import Spread
 
@@ -45,19 +45,22 @@ def source_of(task: Task) -> str:
     return f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
 
 
-def heading(task: Task, setup: Setup) -> str:
+def heading(verb: str, task: Task, setup: Setup) -> str:
+    """The line above what a command prints of a task."""
     size = "" if task.recipe.size == "small" else f"{task.recipe.size} size · "
     device = "" if setup.device == "cpu" else f" · {setup.device}"
     train = task.recipe.train
     warm = f", within the warm-up of {train.warmup_steps}" if train.steps < train.warmup_steps else ""
-    return f"compare {task.name} · {source_of(task)} · {size}{train.steps} steps{warm}{device}"
+    return f"{verb} {task.name} · {source_of(task)} · {size}{train.steps} steps{warm}{device}"
 
 
 def show_quality(comparison: Comparison, console: Console) -> None:
     """Print what was trained for; it is there before the times are."""
     task = comparison.task
-    paper = PAPER.get(task.name, Published(""))
-    console.print(heading(task, comparison.setup), style="bold", highlight=False, markup=False, soft_wrap=True)
+    paper = PUBLISHED.get(task.name, Published(""))
+    console.print(
+        heading("compare", task, comparison.setup), style="bold", highlight=False, markup=False, soft_wrap=True
+    )
     tables = -(-len(task.metrics) // METRICS_A_TABLE)
     each = -(-len(task.metrics) // tables)
     for start in range(0, len(task.metrics), each):
@@ -67,7 +70,7 @@ def show_quality(comparison: Comparison, console: Console) -> None:
 
 def show_times(comparison: Comparison, console: Console) -> None:
     """Print the times, and what has to be known of both."""
-    paper = PAPER.get(comparison.task.name, Published(""))
+    paper = PUBLISHED.get(comparison.task.name, Published(""))
     for kernels, rows in comparison.times.items():
         console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
         console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
@@ -155,8 +158,8 @@ def notes(comparison: Comparison) -> list[str]:
             f"timed on: {first.machine.processor(comparison.setup.device)}, {first.machine.torch_threads} threads, "
             f"torch {first.machine.versions['torch']}, {first.finished}",
         ]
-    if task.name in PAPER:
-        found.append(f"paper: {PAPER[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
+    if task.name in PUBLISHED:
+        found.append(f"paper: {PUBLISHED[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
     found.append(f"records: {comparison.plot.rpartition('/')[0] or '.'}; plot: {comparison.plot}")
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
@@ -213,7 +216,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "recipe": asdict(task.recipe),
         "source": asdict(task.source),
         "references": dict(task.references),
-        "paper": asdict(PAPER[task.name]) if task.name in PAPER else None,
+        "paper": asdict(PUBLISHED[task.name]) if task.name in PUBLISHED else None,
         "paper_data": _official(task),
         "machine": asdict(comparison.records[0].machine),
         "quality": [asdict(each) for each in comparison.quality],

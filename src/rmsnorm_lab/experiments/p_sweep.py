@@ -7,15 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from rmsnorm_lab.experiments.compare import QualityRow, quality_row
+from rmsnorm_lab.experiments.comparison import quality_cell, ruled, source_of
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.record import RunRecord
-from rmsnorm_lab.experiments.table import quality_cell, ruled, source_of
+from rmsnorm_lab.experiments.summary import QualityRow, quality_row
 from rmsnorm_lab.experiments.task import Task
 
-PAPER = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
-"""The paper's figure, and the p of its tables."""
+PAPER_P = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
+"""Those of the paper's Fig. 3, and the p of its tables."""
 
 
 def jobs(task: Task, setup: Setup, seeds: int, values: Sequence[float]) -> list[Job]:

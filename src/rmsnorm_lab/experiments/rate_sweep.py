@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from rmsnorm_lab.experiments import norms
+from rmsnorm_lab.experiments.comparison import ruled, source_of
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.record import RunRecord, RunResult
-from rmsnorm_lab.experiments.table import ruled, source_of
 from rmsnorm_lab.experiments.task import Metric, Task
 
 
