@@ -178,7 +178,7 @@ def test_what_stands_in_a_record_is_text(page):
 def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
     said = text_of(page)
     assert "77" not in said
-    assert "recorded too, and not shown: RMSNorm at 0.5" in said
+    assert "also recorded, not shown: RMSNorm at 0.5" in said
 
 
 def test_experiments_are_told_apart(full):
@@ -220,14 +220,14 @@ def test_the_timing_with_most_rounds_is_shown_and_the_others_are_named(folder):
     folder.timing(rounds=2, machine=ELSEWHERE)  # the newest
     said = text_of(folder.page())
     assert "[19.9, 20.0]" in said
-    assert "one step each in turn, 9 rounds on A processor <2>" in said
-    assert "Timed too, and not shown: 2 rounds on Another processor" in said
+    assert "one step of each per round, 9 rounds on A processor <2>" in said
+    assert "Also timed, not shown: 2 rounds on Another processor" in said
     assert "too few rounds" not in said
     folder.timing(rounds=9, machine=ELSEWHERE)
-    assert "one step each in turn, 9 rounds on A processor <2>" in text_of(folder.page())  # the runs' own
+    assert "one step of each per round, 9 rounds on A processor <2>" in text_of(folder.page())  # the runs' own
     folder.timing(rounds=11, machine=ELSEWHERE)
     said = text_of(folder.page())
-    assert "one step each in turn, 11 rounds on Another processor" in said
+    assert "one step of each per round, 11 rounds on Another processor" in said
     assert "Loss by wall time: steps × interleaved step time on Another processor" in said  # the runs are not of it
 
 

@@ -1,4 +1,4 @@
-"""Table 1 of the paper, measured: which change of weights or data leaves a normalised layer's output as it was.
+"""Table 1 of the paper, measured: which changes of weights or data leave a normalised layer's output the same.
 
 Every transformation is applied to random layers and data; the largest deviation over all trials, max|y' − y| / max|y|,
 decides. Source: Zhang & Sennrich (2019), §4.1 and Table 1.
@@ -67,7 +67,7 @@ class Cell:
     deviation: float
     """The largest max|y' − y| / max|y| over the trials."""
     paper: bool | None
-    """Whether the paper's table has it invariant; None where it does not say."""
+    """Whether it is invariant in the paper's table; None if it is not in the table."""
 
     @property
     def invariant(self) -> bool:
@@ -96,6 +96,13 @@ def measure(sizes: Sizes, trials: int, seed: int) -> dict[str, dict[str, Cell]]:
     }
 
 
+def agreement(table: dict[str, dict[str, Cell]]) -> tuple[int, int]:
+    """How many cells are as in the paper's table, of how many that it has."""
+    compared = [cell for row in table.values() for cell in row.values() if cell.paper is not None]
+    return sum(cell.agrees for cell in compared), len(compared)
+
+
 def agrees(table: dict[str, dict[str, Cell]]) -> bool:
-    """Whether every cell that the paper's table has is as the paper has it."""
-    return all(cell.agrees for row in table.values() for cell in row.values())
+    """Whether every cell is as in the paper's table."""
+    agreeing, compared = agreement(table)
+    return agreeing == compared

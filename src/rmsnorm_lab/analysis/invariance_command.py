@@ -4,7 +4,8 @@ import argparse
 import json
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.files import check_output, named
+from rmsnorm_lab.figure_files import check_figure
+from rmsnorm_lab.files import named
 
 SIZES = {
     "cases": (32, "cases in the data set"),
@@ -12,7 +13,6 @@ SIZES = {
     "outputs": (64, "outputs of the layer, an even number"),
 }
 LARGEST = 4096
-PLOTS = (".png", ".svg", ".pdf")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,34 +40,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 0, or 1 where the measured table is not the paper's."""
+    """Returns 0, or 1 if the measured table differs from the paper's."""
     _check(args)
-    from rmsnorm_lab.analysis import gradients, invariance, plot, report
+    from rmsnorm_lab.analysis import gradients, gradients_figure, invariance, invariance_tables
     from rmsnorm_lab.analysis.layers import Sizes
 
     sizes = Sizes(args.cases, args.inputs, args.outputs)
     table = invariance.measure(sizes, args.trials, args.seed)
     found = gradients.measure(sizes, args.seed)
     if args.plot:
-        plot.write(args.plot, found)
+        gradients_figure.write(args.plot, found)
     if args.json:
-        print(json.dumps(report.as_json(vars(args), table, found), indent=2, allow_nan=False))
+        print(json.dumps(invariance_tables.as_json(vars(args), table, found), indent=2, allow_nan=False))
     else:
-        report.show(args.trials, table, found)
+        invariance_tables.show(args.trials, table, found)
     return 0 if invariance.agrees(table) else 1
 
 
 def _check(args: argparse.Namespace) -> None:
     for name in SIZES:
         if not 8 <= getattr(args, name) <= LARGEST:
-            raise UserError(f"--{name} must be 8 to {LARGEST}; got {getattr(args, name)}. Pass one of these.")
+            raise UserError(f"--{name} must be 8 to {LARGEST}; got {getattr(args, name)}. Pass a number in this range.")
     if args.outputs % 2:
-        raise UserError(f"--outputs must be even, for GroupNorm's two groups; got {args.outputs}. Pass another.")
+        raise UserError(f"--outputs must be even, for GroupNorm's two groups; got {args.outputs}. Pass an even number.")
     if not 1 <= args.trials <= 1000:
-        raise UserError(f"--trials must be 1 to 1000; got {args.trials}. Pass one of these.")
+        raise UserError(f"--trials must be 1 to 1000; got {args.trials}. Pass a number in this range.")
     if not 0 <= args.seed < 2**63:
-        raise UserError(f"--seed must be 0 to 2^63 - 1; got {args.seed}. Pass one of these.")
-    if args.plot and args.plot.suffix.lower() not in PLOTS:
-        raise UserError(f"--plot must name a file that ends in {', '.join(PLOTS)}; got {str(args.plot)!r}.")
+        raise UserError(f"--seed must be 0 to 2^63 - 1; got {args.seed}. Pass a number in this range.")
     if args.plot:
-        check_output("--plot", args.plot)
+        check_figure("--plot", args.plot)

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmsnorm_lab.analysis import plot as analysis_plot
+from rmsnorm_lab.analysis import gradients_figure
 from rmsnorm_lab.analysis.gradients import Gradients
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.curves import mean_curve
@@ -126,7 +126,7 @@ def gradients(found: dict[str, Gradients]) -> list[Drawn]:
         with drawing():
             figure = Figure(figsize=SIZE, layout="constrained")
             axes = figure.subplots()
-            analysis_plot.panel(axes, {norm: getattr(each, part) for norm, each in found.items()}, text)
+            gradients_figure.panel(axes, {norm: getattr(each, part) for norm, each in found.items()}, text)
             axes.set_ylabel("‖∂L/∂W‖, 1 at δ = 1")
             drawn.append(Drawn(inline(figure, f"gradients-{part}", caption), caption))
     return drawn

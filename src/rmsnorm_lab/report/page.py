@@ -1,4 +1,4 @@
-"""The page: what the template shows, put into words."""
+"""The page: what the template shows, as text, tables and figures."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 
 from rmsnorm_lab.analysis import gradients, invariance
+from rmsnorm_lab.analysis.invariance_tables import gradient_table, invariance_table
 from rmsnorm_lab.analysis.layers import Sizes
-from rmsnorm_lab.analysis.report import law, mark
 from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record
@@ -17,10 +17,18 @@ from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_ro
 from rmsnorm_lab.plain import to_plain
 from rmsnorm_lab.report import figures
 from rmsnorm_lab.report.collect import Experiment, Line, collect
-from rmsnorm_lab.report.tables import Cell, heading, percent, quality_table, quality_text, states_table, time_table
+from rmsnorm_lab.report.experiment_tables import (
+    heading,
+    percent,
+    quality_table,
+    quality_text,
+    states_table,
+    time_table,
+)
+from rmsnorm_lab.table import Cell
 
 TRIALS, SEED = 10, 0
-"""Of the measured Table 1."""
+"""For the measured Table 1."""
 
 
 def render(records: Sequence[Record]) -> str:
@@ -42,7 +50,7 @@ def render(records: Sequence[Record]) -> str:
         count=len(records),
         sections=sections,
         glance=[_glance(experiment, section) for experiment, section in zip(experiments, sections, strict=True)],
-        table1=_table1(),
+        invariances=_invariances(),
         gradients=_gradients(),
         machines=_machines(records),
         mixed=mixed_machines(records),
@@ -84,13 +92,18 @@ def _section(experiment: Experiment, anchor: str, apart: str) -> dict[str, Any]:
 
 
 def _apart(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
-    """What a heading says beside the task: the steps, and every setting in which the task's experiments differ."""
+    """What a heading says after the task: the steps, and every setting in which the task's experiments differ."""
     if experiment.train is None:
         return "times alone"
     own = _leaves(experiment)
     others = [_leaves(each) for each in experiments if each.task == experiment.task and each.train is not None]
     differing = [name for name, value in own.items() if any(other.get(name) != value for other in others)]
-    hidden = ("steps", "stand_in", "sha256", "details")  # the heading has a badge; the data's name says the others
+    hidden = (
+        "steps",
+        "stand_in",
+        "sha256",
+        "details",
+    )  # shown by a badge, or by the data's name
     shown = [
         f"{name.replace('_', ' ')} {own[name]}" for name in differing if name not in hidden and own[name] is not None
     ]
@@ -131,9 +144,9 @@ def _glance(experiment: Experiment, section: dict[str, Any]) -> dict[str, Any]:
 
 
 _SAVED = {
-    "unfused": "RMSNorm saves, %: unfused",
-    "rmsnorm": "saves: this project's kernels",
-    "best": "saves: best LayerNorm",
+    "unfused": "time RMSNorm saves, %: unfused",
+    "rmsnorm": "this project's kernels",
+    "best": "best LayerNorm",
 }
 
 
@@ -150,14 +163,14 @@ def _facts(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def _said(value: Any) -> str:
-    """A value of a source's details: a count, words, or several of them by name."""
+    """A value of a source's details: a number, a text, or several of them by name."""
     if isinstance(value, dict):
         return "(" + ", ".join(f"{name} {_said(each)}" for name, each in value.items()) + ")"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    """'width 128, layers 3': but for what is off."""
+    """'width 128, layers 3': all settings that are not off."""
     shown = {name: value for name, value in settings.items() if value is not None and value is not False}
     return ", ".join(
         f"{name.replace('_', ' ')}" + ("" if value is True else f" {value}") for name, value in shown.items()
@@ -165,7 +178,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _notes(experiment: Experiment, kernels: str) -> list[str]:
-    """What has to be known to read the table of one setting's runs."""
+    """Notes to the table of one setting's runs."""
     main = experiment.main(kernels)
     rates: dict[float, list[str]] = {}
     for line in main:
@@ -189,7 +202,7 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
             + f" at {line.learning_rate:g}"
             for line in elsewhere
         ]
-        notes.append(f"recorded too, and not shown: {', '.join(listed)}")
+        notes.append(f"also recorded, not shown: {', '.join(listed)}")
     if mixed := mixed_machines(experiment.records):
         notes.append(f"the records differ in {'; '.join(mixed)}")
     return notes
@@ -207,33 +220,24 @@ def _p_sweep(experiment: Experiment, kernels: str) -> list[Line]:
 
 
 @cache
-def _table1() -> dict[str, Any]:
+def _invariances() -> dict[str, Any]:
     measured = invariance.measure(Sizes(), TRIALS, SEED)
-    said = [cell for row in measured.values() for cell in row.values() if cell.paper is not None]
-    return {
-        "headings": list(invariance.TRANSFORMATIONS),
-        "rows": [
-            (norms.label(norm), norm in invariance.PAPER, [(mark(cell), cell) for cell in row.values()])
-            for norm, row in measured.items()
-        ],
-        "agreeing": sum(cell.agrees for cell in said),
-        "said": len(said),
-        "trials": TRIALS,
-    }
+    agreeing, compared = invariance.agreement(measured)
+    return {"table": invariance_table(TRIALS, measured), "agreeing": agreeing, "compared": compared}
 
 
 @cache
 def _gradients() -> dict[str, Any]:
     found = gradients.measure(Sizes(), SEED)
-    rows = [
-        (norms.label(norm), [law(each.inputs), law(each.weights), f"{each.along_weights:.0e}"])
-        for norm, each in found.items()
-    ]
-    return {"rows": rows, "figures": figures.gradients(found), "legend": figures.legend(list(found), dashed=False)}
+    return {
+        "table": gradient_table(found),
+        "figures": figures.gradients(found),
+        "legend": figures.legend(list(found), dashed=False),
+    }
 
 
 def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Every machine and set of versions that the records were made on, with how many, and at which commits."""
+    """Every machine and set of versions that records were made with: number of records, and their commits."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         machine = record.machine

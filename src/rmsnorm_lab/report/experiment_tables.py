@@ -1,6 +1,4 @@
-"""The report's tables: figures put into words, with the paper's beneath them."""
-
-from dataclasses import dataclass
+"""The report's tables of one experiment, with the paper's figures beneath those measured here."""
 
 from rmsnorm_lab.experiments import hidden_states, norms
 from rmsnorm_lab.experiments.comparison import SETTINGS
@@ -8,26 +6,8 @@ from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.record import Metric, TimingRecord
 from rmsnorm_lab.experiments.summary import QualityRow, quality_row, time_row
 from rmsnorm_lab.report.collect import Experiment, processor
+from rmsnorm_lab.table import Cell, Row, Table
 from rmsnorm_lab.timing import Spread
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure; beneath it its confidence interval, and the paper's with the word for that."""
-
-    text: str
-    interval: str = ""
-    paper: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under headings, the first column being the normaliser."""
-
-    title: str
-    headings: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    note: str = ""
 
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
@@ -39,16 +19,16 @@ def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Tab
         cells = [
             Cell(
                 quality_text(row, metric),
-                paper=f"{word} {published[metric.key]:g}" if metric.key in published else "",
+                below=(f"{word} {published[metric.key]:g}",) if metric.key in published else (),
             )
             for metric in metrics
         ]
-        rows.append((norms.label(line.norm), cells))
+        rows.append(Row(norms.label(line.norm), cells))
     seeds = sorted({len(line.records) for line in experiment.main(kernels)})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     taken = "one seed each" if seeds == [1] else f"mean ± standard deviation over seeds ({over} each)"
     title = f"Quality on the test split, {_KERNELS[kernels]}: {taken}"
-    return Table(title, [heading(metric) for metric in metrics], rows)
+    return Table(["norm", *map(heading, metrics)], rows, title)
 
 
 _KERNELS = {
@@ -59,7 +39,7 @@ _KERNELS = {
 
 
 def states_table(experiment: Experiment, kernels: str) -> Table | None:
-    """The paper's Table 5, where the network has a decoder to look into."""
+    """The paper's Table 5, for networks with a decoder; None for others."""
     rows = []
     for line in experiment.main(kernels):
         found = quality_row(line.norm, line.records).metrics
@@ -68,23 +48,23 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
             published = HIDDEN_STATES.get(line.norm, {}).get(part, ("",) * len(keys))
             for key, said in zip(keys, published, strict=True):
                 measured = _signed(found[key].mean, 2) if key in found else "–"
-                cells.append(Cell(measured, paper=f"paper {_signed(said, 2)}" if isinstance(said, float) else ""))
+                cells.append(Cell(measured, below=(f"paper {_signed(said, 2)}",) if isinstance(said, float) else ()))
         if any(key in found for key in hidden_states.KEYS["mean"]):
-            rows.append((norms.label(line.norm), cells))
+            rows.append(Row(norms.label(line.norm), cells))
     words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
-    headings = [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
+    headings = ["norm"] + [f"{part}, {word}" for part in hidden_states.KEYS for word in words]
     title = "The decoder's hidden-to-hidden activations by the target's word, validation set (the paper's Table 5"
     title += ")" if experiment.official else ", on other data)"
-    return Table(title, headings, rows) if rows else None
+    return Table(headings, rows, title) if rows else None
 
 
 def heading(metric: Metric) -> str:
-    """A metric's label, and which way is better."""
+    """A metric's label, and an arrow in the direction that is better."""
     return f"{metric.label}\N{NO-BREAK SPACE}{'↑' if metric.higher_is_better else '↓'}".replace("\n", " ")
 
 
 def quality_text(row: QualityRow, metric: Metric) -> str:
-    """'2.345 ± 0.012'; never a mere number where a run diverged."""
+    """'2.345 ± 0.012'; if runs diverged, it says how many."""
     diverged = f"{row.diverged} of {row.runs} diverged"
     if metric.key not in row.metrics:
         return "diverged" if row.runs == 1 else diverged
@@ -94,7 +74,7 @@ def quality_text(row: QualityRow, metric: Metric) -> str:
 
 
 def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
-    """What a step costs; the paper's saving stands beneath the unfused one alone, which is how it was measured."""
+    """What a step costs. The paper's saving is shown for unfused norms only, which is how the paper measured it."""
     record = experiment.timings[kernels]
     saved = paper.saved if kernels == "unfused" else {}
     rows = []
@@ -107,14 +87,17 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
             Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
             Cell(f"{row.peak_memory / 2**20:.1f}"),
         ]
-        rows.append((norms.label(norm), cells))
-    headings = ["ms a step", "% of LayerNorm's saved", "% in norms, by ablation", "by profiler", "peak MiB"]
+        rows.append(Row(norms.label(norm), cells))
+    headings = [
+        *("norm", "ms per step", "time saved, % of LayerNorm's step"),
+        *("% in norms, by ablation", "% in norms, by profiler", "peak MiB"),
+    ]
     machine = record.machine
     torch = machine.versions["torch"]
-    note = f"one step each in turn, {_when(record)}; {machine.torch_threads} threads, torch {torch}"
+    note = f"one step of each per round, {_when(record)}; {machine.torch_threads} threads, torch {torch}"
     if others := experiment.other_timings.get(kernels):
-        note += f". Timed too, and not shown: {'; '.join(map(_when, others))}"
-    return Table(SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], headings, rows, note)
+        note += f". Also timed, not shown: {'; '.join(map(_when, others))}"
+    return Table(headings, rows, SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], note)
 
 
 def _when(timing: TimingRecord) -> str:
@@ -123,13 +106,14 @@ def _when(timing: TimingRecord) -> str:
 
 
 def percent(spread: Spread | None, paper: str = "") -> Cell:
-    """A share with its confidence interval."""
+    """A share in percent with its confidence interval, and the paper's."""
+    published = (paper,) if paper else ()
     if spread is None:
-        return Cell("–", paper=paper)
+        return Cell("–", published)
     if spread.interval is None:
-        return Cell(_signed(100 * spread.median), "too few rounds", paper)
+        return Cell(_signed(100 * spread.median), ("too few rounds", *published))
     low, high = spread.interval
-    return Cell(_signed(100 * spread.median), f"[{_signed(100 * low)}, {_signed(100 * high)}]", paper)
+    return Cell(_signed(100 * spread.median), (f"[{_signed(100 * low)}, {_signed(100 * high)}]", *published))
 
 
 def _signed(value: float, digits: int = 1) -> str:

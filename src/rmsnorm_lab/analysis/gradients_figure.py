@@ -1,6 +1,5 @@
 """The gradient analysis as a figure: ‖∂L/∂W‖ against the scale of x and of W."""
 
-import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,7 +7,7 @@ from matplotlib.figure import Figure
 
 from rmsnorm_lab.analysis.gradients import DELTAS, Gradients, Sweep
 from rmsnorm_lab.experiments import norms
-from rmsnorm_lab.files import write_whole
+from rmsnorm_lab.figure_files import write_figure
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -21,14 +20,12 @@ def power(exponent: int) -> str:
 
 
 def write(path: Path, found: dict[str, Gradients]) -> None:
-    """The figure as a file, .png, .svg or .pdf by its name: whole, or not at all."""
-    image = io.BytesIO()
-    draw(found).savefig(image, format=path.suffix[1:].lower(), dpi=130)
-    write_whole(path, image.getvalue())
+    """Write the figure."""
+    write_figure(path, draw(found))
 
 
 def draw(found: dict[str, Gradients]) -> Figure:
-    """Two panels of double logarithmic axes; normalisers that behave alike share a line and alternate their marks."""
+    """Two panels of double logarithmic axes; where lines coincide, their marks alternate."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     inputs, weights = figure.subplots(1, 2, sharey=True)
     panel(inputs, {norm: each.inputs for norm, each in found.items()}, "δ, inputs x times δ")
@@ -49,7 +46,7 @@ def panel(axes: Axes, sweeps: dict[str, Sweep], what: str) -> None:
             linewidth=1,
             marker="o",
             markersize=5,
-            markevery=(place, len(sweeps)),  # lines lie on each other: each shows its marks where others have none
+            markevery=(place, len(sweeps)),  # where lines coincide, each has its marks in other places
             label=norms.label(norm),
         )
     for exponent in sorted({sweep.exponent for sweep in sweeps.values() if sweep.exponent is not None}):

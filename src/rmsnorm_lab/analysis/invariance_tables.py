@@ -1,0 +1,101 @@
+"""The two tables of ``rmsnorm invariance``, and everything measured as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from rmsnorm_lab.analysis import gradients, invariance
+from rmsnorm_lab.analysis.gradients import Gradients, Sweep
+from rmsnorm_lab.analysis.gradients_figure import power
+from rmsnorm_lab.analysis.layers import DYT_ALPHA, GROUPS
+from rmsnorm_lab.experiments import norms
+from rmsnorm_lab.experiments.recipes.common import P
+from rmsnorm_lab.table import Cell, Row, Table
+
+ZERO_BELOW = 1e-9
+"""A smaller cosine is 0 except for rounding."""
+
+
+def show(trials: int, measured: dict[str, dict[str, invariance.Cell]], found: dict[str, Gradients]) -> None:
+    """Print both tables on standard output, within 80 columns."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no width
+    invariance_table(trials, measured).show(console)
+    console.print()
+    gradient_table(found).show(console)
+
+
+def invariance_table(trials: int, measured: dict[str, dict[str, invariance.Cell]]) -> Table:
+    """The paper's Table 1."""
+    rows = [
+        Row(norms.label(norm), [_kept(cell) for cell in row.values()], ends_section=norm == list(invariance.PAPER)[-1])
+        for norm, row in measured.items()
+    ]
+    agreeing, compared = invariance.agreement(measured)
+    notes = [
+        f"✓ stays, ✗ changes; the number is the largest max|y' − y| / max|y| over {trials} random "
+        f"layer{'s' if trials > 1 else ''},",
+        f"float64, eps = 0; ✓ below {invariance.KEPT_BELOW:g}. "
+        f"pRMSNorm of the first {100 * P:g} %, GroupNorm of {GROUPS} groups, DyT with α = {DYT_ALPHA:g}",
+        f"{agreeing} of {compared} cells are as in the paper's Table 1"
+        + ("" if agreeing == compared else "; ≠ marks the others")
+        + "; the last four rows are not in it",
+    ]
+    return Table(
+        headings=["norm", *(name.replace(" ", "\n") for name in invariance.TRANSFORMATIONS)],
+        rows=rows,
+        title="Table 1, measured: does the output of y = norm(W x) stay the same?",
+        note="\n".join(notes),
+        narrow=True,
+    )
+
+
+def _kept(cell: invariance.Cell) -> Cell:
+    """'✓ 3e-16' or '✗ 4e-01': kept or not, and the deviation; '≠' where the paper says otherwise."""
+    text = f"{'✓' if cell.invariant else '✗'} {cell.deviation:.0e}{'' if cell.agrees else ' ≠'}"
+    return Cell(text, kind=f"{'yes' if cell.invariant else 'no'}{'' if cell.agrees else ' off'}")
+
+
+def gradient_table(found: dict[str, Gradients]) -> Table:
+    """The gradients of §4.2."""
+    rows = []
+    for norm, each in found.items():
+        cosine = f"{'0 ' if each.along_weights < ZERO_BELOW else ''}({each.along_weights:.0e})"
+        sweeps = (part for sweep in (each.inputs, each.weights) for part in (law(sweep), f"{sweep.deviation:.0e}"))
+        rows.append(Row(norms.label(norm), [*sweeps, cosine], ends_section=norm == list(invariance.PAPER)[-1]))
+    first, last = gradients.DELTAS[0], gradients.DELTAS[-1]
+    return Table(
+        headings=["norm", "x times δ", "deviation", "W times δ", "deviation", "|cos(∂L/∂W, W)|"],
+        rows=rows,
+        title="§4.2, measured: the size of ∂L/∂W when x or W is re-scaled by δ",
+        note=f"δ from {first:g} to {last:g}, with ∂L/∂y fixed. If the cosine between ∂L/∂W and W is 0, a gradient\n"
+        "step never shortens W. The paper derives RMSNorm's row.",
+        narrow=True,
+    )
+
+
+def law(sweep: Sweep) -> str:
+    """'∝ δ⁻¹', or that the gradient follows no power of δ."""
+    return "no power of δ" if sweep.exponent is None else power(sweep.exponent)
+
+
+def as_json(
+    arguments: dict[str, Any], measured: dict[str, dict[str, invariance.Cell]], found: dict[str, Gradients]
+) -> dict[str, Any]:
+    """Everything measured, and the settings."""
+    return {
+        "settings": {name: arguments[name] for name in ("cases", "inputs", "outputs", "trials", "seed")},
+        "kept_below": invariance.KEPT_BELOW,
+        "agrees_with_paper": invariance.agrees(measured),
+        "invariance": {
+            norm: {name: {"invariant": cell.invariant, **asdict(cell)} for name, cell in row.items()}
+            for norm, row in measured.items()
+        },
+        "gradients": {
+            "deltas": gradients.DELTAS,
+            "paper_exponents": gradients.PAPER,
+            "norms": {norm: asdict(each) for norm, each in found.items()},
+        },
+    }
