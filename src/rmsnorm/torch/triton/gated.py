@@ -10,7 +10,7 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.spec import check_groups, check_shape
 from rmsnorm.torch.triton import choices, gated_kernels, launch, layout
-from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher, with_finish, zero_sums
+from rmsnorm.torch.triton.plans import Plan, Problem, call, with_finish, zero_sums
 
 SUMS = 6  # where dweight is among the tensors of a backward call
 
@@ -69,9 +69,8 @@ def _plan_forward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan 
     if choice is None:
         return None
     given = x, gate, weight, y
-    run = launcher(
+    run = problem.launcher(
         gated_kernels.gated_kernel,
-        problem,
         given,
         x.dtype,
         choice,
@@ -100,9 +99,8 @@ def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan
         return None
     programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
     partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
-    run = launcher(
+    run = problem.launcher(
         gated_kernels.gated_backward_kernel,
-        problem,
         (*tensors[:6], None if dweight is None else partial),
         problem.compute,
         choice,

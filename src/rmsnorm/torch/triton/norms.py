@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.torch.triton import backward_kernels, choices, forward_kernels, launch, long_backward_kernels
-from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher, with_finish, zero_sums
+from rmsnorm.torch.triton.plans import Plan, Problem, call, with_finish, zero_sums
 
 SUMS = 5  # where dweight and dbias begin among the tensors of a backward call
 
@@ -59,9 +59,8 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
     aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
     choice = choices.forward(problem.n, x.element_size(), aligned, warp_size)
     kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
-    run = launcher(
+    run = problem.launcher(
         kernel,
-        problem,
         tensors,
         x.dtype,
         choice,
@@ -104,7 +103,7 @@ def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int] | None:
         return None
     programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
     added = {"LEAF": choices.LEAF, "HOLD": choice.hold, "STAGES": choice.stages} | _wanted(given)
-    run = launcher(backward_kernels.backward_kernel, problem, given, problem.compute, choice, **added)
+    run = problem.launcher(backward_kernels.backward_kernel, given, problem.compute, choice, **added)
     integers = problem.integers()
     return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs
 
@@ -125,7 +124,7 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
         return None
 
     def made(kernel: Any, tensors: Sequence[Any], choice: choices.Choice, **added: Any) -> launch.Launcher:
-        return launcher(kernel, problem, tensors, problem.compute, choice, STAGES=choice.stages, **(wanted | added))
+        return problem.launcher(kernel, tensors, problem.compute, choice, STAGES=choice.stages, **(wanted | added))
 
     rows_choice = choices.backward_rows(dy.element_size(), aligned, warp_size)
     first = made(long_backward_kernels.rows_kernel, (x, dy, weight, like), rows_choice, DX=wanted["DX"] and not split)

@@ -108,7 +108,11 @@ class Problem:
         low: int,
         ordered: bool = False,
     ):
-        """``rows``: places of the tensors of x's shape; the others are parameters. ``ordered``: as in layout."""
+        """The tensors begin with x.
+
+        rows: the places of those with x's shape; the others are parameters. low: the bits that any address has set.
+        ordered: as in layout.
+        """
         x = tensors[0]
         assert x is not None
         try:
@@ -173,17 +177,19 @@ class Problem:
         outer = x.dim() - self.dims
         return x.shape[outer - 1] if outer and tuple(t.shape) == tuple(x.shape[outer - 1 :]) else 0
 
+    def launcher(
+        self, kernel: Any, tensors: Sequence[Tensor | None], like: torch.dtype, choice: choices.Choice, **constants: Any
+    ) -> launch.Launcher:
+        """The launcher of a kernel with these constants and the problem's; ``like``: the dtype of absent tensors."""
+        fixed = self.constants | constants | {"ROWS": choice.rows, "BLOCK": choice.block}
+        named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
+        pointers = tuple(like if t is None else t.dtype for t in tensors)
+        device = tensors[0].get_device() if tensors[0] is not None else 0
+        return launch.launcher(kernel, pointers, self.wide, named, choice, device)
+
     def integers(self) -> list[int]:
+        """A kernel's arguments after its pointers."""
         return [self.rows, self.middle, self.inner, self.heads, *self.strides]
-
-
-def launcher(kernel: Any, problem: Problem, tensors: Sequence[Tensor | None], like: torch.dtype, choice, **constants):
-    """A kernel's launcher with the problem's constants and these; ``like``: the dtype of tensors that are None."""
-    fixed = problem.constants | constants | {"ROWS": choice.rows, "BLOCK": choice.block}
-    named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
-    pointers = tuple(like if t is None else t.dtype for t in tensors)
-    device = tensors[0].get_device() if tensors[0] is not None else 0
-    return launch.launcher(kernel, pointers, problem.wide, named, choice, device)
 
 
 def zero_sums(first: int) -> Plan:
@@ -210,8 +216,8 @@ def with_finish(run: Plan, programs: int, problem: Problem, tensors: Sequence[Te
     partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
     last = choices.finish(launch.target(tensors[0].get_device()).warp_size)  # type: ignore[union-attr]
     sums = (*tensors[first:], None)[:2]
-    finish = launcher(
-        backward_kernels.finish_kernel, problem, (partial, *sums), problem.compute, last, DWEIGHT=wanted[0]
+    finish = problem.launcher(
+        backward_kernels.finish_kernel, (partial, *sums), problem.compute, last, DWEIGHT=wanted[0]
     )
     parts, columns, compute = programs // problem.heads, problem.heads * problem.n, problem.compute
     shape, size = (sum(wanted), programs * problem.n), programs * problem.n * partial.element_size()

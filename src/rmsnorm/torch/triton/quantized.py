@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.torch.triton import choices, launch, quantized_kernels
-from rmsnorm.torch.triton.plans import Plan, Problem, call, launcher
+from rmsnorm.torch.triton.plans import Plan, Problem, call
 
 
 def rms_norm_quantized(x, shape, weight, q, scale, eps, p, flags) -> bool:
@@ -27,7 +27,7 @@ def _plan(to_int8: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
     aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
     choice = choices.quantized(problem.n, x.element_size(), aligned, warp_size)
     kernel = quantized_kernels.quantized_looped_kernel if choice.looped else quantized_kernels.quantized_kernel
-    run = launcher(kernel, problem, tensors, x.dtype, choice, INT8=to_int8, HAS_WEIGHT=weight is not None)
+    run = problem.launcher(kernel, tensors, x.dtype, choice, INT8=to_int8, HAS_WEIGHT=weight is not None)
     programs, integers = -(-problem.rows // choice.rows), problem.integers()
 
     def launch_one(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
