@@ -4,7 +4,7 @@ How the tolerances follow
 -------------------------
 u is half an ulp of 1 in the computation's dtype (float32 for 16-bit and float32 inputs, float64 for float64). A result
 may be any number between RN(exact − slack) and RN(exact + slack), RN the rounding to the dtype of the result: so a
-16-bit result is the oracle correctly rounded, but for a neighbour where the exact value lies within the slack of the
+16-bit result is the oracle correctly rounded, or a neighbour of it where the exact value lies within the slack of the
 midpoint between two of them. The slack counts what happens before that last rounding:
 
 - y: 4 ulp of |x̂ g| (of |x̂| (1 + |w|) for a zero-centred gain), and one of |y| if there is a bias. The root halves the

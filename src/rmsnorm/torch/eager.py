@@ -263,7 +263,7 @@ def _empty(input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Wan
 
 
 def first_order(dy: Tensor, input: Tensor, weight: Tensor | None) -> bool:
-    """Whether a backward pass is an ordinary one, whose result nobody differentiates or maps over."""
+    """Whether a backward pass is an ordinary one, whose result is not differentiated or mapped over."""
     return not torch.is_grad_enabled() and dispatch.eager_way(dy, input, weight) != Way.COMPOSITE
 
 

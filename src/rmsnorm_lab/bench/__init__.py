@@ -1,1 +1,1 @@
-"""The benchmark behind ``rmsnorm bench``: this project's kernels beside their peers, verified, then timed in turn."""
+"""``rmsnorm bench``: this project's kernels and their alternatives, verified, then timed interleaved."""

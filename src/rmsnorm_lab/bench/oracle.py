@@ -21,7 +21,7 @@ VECTORS = ("weight", "bias")
 MOST = 127  # the largest code of int8
 
 # Rows: in units of the dtype's epsilon, relative to the element or the root mean square of its row, whichever is
-# larger. Right code is seen at 1-6 in float32 (whoever sums a long row naively has more) and 0.4-1.2 in bfloat16.
+# larger. Right code is seen at 1-6 in float32 (more with a naive sum of a long row) and 0.4-1.2 in bfloat16.
 ROW_TOLERANCE = {"float32": 64.0, "bfloat16": 4.0}
 # Sums over rows: relative error of the whole vector. Wide, because a peer is to be timed though it sums in the input's
 # dtype (torch's layer_norm in bfloat16 is 0.3 off at 100 000 rows); zeros or a wrong sign are 1 and more.

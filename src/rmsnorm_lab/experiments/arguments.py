@@ -106,8 +106,8 @@ def norms_help() -> str:
 def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[str], *more: str) -> list[str]:
     """The tasks of the command line, each once; ``more`` are other names that are taken for one.
 
-    One that stands after an option with several values (`compare --norm layer rms language`) argparse has taken for a
-    value of that option. No such value is a task's name, so it is taken out of them: ``several`` are their places.
+    argparse takes a task after an option with several values (`compare --norm layer rms language`) for one of these
+    values. None of them is a task's name, so tasks are moved out of them; ``several`` names those options.
     """
     known = (*tasks.TASKS, *more)
     found, others = list(named), []
@@ -132,7 +132,7 @@ torch's generators take 64 bits. Other numbers: settings.LARGEST."""
 
 
 def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
-    """Refuse smaller numbers, and larger ones than can be."""
+    """Refuse numbers that are too small or too large."""
     for flag in flags:
         number, most = getattr(args, flag.replace("-", "_")), MOST.get(flag, settings.LARGEST)
         if number is not None and number < least:
@@ -172,14 +172,14 @@ def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str]) -> Rec
     recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
     timing, rounds = recipe.timing, flags["timing.rounds"]
     if rounds and not any(assignment.startswith("timing.warmup_rounds=") for assignment in args.set):
-        # Who asks for few rounds does not want to wait for more rounds that are not shown.
+        # With few rounds the warm-up should not take longer than the rounds that are shown.
         recipe = replace(recipe, timing=replace(timing, warmup_rounds=min(timing.warmup_rounds, rounds)))
     return recipe
 
 
 def imported(first: str, *others: str) -> ModuleType:
     """A module of rmsnorm_lab.experiments. ``others`` are imported too, so that a missing package is reported now."""
-    # Before torch is imported: its C++ parts tell stderr of every start and stop of the profiler.
+    # Before torch is imported: its C++ code reports every start and stop of the profiler to stderr.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     found, *_ = (importlib.import_module(f"rmsnorm_lab.experiments.{name}") for name in (first, *others))

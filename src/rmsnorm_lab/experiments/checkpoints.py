@@ -1,8 +1,7 @@
 """Checkpoints of a run in progress: two of them, whole or refused.
 
-The name of each carries the SHA-256 of its content: what a failing disk left is recognised before anything
-is unpickled, and the one before it is taken. Files hold tensors and plain values alone
-(``torch.load(weights_only=True)``).
+The name of each carries the SHA-256 of its content: a damaged file is recognised before anything is unpickled, and the
+one before it is used. Files hold only tensors and plain values (``torch.load(weights_only=True)``).
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import torch
 from rmsnorm_lab.files import write_whole
 
 KEPT = 2
-"""A run needs room for one more: the next is whole before the oldest goes."""
+"""A run needs space for one more, because the next is complete before the oldest is removed."""
 
 _NAME = re.compile(r"(?P<stem>.+)\.step(?P<step>\d{9})\.(?P<digest>[0-9a-f]{12})\.pt")
 
@@ -41,9 +40,9 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The last whole one. Those that are not are removed, for they would count among the KEPT; each is named.
+        """The last whole one. Damaged ones are removed, because they would count among the KEPT, and named.
 
-        A file that cannot be read is an error, for it may be whole.
+        A file that cannot be read is an error, because it may be whole.
         """
         for path in reversed(self._paths()):
             try:

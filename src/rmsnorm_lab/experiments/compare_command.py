@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_sweeps(args: argparse.Namespace) -> None:
-    """Their values, and that nothing else is asked for that a sweep would pass over."""
+    """Check their values, and refuse options that a sweep would ignore."""
     swept = {"--sweep-lr": args.sweep_lr, "--sweep-p": args.sweep_p}
     given = [flag for flag, values in swept.items() if values is not None]
     if len(given) == 2:

@@ -1,4 +1,4 @@
-"""``rmsnorm compare`` from checked arguments to output: what is planned, done and shown."""
+"""``rmsnorm compare`` from checked arguments to output: plan, run and show."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from rmsnorm_lab.experiments.task import Task
 
 
 def compare(args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]]) -> int:
-    """Each task in turn; returns the exit status."""
+    """Compare each task; return the exit status."""
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(f"compare works in one process; got {processes}. Give torchrun the command rmsnorm train.")
     setup = setup_of(args)
@@ -38,7 +38,7 @@ def _compare(
     args: argparse.Namespace, recipes: dict[str, Recipe], norms_of: dict[str, list[str]], setup: Setup, store: RunStore
 ) -> int:
     found: list[dict[str, Any]] = []
-    # All are loaded, and their records read, before the first is trained: what is refused is said before hours of work.
+    # Load all data and read all records before the first training, so that an error does not come after hours of work.
     loaded = {name: tasks.load(name, args.data, recipe) for name, recipe in recipes.items()}
     of_task = {name: _planned(args, task, setup, norms_of[name]) for name, task in loaded.items()}
     if not args.overwrite:
@@ -76,7 +76,7 @@ def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str
         return list(p_sweep.jobs(task, setup, args.seeds, args.sweep_p or p_sweep.PAPER_P))
     if args.sweep_lr:
         return list(rate_sweep.jobs(task, setup, norms, args.seeds, args.sweep_lr))
-    # Seed by seed, so that what an interruption leaves is a comparison too; times after what was asked for.
+    # Seed by seed, so that an interrupted run still leaves a comparison. Times come last.
     runs: list[Job] = [training(task, setup, norm, seed) for seed in range(args.seeds) for norm in norms]
     return runs if args.timing_rounds == 0 else [*runs, *timings(task, setup, norms)]
 
@@ -84,7 +84,7 @@ def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str
 def _trained(
     args: argparse.Namespace, task: Task, setup: Setup, norms: list[str], store: RunStore, records: list[Record]
 ) -> None:
-    """The last run of a comparison is done, and its timings are not: the first table can be read."""
+    """The last run of a comparison is done and its timings are not: the first table can be printed."""
     if not (args.sweep_lr or args.sweep_p is not None or args.json):
         show_quality(_compared(task, setup, norms, records, store.folder), _output())
 
@@ -92,7 +92,7 @@ def _trained(
 def _do(
     planned: list[Job], store: RunStore, args: argparse.Namespace, title: str, trained: Callable[[list[Record]], None]
 ) -> list[Record] | None:
-    """The record of every job; None when interrupted. ``trained`` is told of the runs' records once they are there."""
+    """The record of every job; None if interrupted. ``trained`` is called with the runs' records once they exist."""
     console = Console(stderr=True)
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     records: list[Record] = []

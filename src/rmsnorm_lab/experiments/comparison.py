@@ -41,7 +41,7 @@ class Comparison:
 
 
 def source_of(task: Task) -> str:
-    """What it is trained on, in a heading."""
+    """The data, for a heading."""
     return f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
 
 
@@ -55,7 +55,7 @@ def heading(verb: str, task: Task, setup: Setup) -> str:
 
 
 def show_quality(comparison: Comparison, console: Console) -> None:
-    """Print what was trained for; it is there before the times are."""
+    """Print the quality, which is known before the times."""
     task = comparison.task
     paper = PUBLISHED.get(task.name, Published(""))
     console.print(
@@ -69,7 +69,7 @@ def show_quality(comparison: Comparison, console: Console) -> None:
 
 
 def show_times(comparison: Comparison, console: Console) -> None:
-    """Print the times, and what has to be known of both."""
+    """Print the times, and the notes on both tables."""
     paper = PUBLISHED.get(comparison.task.name, Published(""))
     for kernels, rows in comparison.times.items():
         console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
@@ -103,7 +103,7 @@ def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper:
 
 
 def quality_cell(each: QualityRow, metric: Metric) -> str:
-    """'2.345 ± 0.012'; never a mere number where a run diverged."""
+    """'2.345 ± 0.012'; if a run diverged, the cell says so."""
     if metric.key not in each.metrics:
         return "diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})"
     quality = each.metrics[metric.key]
@@ -139,7 +139,7 @@ def _interval(spread: Spread) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What has to be known to read the tables, a line each."""
+    """The notes under the tables, one line each."""
     task, records = comparison.task, comparison.records
     found = [*_about_quality(comparison), _about_data(task)]
     if timed := timings_of(records):

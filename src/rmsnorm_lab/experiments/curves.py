@@ -1,4 +1,4 @@
-"""Loss by steps and loss by wall time, beside each other."""
+"""Loss by steps and loss by wall time, side by side."""
 
 import io
 import statistics
@@ -55,7 +55,7 @@ def draw(
         axes.grid(alpha=0.25)
     beaten = [value for value in task.references.values() if ends and not metric.higher_is_better and value > max(ends)]
     if beaten:
-        # The fall from guessing says nothing of normalisers and would take half the height.
+        # The first fall, from guessing, is the same for all normalisers and would take half of the height.
         halves[0].set_ylim(min(ends) - 0.05 * min(beaten), 1.08 * min(beaten))
     halves[0].set_xlabel("training steps")
     halves[0].set_ylabel(f"{metric.validation_label}, validation", parse_math=False)
@@ -70,7 +70,7 @@ def draw(
 
 
 def mean_curve(curves: list[Curve], key: str) -> tuple[list[int], list[float], list[float]]:
-    """Steps, mean and standard deviation, as far as every seed has a finite loss."""
+    """Steps, mean and standard deviation, while every seed has a finite loss."""
     steps: list[int] = []
     mean: list[float] = []
     sd: list[float] = []

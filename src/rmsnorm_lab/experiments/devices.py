@@ -9,7 +9,7 @@ from rmsnorm_lab.experiments.learner import Setup
 
 
 def check(name: str) -> None:
-    """Put one number on it: the surest sign that torch can use a device."""
+    """Put one number on the device, which is the surest test that torch can use it."""
     try:
         torch.zeros(1, device=name) + 1
         device = torch.device(name)
@@ -25,7 +25,7 @@ def check(name: str) -> None:
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
-    """How the command line wants networks to be run; sets the number of threads."""
+    """How to run networks, from the command line; sets the number of threads."""
     check(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

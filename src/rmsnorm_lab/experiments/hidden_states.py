@@ -1,6 +1,6 @@
 """Table 5 of the paper: the decoder's hidden-to-hidden activations by the position of the target's word.
 
-Mean and standard deviation over sentences and units of N(W_hh s), before the gates: what norms are meant to steady.
+Mean and standard deviation over sentences and units of N(W_hh s), before the gates: what norms should stabilise.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM (Slurm, ``docker stop``): both end a command by KeyboardInterrupt, but never within a step or a
+"""Ctrl-C and SIGTERM (Slurm, ``docker stop``): both end a command with KeyboardInterrupt, but never inside a step or a
 save."""
 
 import signal
@@ -12,7 +12,7 @@ _pending = False
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Take both signals, unless they are ignored (as SIGINT is in a shell script's background)."""
+    """Handle both signals, unless they are ignored (as SIGINT is for a script's background jobs)."""
     global _pending
     _pending = False
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -30,7 +30,7 @@ def watched() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """What is within is finished first; then a signal that came meanwhile has its effect."""
+    """Hold signals until the block is finished; then they take effect."""
     global _held, _pending
     _held += 1
     try:
@@ -43,7 +43,7 @@ def held() -> Iterator[None]:
 
 
 def pending() -> bool:
-    """Whether a signal came that is held."""
+    """Whether a signal is being held."""
     return _pending
 
 

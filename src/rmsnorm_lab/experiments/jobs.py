@@ -1,4 +1,4 @@
-"""What a comparison has to run, what identifies it, and doing what is not recorded yet."""
+"""The jobs of a comparison: what identifies them, and how those without a record are run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class TrainingJob:
 
     @property
     def stem(self) -> str:
-        """What the names of all files of this run begin with."""
+        """The common beginning of the names of this run's files."""
         return file_name(self.task.name, self.identity).removesuffix(".jsonl")
 
     @property
@@ -51,7 +51,7 @@ class TrainingJob:
         return f"{norms.label(norm)}{share}, seed {self.identity.seed}{unusual}"
 
     def record(self, result: RunResult) -> RunRecord:
-        """The record of what it came to here."""
+        """The record of the result, made on this machine."""
         task = self.task
         return RunRecord(
             task=task.name, source_name=task.source.name, machine=Machine.here(), identity=self.identity, result=result
@@ -77,7 +77,7 @@ class TimingJob:
         return f"step times, {self.setup.kernels}"
 
     def record(self, result: TimingResult) -> TimingRecord:
-        """The record of what it came to here."""
+        """The record of the result, made on this machine."""
         task = self.task
         return TimingRecord(
             task=task.name, source_name=task.source.name, machine=Machine.here(), identity=self.identity, result=result
@@ -144,7 +144,7 @@ def _setting(task: Task, setup: Setup) -> dict[str, Any]:
 
 
 class Watcher(Protocol):
-    """Is told how the work goes."""
+    """Called as the work proceeds."""
 
     def plan(self, todo: Sequence[Job]) -> None: ...
     def begin(self, job: Job) -> None: ...
@@ -158,7 +158,7 @@ class Watcher(Protocol):
 def do_all(
     planned: Sequence[Job], store: RunStore, overwrite: bool, watcher: Watcher, every: int | None = None
 ) -> Iterator[Record]:
-    """Do what is not recorded yet (all of it with ``overwrite``); yields the record of every job in turn.
+    """Run the jobs without a record (with ``overwrite`` all jobs); yield the record of every job in order.
 
     ``every`` is how many steps lie between checkpoints (None: one at each evaluation).
     """
@@ -181,7 +181,7 @@ def do_all(
 
 
 def taken_over(job: TrainingJob, store: RunStore) -> str | None:
-    """The processes that the run is by in the end: the job's own, unless others have begun it and not finished it.
+    """The processes that trained the run: the job's own, unless others have begun it and not finished it.
 
     Their checkpoints become the run's, and its record says by whom it was trained: "fsdp2-then-1".
     """
@@ -238,7 +238,7 @@ def _train(job: TrainingJob, store: RunStore, overwrite: bool, watcher: Watcher,
 
 
 class Advance(Listener):
-    """Hands what a run tells on to a watcher."""
+    """Passes the events of a run on to a watcher."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher

@@ -1,4 +1,4 @@
-"""A network with its optimizer, on one process or several, and the one step that both training and timing take."""
+"""A network with its optimizer, on one process or several, and the step that training and timing share."""
 
 import logging
 import math
@@ -89,7 +89,7 @@ class Learner:
         return self.task.model(self.norm, self.setup.kernels)
 
     def seed_step(self, step: int) -> None:
-        """Dropout and noise of a step depend on seed, step and process: nothing of them need be kept to resume."""
+        """Dropout and noise of a step depend on seed, step and process only, so a checkpoint need not hold them."""
         torch.manual_seed(generator(self.seed, step, self.fabric.global_rank).initial_seed())
 
     def step(self, batch: Batch, learning_rate: float, beta1: float) -> float:

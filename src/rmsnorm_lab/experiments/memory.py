@@ -1,4 +1,4 @@
-"""Giving back to the system what memory is free."""
+"""Return free memory to the system."""
 
 import contextlib
 import ctypes

@@ -1,7 +1,7 @@
-"""The trained network of a finished run: files beside its record, which they are named after.
+"""The trained network of a finished run, in files named after its record.
 
-The weights' file holds tensors and plain values alone (``torch.load(weights_only=True)``). Its checksums tell whether
-it is damaged, and the hashes in it whether one of the others is.
+The weights' file holds only tensors and plain values (``torch.load(weights_only=True)``). Its checksums show whether
+it is damaged, and the hashes in it whether one of the other files is.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SUFFIX = ".network.pt"
 
 
 class Network(NamedTuple):
-    """What a network is built of, without its task's data."""
+    """What is needed to build a network without its task's data."""
 
     sizes: dict[str, int]
     """The task's ``sizes``."""
@@ -33,7 +33,7 @@ class Network(NamedTuple):
 
 
 def path_of(record: Path) -> Path:
-    """Where the network of a record is."""
+    """The path of a record's network."""
     return record.with_suffix(SUFFIX)
 
 

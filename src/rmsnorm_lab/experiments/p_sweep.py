@@ -1,4 +1,4 @@
-"""The sweep of pRMSNorm's p: the paper's Fig. 3. Its figures are the test split's: p is a finding here, no choice."""
+"""The sweep of pRMSNorm's p: the paper's Fig. 3, on the test split, because p is a result here and not a choice."""
 
 import copy
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rmsnorm_lab.experiments.summary import QualityRow, quality_row
 from rmsnorm_lab.experiments.task import Task
 
 PAPER_P = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
-"""Those of the paper's Fig. 3, and the p of its tables."""
+"""The values in the paper's Fig. 3, and the p of its tables."""
 
 
 def jobs(task: Task, setup: Setup, seeds: int, values: Sequence[float]) -> list[Job]:

@@ -1,4 +1,4 @@
-"""How long what is left will take: by the units of work of each job, and the seconds that such units took so far."""
+"""The time left, from the units of work in each job and the seconds that such units have taken so far."""
 
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -9,8 +9,8 @@ from rmsnorm_lab.experiments.jobs import Job, TrainingJob
 class Pace:
     """Of the jobs in ``planned``, in their order.
 
-    A unit is a step of one normaliser. One sort of unit (a normaliser, or a setting of a timing) is as fast as it was
-    so far; a sort that has not run yet, as fast as all others together.
+    A unit is a step of one normaliser. Each kind of unit (a normaliser, or a setting of a timing) is expected at its
+    own speed so far; a kind that has not run yet, at the average speed.
     """
 
     def __init__(self, planned: Sequence[Job] = (), clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +42,7 @@ class Pace:
         return self._clock() - self._since
 
     def left(self) -> float | None:
-        """Seconds; None as long as nothing has been measured."""
+        """Seconds; None until something has been measured."""
         spent = dict(self._spent)
         remaining = [(_sort(job), job.units) for job in self._waiting]
         if (job := self._job) is not None:

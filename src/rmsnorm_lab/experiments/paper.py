@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper has of one task."""
+    """The paper's figures for one task."""
 
     where: str
     """Data, framework and hardware."""
@@ -20,7 +20,7 @@ class Published:
 
 
 def label(official: bool) -> str:
-    """What stands before the paper's quality. Its times depend on models and sizes, not on the data's content."""
+    """The label of the paper's quality. Its times depend on models and sizes, not on the data's content."""
     return "paper" if official else "paper, other data"
 
 

@@ -1,4 +1,4 @@
-"""Work of an evaluation, dealt out to the processes that train together."""
+"""Work of an evaluation, divided among the processes that train together."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

@@ -63,7 +63,7 @@ def _profiled(step: Callable[[], None]) -> tuple[float, int]:
 
 
 def _mark(model: nn.Module) -> int:
-    """Wrap what normalises so that the profiler names it; returns how many were found."""
+    """Wrap the modules and functions that normalise so that the profiler names them; return their number."""
     found = 0
     for module in model.modules():
         for name in ("forward", "normalise"):
@@ -117,7 +117,7 @@ def _norm_share(events: Sequence[Any]) -> float:
 
 
 def _peak(events: Sequence[Any]) -> int:
-    """The most that was allocated beyond the start, over the allocations and deallocations of the step in order."""
+    """The peak of memory above the start, from the step's allocations and deallocations in order."""
     now = most = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
         now += event.nbytes()

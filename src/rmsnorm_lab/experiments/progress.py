@@ -1,4 +1,4 @@
-"""What the user sees while work goes on: a bar on a terminal, lines elsewhere, and a line for each finished job."""
+"""Progress: a bar on a terminal, lines elsewhere, and a line for each finished job."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from rmsnorm_lab.experiments.pace import Pace
 from rmsnorm_lab.experiments.record import Record, RunRecord
 
 LINE_EVERY = 30.0
-"""Seconds between two lines where the output is no terminal. A run that has lasted longer gets one at each evaluation
+"""Seconds between two lines if the output is not a terminal. A run that has lasted longer gets one at each evaluation
 too."""
 
 
@@ -155,7 +155,7 @@ def _three(value: float) -> str:
 
 
 def outcome(job: Job, record: Record) -> str:
-    """One line of what a record says."""
+    """One line from a record."""
     if not isinstance(record, RunRecord):
         return f"{record.result.rounds} rounds"
     result = record.result

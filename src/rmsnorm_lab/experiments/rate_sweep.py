@@ -1,4 +1,4 @@
-"""A small sweep of the learning rate, the same for every normaliser: what chose the recipes' rates, by a command.
+"""A sweep of the learning rate, the same for every normaliser. The recipes' rates come from it.
 
 Each rate is judged by the headline metric on the validation split, never on the split that comparisons report.
 """
@@ -55,7 +55,7 @@ def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: S
 
 
 def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
-    """The validation figure that stands for a run; None if it diverged."""
+    """The validation figure of a run; None if it diverged."""
     column = run.curve.valid[metric.key]
     seen = [value for value in column if value is not None]
     if not run.finished or not seen:

@@ -1,4 +1,4 @@
-"""What a record says, schema 3: one finished run or timing, with all that identifies it.
+"""The content of a record (schema 3): one finished run or timing, with everything that identifies it.
 
 ``identity`` decides a record: two with the same one are the same run. JSON holds each field under its own name
 (rmsnorm_lab.plain); runs.py keeps the files.
@@ -31,7 +31,7 @@ class Metric:
     form: str
     """As in ``format``: ".3f"."""
     on_validation: str = field(default="", metadata=ADDED)
-    """Its name on the validation set; empty where ``label`` does not name the test set."""
+    """Its name on the validation set; empty if ``label`` does not name the test set."""
 
     @property
     def validation_label(self) -> str:
@@ -51,7 +51,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Machine(machine.Machine):
-    """What a run was made on: the machine, the versions, and how torch ran."""
+    """Where a run was made: the machine, the versions, and how torch ran."""
 
     torch_threads: int
     gpu: str | None
@@ -68,13 +68,13 @@ class Machine(machine.Machine):
         return Machine(**{**found, **own})
 
     def processor(self, device: str) -> str:
-        """What computed on ``device``."""
+        """The device's hardware."""
         return self.cpu if device == "cpu" else self.gpu or self.cpu
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all runs and timings of one experiment agree in."""
+    """The settings that all runs and timings of one experiment share."""
 
     device: str
     precision: str
@@ -95,7 +95,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity(Setting):
-    """What decides a training."""
+    """Everything that determines a training."""
 
     kind: ClassVar[str] = "run"
 
@@ -111,7 +111,7 @@ class RunIdentity(Setting):
 
 @dataclass(frozen=True, kw_only=True)
 class TimingIdentity(Setting):
-    """What decides a timing. Times depend on the machine."""
+    """Everything that determines a timing. Times depend on the machine."""
 
     kind: ClassVar[str] = "timing"
 
@@ -126,7 +126,7 @@ class TimingIdentity(Setting):
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation along a run. ``None`` stands for a number that is not finite."""
+    """Validation during a run. ``None`` means a number that is not finite."""
 
     step: list[int]
     seconds: list[float]
@@ -139,12 +139,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a training came to."""
+    """The result of a training."""
 
     status: str
     """``finished`` or ``diverged``."""
     diverged_at: int | None
-    """The first step of those up to the end whose losses all were far above the first one's, or not finite."""
+    """The step from which all losses were far above the first one, or not finite."""
     quality: dict[str, float] | None
     """Every metric, and "loss", on the test split at the end; ``None`` if diverged."""
     seconds: float
@@ -164,7 +164,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class TimingResult:
-    """What a timing came to, each by normaliser."""
+    """The result of a timing, by normaliser."""
 
     milliseconds: dict[str, list[float]]
     """Of each round's step."""
@@ -184,7 +184,7 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """What the records of runs and of timings have in common."""
+    """The common part of records of runs and of timings."""
 
     task: str
     source_name: str

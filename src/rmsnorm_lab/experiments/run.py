@@ -22,7 +22,7 @@ be over-fitting, with the headline figure still improving.)"""
 
 
 class Listener:
-    """Is told how a run goes; this one does not listen."""
+    """Receives the events of a run; this one ignores them."""
 
     def step(self, done: int, loss: float, learning_rate: float) -> None: ...
     def evaluating(self, split: str) -> None: ...
@@ -31,7 +31,7 @@ class Listener:
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds beside the network and the optimizer."""
+    """What a checkpoint holds besides the network and the optimizer."""
 
     done: int
     seconds: float
@@ -91,9 +91,9 @@ class Run:
             self._resume(checkpoints)
 
     def finish(self, listener: Listener = Listener()) -> RunResult:  # noqa: B008  # it has no state
-        """Train to the end. What interrupts it leaves a checkpoint of the last step.
+        """Train to the end. An interruption leaves a checkpoint of the last step.
 
-        Several processes go on until they know of the interruption together: each may be waiting for the others.
+        Several processes continue until all of them know of it, since each may be waiting for the others.
         """
         together = self.learner.fabric.world_size > 1
         try:
@@ -131,7 +131,7 @@ class Run:
         return done == self.config.steps or (done % self.every == 0 if self.every else done in self.stops)
 
     def weights(self) -> dict[str, Tensor]:
-        """Those that are tested, on the CPU: the last, or the best if the recipe takes these. All processes call it."""
+        """The weights to test, on the CPU: the last, or the best if the recipe says so. All processes call it."""
         if self.progress.best is not None:
             return self.progress.best
         return {name: tensor.detach().cpu() for name, tensor in self.learner.network().state_dict().items()}

@@ -8,7 +8,7 @@ from rmsnorm_lab.experiments import arguments
 from rmsnorm_lab.files import bytes_of
 
 NEW_LINE = "\n"
-"""What a text is begun with: the model must have something to go on from."""
+"""The default prompt: the model needs at least one character to continue."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the prompt and what goes on from it; returns the exit status."""
+    """Write the prompt and its continuation; return the exit status."""
     arguments.at_least(args, 1, "length")
     arguments.at_least(args, 0, "seed")
     out = bytes_of(sys.stdout, "standard output")

@@ -20,8 +20,8 @@ def sample(
 
     Args:
         model: ids (1, T) to logits (1, T, vocabulary), in evaluation mode.
-        ids: what stands before, at least one.
-        context: positions that the model was trained on; what is further back is not seen.
+        ids: the preceding ids, at least one.
+        context: number of positions that the model was trained on; earlier ids are ignored.
         known: ids from here on are never drawn.
         temperature: 0 takes the likeliest id.
         generator: of the CPU.

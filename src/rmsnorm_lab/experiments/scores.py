@@ -24,7 +24,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenised: bool)
 
 
 def signatures(tokenised: bool) -> dict[str, str]:
-    """How BLEU and chrF are taken, as sacrebleu says it, so that others can take them alike."""
+    """sacrebleu's signatures of BLEU and chrF, so that others can compute them in the same way."""
     found = {}
     for name, metric in (("BLEU", _bleu(tokenised)), ("chrF", CHRF())):
         metric.corpus_score(["a"], [["a"]])  # it knows the number of references from what it has scored

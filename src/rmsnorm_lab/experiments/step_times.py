@@ -1,4 +1,4 @@
-"""What a training step costs with each normaliser: the time half of a comparison.
+"""The time of a training step with each normaliser.
 
 In one process, each round takes one step of every normaliser on the same batch (see :mod:`rmsnorm_lab.timing`).
 

@@ -1,7 +1,7 @@
 """The records of finished runs: one file of one JSON line each, so that ``cat runs/*.jsonl`` is JSON Lines.
 
-A file is there whole or not at all, however the process ended. Its name ends in a hash of what identifies the run, and
-a digest covers all of its content. A record that was damaged or edited is an error, never used and never skipped.
+A file exists completely or not at all, however the process ended. Its name ends in a hash of what identifies the run,
+and a digest covers all of its content. A damaged or edited record is an error; it is never used and never skipped.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _KINDS: dict[str, type[Record]] = {"run": RunRecord, "timing": TimingRecord}
 ASIDE = "aside"
 """The folder, within that of the records, of files that were set aside."""
 _NAMED = 5
-"""How many damaged records are named at most."""
+"""The most damaged records that a message names."""
 _OURS = re.compile(r".+-[0-9a-f]{12}(-[a-z_]+\d+)?\.jsonl")
 """What file_name gives: a file that is called so is a record, even if nothing of it can be read."""
 
@@ -149,7 +149,7 @@ def opened(folder: Path) -> Iterator[RunStore]:
 
 
 def _in_the_way(folder: Path) -> str | None:
-    """What lies where the folder, or one that it is to lie in, would be made."""
+    """The file that is in the way of the folder or of one of its parents."""
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
     if there is None or os.path.isdir(there):
         return None

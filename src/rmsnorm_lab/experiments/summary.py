@@ -1,4 +1,4 @@
-"""What a comparison comes to: quality over seeds, and time against LayerNorm in one setting."""
+"""The results of a comparison: quality over seeds, and time against LayerNorm in one setting."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from rmsnorm_lab.experiments.record import Record, RunRecord, TimingRecord
 from rmsnorm_lab.timing import Spread, saved, spread
 
 MOST_NAMED = 3
-"""Commits and versions: more of them say no more."""
+"""The most commits and versions to list."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualityRow:
-    """What the runs of one normaliser come to."""
+    """The result of one normaliser's runs."""
 
     norm: str
     runs: int
@@ -43,12 +43,12 @@ def quality_row(norm: str, records: Sequence[RunRecord]) -> QualityRow:
 
 @dataclass(frozen=True)
 class TimeRow:
-    """What a step with one normaliser costs in one setting."""
+    """The time of a step with one normaliser in one setting."""
 
     norm: str
     milliseconds: float
-    """LayerNorm's median step less what is saved: two medians of unpaired times could contradict the ratio. The
-    median step itself where LayerNorm was not timed."""
+    """LayerNorm's median step less the time saved, because two medians of unpaired times could contradict the ratio.
+    The median step itself if LayerNorm was not timed."""
     saved: Spread | None
     """The share of LayerNorm's step that is saved; None for LayerNorm itself, and where it was not timed."""
     norm_share: Spread | None
@@ -75,7 +75,7 @@ def time_row(norm: str, record: TimingRecord) -> TimeRow:
 
 
 def mixed_machines(records: Sequence[Record]) -> list[str]:
-    """What the records were made with in more than one way: 'torch 2.12.0, 2.13.0'."""
+    """The versions in which the records differ: 'torch 2.12.0, 2.13.0'."""
     found: dict[str, set[str]] = {}
     for record in records:
         made = record.machine

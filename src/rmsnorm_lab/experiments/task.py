@@ -1,4 +1,4 @@
-"""What an experiment is to the trainer, the timing and the reports: the contract between them and the tasks."""
+"""The interface between a task and the trainer, the timing and the reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Batch = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """What was trained on."""
+    """The data of a training."""
 
     name: str
     """"scikit-learn 1.7.2 load_digits", or the name of the user's file or folder, never a path of this machine."""
@@ -27,11 +27,11 @@ class Source:
     sha256: str
     """Of the content."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Counts, the split, whatever a table should say; JSON values."""
+    """Counts, the split, and anything else that a table should show; JSON values."""
 
     @property
     def content(self) -> Content:
-        """What a record's identity holds of it."""
+        """The part that a record's identity contains."""
         return Content(self.stand_in, self.sha256, self.details)
 
 
@@ -50,7 +50,7 @@ class Task(Protocol):
     ``network(recipe, sizes, norm, kernels)`` makes the network of ``model`` without the data."""
 
     def model(self, norm: str, kernels: str) -> nn.Module:
-        """A new network on the CPU. torch is seeded already; the draws are the same whatever the normaliser."""
+        """A new network on the CPU. torch is already seeded; the random numbers are the same for every normaliser."""
 
     def batch(self, step: int, seed: int) -> Batch:
         """The whole batch of a step (from 0), on the CPU: a pure function of its arguments, so that a resumed run and
@@ -75,11 +75,11 @@ class Task(Protocol):
         """
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:
-        """Initialisation that depends on data; mostly nothing. Called once, before the first step, with batch 0."""
+        """Initialisation that depends on data; usually none. Called once, before the first step, with batch 0."""
 
     def files(self) -> dict[str, bytes]:
-        """Name -> content of what a trained network cannot be used without, kept beside the run: what was learnt from
-        the training data to prepare its inputs (subwords, words, a whitening)."""
+        """Name -> content of the files that a trained network needs, written next to the run: what was learnt from the
+        training data to prepare inputs (subwords, words, a whitening)."""
 
 
 def generator(*key: int) -> torch.Generator:

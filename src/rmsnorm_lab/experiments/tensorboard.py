@@ -1,4 +1,4 @@
-"""A run's curves as TensorBoard logs, beside what else is told of it."""
+"""A run's curves as TensorBoard logs."""
 
 import threading
 from pathlib import Path
@@ -10,7 +10,7 @@ from rmsnorm_lab.files import errors_named
 
 
 class Log(Listener):
-    """Writes to ``folder`` and hands everything on to ``beside``."""
+    """Writes to ``folder`` and passes everything on to ``beside``."""
 
     def __init__(self, folder: Path, beside: Listener) -> None:
         self.folder, self.beside, self._hook = folder, beside, threading.excepthook

@@ -1,4 +1,4 @@
-"""A trained network as something to be used: what ``rmsnorm_lab.experiments.load`` returns, and its three verbs."""
+"""A trained network, ready to use: what ``rmsnorm_lab.experiments.load`` returns, and its three verbs."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.plain import from_plain
 
 VERBS = {"language": "sample", "translation": "translate", "transformer": "translate"}
-"""What a task's network can do beside evaluate."""
+"""What a task's network can do besides evaluate."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Trained:
     record: RunRecord
     """The run's record: settings, machine, curve and figures."""
     preprocessor: Any
-    """What turns an input into what the network takes: ``Subwords`` (translation, transformer), the characters in the
+    """What prepares an input for the network: ``Subwords`` (translation, transformer), the characters in the
     order of their ids (language; the id after the last is any other character), the words in the order of their ids
     (reading, retrieval), the ``Whitening`` of pixels (images)."""
     files: Mapping[str, bytes]
@@ -159,7 +159,7 @@ class Trained:
         return (self.preprocessor[place] for place in drawn)
 
     def _must_be(self, verb: str) -> None:
-        """Refuse a task that the verb is not of, and name the verb that is."""
+        """Refuse a task that does not have this verb, and name the right verb."""
         if (own := VERBS.get(self.task, "evaluate")) != verb:
             of = " or ".join(task for task, its in VERBS.items() if its == verb)
             raise UserError(f"{verb} needs a network of {of}; this one is of {self.task}. Use {own}.")

@@ -82,7 +82,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, norm: str, setup: Setup, fa
 
 
 def _by_the_first(fabric: Fabric, work: Callable[[], Result]) -> Result:
-    """What process 0 comes to, on every process. If the user has to mend something, it says so and all of them end."""
+    """The result of process 0, on every process. If it raises a UserError, all processes end."""
     found: Result | None = None
     error: UserError | None = None
     if fabric.global_rank == 0:

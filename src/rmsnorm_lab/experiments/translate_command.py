@@ -1,4 +1,4 @@
-"""``rmsnorm translate``: a filter, from lines of one language to lines of the other, both UTF-8."""
+"""``rmsnorm translate``: a filter from lines of one language to lines of the other, in UTF-8."""
 
 import argparse
 import sys

@@ -117,7 +117,7 @@ def test_the_default_is_the_standard_library_and_called_a_stand_in():
 
 
 def test_unigram_bits_of_a_known_distribution(tmp_path):
-    """Four characters, equally frequent in both parts: 2 bits, but for the one added to each count."""
+    """Four characters, equally frequent in both parts: 2 bits, except for the one added to each count."""
     task = load(folder(tmp_path, {"a.txt": "abcd" * 10_000}) / "a.txt", 4, 2)
     assert task.text.unigram_bits == pytest.approx(2.0, abs=1e-3)
 

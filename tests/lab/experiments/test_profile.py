@@ -74,7 +74,7 @@ def one_thread(set_threads):
 
 
 def test_the_share_is_of_norms_calls_and_of_the_nodes_they_made(monkeypatch):
-    """Sleeps of 120 ms, of which the norm's 20 forward and 50 backward; the others' nodes stand before and behind."""
+    """Sleeps of 120 ms, of which the norm's 20 forward and 50 backward; the others' nodes come before and after."""
     monkeypatch.setattr(profile, "STEPS", 1)
     task = Stub(Sleeper(0.01, 0.015), sleepy_norm(0.02, 0.05), Sleeper(0.01, 0.015))
     assert profile.steps(task, Setup(), "rms").norm_share == pytest.approx(70 / 120, abs=0.1)

@@ -242,7 +242,7 @@ def test_post_norm_and_pre_norm_are_their_equations() -> None:
 def test_transformers_count_their_norms() -> None:
     for pre_norm, count in ((False, 2 * 2 + 2 * 3), (True, 2 * 2 + 2 * 3 + 2)):
         norms = [name for name, _ in encoder_decoder("layer", pre_norm).named_modules() if name.endswith("norm")]
-        assert len(norms) == count + (0 if pre_norm else 2)  # post-norm: the two identities behind the stacks
+        assert len(norms) == count + (0 if pre_norm else 2)  # post-norm: the two identities after the stacks
 
 
 def test_positions() -> None:
@@ -376,7 +376,7 @@ class Copier:
 
 
 def parallel_folder(folder: Path) -> Path:
-    """Official-looking files in which every translation is the sentence itself, but for the last of newstest2017."""
+    """Official-looking files in which every translation is the sentence itself, except the last of newstest2017."""
     for split, count in (("train", 40), ("valid", 4)):
         lines = [f"{split} sentence number {number} says &amp; {'so ' * (number % 5)}" for number in range(count)]
         for language in ("en", "de"):

@@ -74,8 +74,8 @@ class Transformer(nn.Module):
     """Token ids (B, T) -> logits (B, T, vocabulary).
 
     The start keeps the residual stream at unit scale (embedding N(0, 1), linear layers N(0, 1/fan-in), what writes
-    to the stream divided by √(2·layers)), so that ``none`` starts from as sound a network as the others and fails,
-    if it does, for want of a normaliser. The weights are drawn in one order whatever the normaliser: with one seed
+    to the stream divided by √(2·layers)), so that ``none`` starts from as good a network as the others; if it fails,
+    the cause is the missing normaliser. The weights are drawn in one order whatever the normaliser: with one seed
     all of them start from the same network.
     """
 

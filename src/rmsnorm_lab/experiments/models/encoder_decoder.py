@@ -4,7 +4,7 @@ Legend of the shape suffixes: B sentences, S source and T target positions, D mo
 V vocabulary.
 
     post-norm   x ← N(x + f(x))
-    pre-norm    x ← x + f(N(x)), and N behind the last layer of each stack
+    pre-norm    x ← x + f(N(x)), and N after the last layer of each stack
 """
 
 import math

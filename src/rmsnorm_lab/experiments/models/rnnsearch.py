@@ -154,7 +154,7 @@ class RNNSearch(nn.Module):
         return self._read(state_BH, words_BE, context_B2H), (state_BH,)
 
     def _advance(self, memory: Tensors, state_BH: Tensor, side: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """One word on: (s_t, c_t, α_t)."""
+        """One step: (s_t, c_t, α_t)."""
         read_BS, projected_BS, beyond_BS, _ = memory
         middle_BH = self.word_cell.step(side, state_BH)
         scores_BS = torch.tanh(projected_BS + self.attend_state(middle_BH)[:, None]) @ self.attend_score

@@ -45,7 +45,7 @@ def search(
         length_penalty: 0 takes the likeliest, 1 the likeliest by the word.
 
     Returns:
-        (ids (B, longest), END and then PAD behind each; their log-probabilities divided as said (B)).
+        (ids (B, longest), END and then PAD after each; their log-probabilities divided as said (B)).
     """
     B, K = len(source_BS), beam
     memory = tuple(part.repeat_interleave(K, dim=0) for part in model.encode(source_BS))

@@ -1,4 +1,4 @@
-"""What a model asks of a normaliser, and the answer of no normaliser."""
+"""What a model needs from a normaliser, and "no normaliser", which does nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ class Normaliser:
     Models call ``layer``, ``channels``, ``vector``, ``recurrence`` and ``parametrise``.
 
     Args:
-        kernels: one of recipes.common.KERNELS; torch's own kernels serve a norm that this project has none for,
-            except in "unfused".
+        kernels: one of recipes.common.KERNELS; norms for which this project has no kernel use torch's own, except
+            in "unfused".
         p: the recipe's, for pRMSNorm.
     """
 
@@ -67,7 +67,7 @@ class Normaliser:
 
 
 def mark(module: nn.Module) -> nn.Module:
-    """Say that all that ``module`` does is to normalise: the profiler counts its time."""
+    """Mark a module that only normalises, so that the profiler counts its time."""
     module.normalises = True  # type: ignore[assignment]
     return module
 

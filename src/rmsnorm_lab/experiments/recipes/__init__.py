@@ -1,4 +1,4 @@
-"""What is run: complete, frozen settings, one file a task. Two runs are the same run exactly if these are equal.
+"""The settings of each task, complete and frozen, one file per task. Runs with equal settings are the same run.
 
 Each module offers ``small()`` (minutes on two cores, for the stand-in data) and ``paper()`` (the paper's dimensions
 and hyper-parameters, for the official files). Nothing heavy is imported here, so that the command line can show the

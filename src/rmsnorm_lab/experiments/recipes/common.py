@@ -1,4 +1,4 @@
-"""What all recipes are made of, and the names that all tasks share."""
+"""The parts of every recipe, and the names that all tasks share."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,8 +51,8 @@ class TrainConfig:
     best: bool = False
     """Test the weights of the point whose headline metric was best, not the last ones."""
     accumulate: int = field(default=1, metadata=ADDED)
-    """Parts in which each process takes its examples of a step, one after the other, for less memory. The gradient is
-    the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
+    """Each process computes its examples of a step in this number of parts, one after the other, to save memory.
+    The gradient is the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TimingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete experiment but for the data's content, the normaliser, the kernels and the seed."""
+    """A complete experiment, except for the data's content, the normaliser, the kernels and the seed."""
 
     size: str
     """``small`` or ``paper``."""

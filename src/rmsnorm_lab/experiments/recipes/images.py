@@ -32,8 +32,8 @@ _SWEPT = (("weight", 1e-3), ("batch", 1e-2), ("layer", 1e-2), ("rms", 1e-3))
 
 
 def small() -> Recipe:
-    """The same network of an eighth of the width on the digits. Less dropout than the paper's half: of so few channels
-    little is left. Whitening with 0.1: some of the digits' pixels are nearly constant, and 1e-5 would blow them up."""
+    """The same network of an eighth of the width on the digits. Less dropout than the paper's half, because there are
+    few channels. Whitening with 0.1: some of the digits' pixels are nearly constant, and 1e-5 would blow them up."""
     train = TrainConfig(
         steps=400,
         batch=50,

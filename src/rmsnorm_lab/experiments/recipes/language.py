@@ -29,7 +29,7 @@ class DataConfig:
 
 
 def _train(**of_size: Any) -> TrainConfig:
-    """As such models are usually trained."""
+    """The usual way to train such models."""
     return TrainConfig(
         final_share=0.1,
         schedule="cosine",

@@ -27,7 +27,7 @@ class DataConfig:
 
 _SWEPT = (("none", 1e-3), ("layer", 1e-3))
 """Best in validation of 0.001 and 0.003, three seeds (rmsnorm compare reading --sweep-lr); all others: 0.003. At 0.01
-no network that was tried left the loss of guessing."""
+no tried network got below the loss of guessing."""
 
 
 def small() -> Recipe:

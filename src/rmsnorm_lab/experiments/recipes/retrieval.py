@@ -17,7 +17,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     fold: int = 1000
-    """Images among which is searched, with their five captions each; figures are the mean of a split's folds."""
+    """Number of images, with five captions each, in one search; figures are the mean over a split's folds."""
 
     def __post_init__(self) -> None:
         if self.fold < 2:

@@ -1,4 +1,4 @@
-"""``--set train.learning_rate=0.001``: a recipe with single values changed, each read as its field's type."""
+"""``--set train.learning_rate=0.001``: change single values of a recipe; each is read as its field's type."""
 
 import math
 import textwrap
@@ -11,7 +11,7 @@ from rmsnorm_lab.errors import UserError, closest, meant, nearest
 from rmsnorm_lab.experiments.recipes.common import CLIPS, OPTIMIZERS, SCHEDULES, Recipe
 
 LARGEST = 2**31 - 1
-"""No count that a recipe has is larger; torch's own limits on sizes raise errors that name no setting."""
+"""No count in a recipe is larger. torch's own errors about sizes do not name the setting."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ _RANGES = {
     "train.learning_rate": _POSITIVE,
     "train.warmup_steps": _NOT_NEGATIVE,
 }
-"""Of settings that differ from the rest: whole numbers are counts, other numbers are not negative."""
+"""The exceptions: by default whole numbers are counts, and other numbers are not negative."""
 _CHOICES = {"train.optimizer": OPTIMIZERS, "train.schedule": SCHEDULES, "train.clip": CLIPS}
 _IDLE = {
     "train.clip_norm": ("train.clip", ("none",)),
@@ -88,7 +88,7 @@ def changed(recipe: Recipe, assignments: Sequence[str], whose: str = "the recipe
 
 
 _ALIASES = {"lr": "learning_rate"}
-"""What settings are called elsewhere, too short to be like their names."""
+"""Other programs' short names for settings, which :func:`nearest` would not match."""
 
 
 def _settings(part: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -170,14 +170,14 @@ def _check(name: str, value: float) -> None:
 
 
 def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
-    """Refuse what is set against something else. (What a part cannot be at all it refuses itself.)"""
+    """Refuse settings that contradict each other. (Each part checks its own values.)"""
     train = recipe.train
     if train.accumulate > train.batch:
         raise UserError(
             f"train.accumulate must be at most the batch, {train.batch}; got {train.accumulate}. "
             "Set it to less: each part has an example."
         )
-    # Where the recipe's own warm-up is longer than a run that was cut short, the heading says so.
+    # If the recipe's own warm-up is longer than a shortened run, the heading says so.
     if train.warmup_steps > train.steps and "train.warmup_steps" in values:
         raise UserError(
             f"train.warmup_steps must be at most the run's {train.steps} steps; got {train.warmup_steps}. "
@@ -195,7 +195,7 @@ def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
 def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
     must = f"--set must name a setting of {whose}; got {name!r}."
     section, _, last = name.lower().rpartition(".")
-    # Of settings that are called the same, the last counts: that of the section which was named.
+    # Of settings with the same name the last one counts: that of the named section.
     ordered = sorted(known, key=lambda each: each.rpartition(".")[0] == section)
     of_part = {each.rpartition(".")[2]: each for each in ordered}
     if found := closest(_ALIASES.get(last, last), of_part):

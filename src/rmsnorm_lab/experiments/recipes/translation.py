@@ -14,7 +14,7 @@ class ModelConfig:
     hidden: int
     init_std: float = 0.01
     init_mean: float = 0.0
-    """What all weights are drawn around: 0.2 in the paper's Fig. 4."""
+    """The mean of all initial weights: 0.2 in the paper's Fig. 4."""
     label_smoothing: float = 0.1
 
 

@@ -20,7 +20,7 @@ TASKS = {
     "reading": "cloze questions (CNN/Daily Mail), the attentive reader with LSTMs",
     "language": "characters of real text, a small decoder-only transformer",
 }
-"""Name -> what it is. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
+"""Name -> description. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
 SIZES = ("small", "paper")
 
 

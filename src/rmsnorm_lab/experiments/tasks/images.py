@@ -73,7 +73,7 @@ class Images:
         return {"test_error": 100 * wrong, "loss": F.cross_entropy(logits, labels).item()}
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:
-        """As the paper's baselines: a network without norms of its activations is scaled to the first batch."""
+        """As in the paper's baselines, a network without norms of its activations is scaled to the first batch."""
         if isinstance(model, ConvPool) and model.bare:
             model.initialise(batch[0])
 

@@ -37,12 +37,12 @@ HELD_OUT_SHARE = 10
 NATS_TO_BITS = 1 / math.log(2)
 _EVALUATION_BATCH = 64
 _BLOCK = 1 << 20
-"""Characters that are encoded at a time: all at once would take 17 bytes each."""
+"""Number of characters encoded together: all at once would take 17 bytes each."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Character ids; the last id of the vocabulary stands for every character that the training part lacks."""
+    """Character ids; the last id of the vocabulary is for every character that the training part does not have."""
 
     train: Tensor
     held_out: Tensor

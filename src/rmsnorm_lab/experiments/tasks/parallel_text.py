@@ -1,4 +1,4 @@
-"""What the two translation tasks share: parallel text, the loss by the word, the search and the scores."""
+"""What the two translation tasks share: parallel text, the loss per word, the search and the scores."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ from rmsnorm_lab.experiments.scores import score, signatures
 from rmsnorm_lab.experiments.task import Metric, Source
 
 EVALUATED_TOGETHER = 128
-"""Sentences that are searched at a time."""
+"""Number of sentences searched together."""
 IDS_TOGETHER = 8192
-"""Ids at a time, padding included: 1 GB of logits for 32,000 subwords."""
+"""Number of ids computed together, padding included: 1 GB of logits for 32,000 subwords."""
 
 Network = Callable[[Recipe, dict[str, int], str, str], nn.Module]
 """(recipe, sizes, norm, kernels) -> the untrained network."""
@@ -90,7 +90,7 @@ class ParallelTextTask:
         self.references = {"copying the source": score(first.source, first.target, tokenised)[headline]}
 
     def files(self) -> dict[str, bytes]:
-        """What belongs beside the run: without its subwords a trained network can be used by nobody."""
+        """The subwords. Without them a trained network cannot be used."""
         return {SUBWORDS: self.subwords.dumps()}
 
     def model(self, norm: str, kernels: str) -> nn.Module:
@@ -196,7 +196,7 @@ def _first(pairs: Pairs[list[str]], count: int) -> Pairs[list[str]]:
 
 
 def _chunks(source: Ragged, target: Ragged | None = None) -> list[NDArray[np.int64]]:
-    """Sentences of like lengths together, and the longest in smaller numbers."""
+    """Groups of sentences of similar length; long sentences come in smaller groups."""
     chunks: list[NDArray[np.int64]] = []
     order = np.argsort(source.lengths, kind="stable")
     longest = (source.lengths if target is None else np.maximum(source.lengths, target.lengths))[order]
@@ -210,7 +210,7 @@ def _chunks(source: Ragged, target: Ragged | None = None) -> list[NDArray[np.int
 
 
 def _metrics(tests: Sequence[Pairs[list[str]]], tokenised: bool, stand_in: bool) -> tuple[Metric, ...]:
-    """BLEU leads on text of people; on the stand-in, which has one right answer, exact match does."""
+    """BLEU is the main metric on human text; on the stand-in, which has one right answer, it is exact match."""
     of = " (tokenised)" if tokenised else ""
     exact = Metric("exact", "exact match\n%", True, ".1f")
     if stand_in:

@@ -1,4 +1,4 @@
-"""Cloze questions on a text: which of its entities stands where the question has @placeholder."""
+"""Cloze questions on a text: which of its entities belongs in the question's @placeholder."""
 
 import hashlib
 import json
@@ -65,8 +65,8 @@ class Split:
 
 
 class Reading:
-    """See :class:`rmsnorm_lab.experiments.task.Task`. Entities are given markers at random, each time a question is
-    trained on, so that nothing can be learnt of a marker; in evaluation each question has markers of its own."""
+    """See :class:`rmsnorm_lab.experiments.task.Task`. Entities get random markers each time a question is used in
+    training, so that nothing can be learnt about a marker; in evaluation each question has its own markers."""
 
     name = "reading"
     metrics = (Metric("accuracy", "accuracy, %", higher_is_better=True, form=".1f"),)

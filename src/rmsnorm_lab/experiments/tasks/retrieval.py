@@ -26,7 +26,7 @@ from rmsnorm_lab.experiments.task import Metric, Source
 WORDS = "words.json"
 RECALLS = (1, 5, 10)
 _CHUNK = 50
-"""Images whose errors with all captions of a fold are taken at a time."""
+"""Number of images whose errors with all captions of a fold are computed together."""
 
 
 class Split(NamedTuple):
@@ -151,7 +151,7 @@ def ranks(errors_IC: Tensor) -> tuple[Tensor, Tensor]:
     """From E(image, caption), captions 5i to 5i+4 being those of image i: the rank, from 1, of the best of each image's
     five captions among the captions (I), and of each caption's image among the images (C).
 
-    What is equally good counts as before it, so that a network that says the same of everything finds nothing.
+    Ties count as ranked before it, so a network that says the same about everything finds nothing.
     """
     count = len(errors_IC)
     mine = torch.arange(count).repeat_interleave(PER_IMAGE) == torch.arange(count)[:, None]
