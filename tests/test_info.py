@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from rmsnorm import cli, native
 from rmsnorm.torch import dispatch
@@ -26,6 +27,18 @@ def test_info_names_the_level_and_every_backend(why_not, says, capsys, monkeypat
         "jax: nothing",
     ):
         assert where in said
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_info_follows_how_torch_is_built(cuda, capsys, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # so that no kernel is tried
+    monkeypatch.setattr(dispatch, "why_no_triton", dispatch._why_no_triton())
+    assert cli.main(["info"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  torch cuda: "))
+    without_cuda = "this torch is built without CUDA or ROCm"
+    assert (without_cuda in line) == (cuda is None), line
 
 
 def test_info_as_json(capsys):

@@ -135,17 +135,20 @@ def test_without_a_device_the_command_says_so(capsys):
     assert "needs a CUDA or ROCm device" in capsys.readouterr().err
 
 
-# The peers' functions and their parameters; those that have a default bear "=".
+# The peers' functions and all of their parameters, from their sources: liger-kernel 0.8.5, quack-kernels 0.6.5,
+# flash-attn's and apex's main branches of 2025. "=" marks those with a default.
 PEERS = {
     "liger_kernel.transformers.functional": {
         "liger_rms_norm": "X W eps offset= casting_mode= in_place=",
         "liger_layer_norm": "X W B eps",
         "liger_fused_add_rms_norm": "X R W eps offset= casting_mode= in_place=",
     },
-    "quack": {"rmsnorm": "x weight= bias= residual= out_dtype= residual_dtype= eps= prenorm="},
+    "quack": {"rmsnorm": "x weight= bias= residual= out_dtype= residual_dtype= eps= prenorm= weight_offset="},
     "flash_attn.ops.triton.layer_norm": {
-        "rms_norm_fn": "x weight bias residual= x1= weight1= bias1= eps= dropout_p= rowscale= prenorm=",
-        "layer_norm_fn": "x weight bias residual= x1= weight1= bias1= eps= dropout_p= rowscale= prenorm= is_rms_norm=",
+        "rms_norm_fn": "x weight bias residual= x1= weight1= bias1= eps= dropout_p= rowscale= prenorm= "
+        "residual_in_fp32= zero_centered_weight= return_dropout_mask= out_dtype= out= residual_out=",
+        "layer_norm_fn": "x weight bias residual= x1= weight1= bias1= eps= dropout_p= rowscale= prenorm= "
+        "residual_in_fp32= zero_centered_weight= is_rms_norm= return_dropout_mask= out_dtype= out= residual_out=",
     },
     "apex.normalization.fused_layer_norm": {
         "fused_rms_norm_affine": "input weight normalized_shape eps= memory_efficient=",
@@ -161,9 +164,25 @@ def signature(parameters):
     return inspect.Signature([inspect.Parameter(name, kind, default=default) for name, default in named])
 
 
+@pytest.mark.parametrize("path", PEERS)
+def test_an_installed_peer_has_this_signature(path):
+    module = pytest.importorskip(path, reason="the peer is not installed", exc_type=ImportError)
+    for function, parameters in PEERS[path].items():
+        own, listed = (
+            [(p.name, p.default is p.empty) for p in each.parameters.values()]
+            for each in (inspect.signature(getattr(module, function)), signature(parameters))
+        )
+        assert own == listed, function
+
+
+def test_a_wrong_keyword_of_a_peer_fails():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epsilon'"):
+        signature(PEERS["quack"]["rmsnorm"]).bind(torch.ones(1), epsilon=1e-6)
+
+
 def test_peers_get_the_same_question(monkeypatch):
-    """Each peer is called with the tensors and eps of the case in their places. Their packages are stood in for by
-    recorders of the same signatures, which refuse what the peers would."""
+    """Each peer is called with the tensors and eps of the case in the right places. Recorders with the peers'
+    signatures take the place of their packages, and refuse the calls that the peers would refuse."""
     asked = []
 
     def recorder(name, parameters):
