@@ -73,9 +73,14 @@ def paired_ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(of, to, strict=True)]
 
 
+FEWEST = 6
+"""Fewer values have no 95 % confidence interval: even the smallest and the largest of five have the median between them
+in only 94 % of cases."""
+
+
 @dataclass(frozen=True)
 class Spread:
-    """A median and its 95 % confidence interval; None for fewer than six values."""
+    """A median and its 95 % confidence interval; None for fewer than ``FEWEST`` values."""
 
     median: float
     interval: tuple[float, float] | None
@@ -85,14 +90,13 @@ def spread(values: Sequence[float]) -> Spread:
     """The median of ``values`` and how sure it is.
 
     The interval lies between two order statistics, so it assumes no distribution: the number of values below the true
-    median is binomial(n, ½), within ±1.96·√n/2 of n/2 in 95 % of cases. Even the smallest and the largest of five
-    values have the median between them in only 94 % of cases.
+    median is binomial(n, ½), within ±1.96·√n/2 of n/2 in 95 % of cases.
     """
     ordered = sorted(values)
     n = len(ordered)
     half = 1.96 * math.sqrt(n) / 2
     low, high = max(math.floor(n / 2 - half), 0), min(math.ceil(n / 2 + half), n - 1)
-    return Spread(statistics.median(ordered), (ordered[low], ordered[high]) if n > 5 else None)
+    return Spread(statistics.median(ordered), (ordered[low], ordered[high]) if n >= FEWEST else None)
 
 
 def saved(reference: Sequence[float], times: Sequence[float]) -> Spread:

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data.official import is_official
@@ -16,7 +13,8 @@ from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published, label
 from rmsnorm_lab.experiments.record import Record, timings_of
 from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.task import Metric, Task
-from rmsnorm_lab.timing import Spread
+from rmsnorm_lab.table import Cell, Row, Table
+from rmsnorm_lab.timing import FEWEST, Spread
 
 SETTINGS = {
     "unfused": "time, unfused: every norm in framework operators, as the paper had it",
@@ -65,77 +63,71 @@ def show_quality(comparison: Comparison, console: Console) -> None:
     each = -(-len(task.metrics) // tables)
     for start in range(0, len(task.metrics), each):
         metrics = task.metrics[start : start + each]
-        console.print(_quality_table(comparison.quality, metrics, paper, _official(task)), highlight=False)
+        _quality_table(comparison.quality, metrics, paper, _official(task)).show(console)
 
 
 def show_times(comparison: Comparison, console: Console) -> None:
     """Print the times, and the notes on both tables."""
     paper = PUBLISHED.get(comparison.task.name, Published(""))
     for kernels, rows in comparison.times.items():
-        console.print(SETTINGS[kernels], style="bold", highlight=False, soft_wrap=True)
-        console.print(_time_table(rows, paper if kernels == "unfused" else Published("")), highlight=False)
+        _time_table(SETTINGS[kernels], rows, paper if kernels == "unfused" else Published("")).show(console)
     for note in notes(comparison):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-
-def ruled(first: str, headings: Sequence[str]) -> Table:
-    """A table without rows, narrow enough for 80 columns. Headings are text: a file's name in brackets is no markup."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for each in headings:
-        table.add_column(Text(each), justify="right", no_wrap=True)
-    return table
 
 
 def _official(task: Task) -> bool:
     return is_official(task.name, task.source.content)
 
 
-def _quality_table(rows: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
-    table = ruled("norm", [metric.label for metric in metrics])
-    for each in rows:
-        table.add_row(norms.label(each.norm), *(quality_cell(each, metric) for metric in metrics))
+def _quality_table(quality: Sequence[QualityRow], metrics: Sequence[Metric], paper: Published, official: bool) -> Table:
+    rows = []
+    for each in quality:
+        rows.append(Row(norms.label(each.norm), [quality_cell(each, metric) for metric in metrics]))
         published = paper.quality.get(each.norm, {})
         if any(metric.key in published for metric in metrics):
-            cells = (f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics)
-            table.add_row(f"  {label(official)}", *cells, style="dim")
-    return table
+            cells = [f"{published[m.key]:{m.form}}" if m.key in published else "" for m in metrics]
+            rows.append(Row(f"  {label(official)}", cells, style="dim"))
+    return Table(["norm", *(metric.label for metric in metrics)], rows)
 
 
-def quality_cell(each: QualityRow, metric: Metric) -> str:
+def quality_cell(each: QualityRow, metric: Metric) -> Cell:
     """'2.345 ± 0.012'; if a run diverged, the cell says so."""
     if metric.key not in each.metrics:
-        return "diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})"
+        return Cell("diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})")
     quality = each.metrics[metric.key]
-    spread = "" if quality.sd is None else f" ± {quality.sd:{metric.form}}"
-    diverged = f"\n{each.diverged} of {each.runs} diverged" if each.diverged else ""
-    return f"{quality.mean:{metric.form}}{spread}{diverged}"
+    sd = "" if quality.sd is None else f" ± {quality.sd:{metric.form}}"
+    diverged = (f"{each.diverged} of {each.runs} diverged",) if each.diverged else ()
+    return Cell(f"{quality.mean:{metric.form}}{sd}", diverged)
 
 
-def _time_table(rows: Sequence[TimeRow], paper: Published) -> Table:
+def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table:
+    # In a terminal's 80 columns, so in two lines each.
+    saved = "time saved, %" + ("\n[95 % CI]" if any(each.saved and each.saved.interval for each in times) else "")
     published = ["saved in the\npaper, %"] if paper.saved else []
-    table = ruled("norm", ["ms of\na step", "time saved, %\n[95 % CI]", *published, *_SHARES, "peak\nMiB"])
-    for each in rows:
-        table.add_row(
+    rows = [
+        Row(
             norms.label(each.norm),
-            f"{each.milliseconds:.1f}",
-            "" if each.saved is None else _interval(each.saved),
-            *([paper.saved.get(each.norm, "")] if paper.saved else []),
-            "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
-            "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
-            f"{each.peak_memory / 2**20:.1f}",
+            [
+                f"{each.milliseconds:.1f}",
+                "" if each.saved is None else _interval(each.saved),
+                *([paper.saved.get(each.norm, "")] if paper.saved else []),
+                "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
+                "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
+                f"{each.peak_memory / 2**20:.1f}",
+            ],
         )
-    return table
+        for each in times
+    ]
+    headings = ["norm", "ms per\nstep", saved, *published, "in norms, %\nablation", "\nprofiler", "peak\nMiB"]
+    return Table(headings, rows, title)
 
 
-_SHARES = ("in norms, %\nablation", "\nprofiler")
-
-
-def _interval(spread: Spread) -> str:
-    if spread.interval is None:
-        return f"{100 * spread.median:.1f} [too few rounds]"
-    low, high = spread.interval
-    return f"{100 * spread.median:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _interval(share: Spread) -> str:
+    median = f"{100 * share.median:.1f}"
+    if share.interval is None:
+        return median
+    low, high = share.interval
+    return f"{median} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -145,11 +137,12 @@ def notes(comparison: Comparison) -> list[str]:
     if timed := timings_of(records):
         first, rounds = timed[0], timed[0].result.rounds
         saved = [
-            "ms of a step: LayerNorm's median step, less the time that is saved",
-            "time saved: in percent of LayerNorm's step; the median over the rounds and its 95 % confidence interval",
+            "ms per step: LayerNorm's median step, less the time that is saved",
+            "time saved: in percent of LayerNorm's step; the median over the rounds"
+            + (" and its 95 % confidence interval" if rounds >= FEWEST else f"; an interval takes {FEWEST} rounds"),
         ]
         if "layer" not in first.identity.norms:
-            saved = ["ms of a step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
+            saved = ["ms per step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
         found += [
             f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
             *saved,

@@ -7,12 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from rmsnorm_lab.experiments.comparison import quality_cell, ruled, source_of
+from rmsnorm_lab.experiments.comparison import quality_cell, source_of
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.record import RunRecord
 from rmsnorm_lab.experiments.summary import QualityRow, quality_row
 from rmsnorm_lab.experiments.task import Task
+from rmsnorm_lab.table import Row, Table
 
 PAPER_P = (0.0625, *(tenth / 10 for tenth in range(1, 11)))
 """The values in the paper's Fig. 3, and the p of its tables."""
@@ -42,11 +43,8 @@ def rows(records: Sequence[RunRecord]) -> dict[float, QualityRow]:
 def show(task: Task, found: dict[float, QualityRow], console: Console) -> None:
     """Print the sweep."""
     title = f"sweep of pRMSNorm's p · {task.name}, test · {source_of(task)}"
-    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
-    table = ruled("p, %", [metric.label for metric in task.metrics])
-    for p, row in found.items():
-        table.add_row(f"{100 * p:g}", *(quality_cell(row, metric) for metric in task.metrics))
-    console.print(table, highlight=False)
+    rows = [Row(f"{100 * p:g}", [quality_cell(row, metric) for metric in task.metrics]) for p, row in found.items()]
+    Table(["p, %", *(metric.label for metric in task.metrics)], rows, title).show(console)
 
 
 def as_json(task: Task, found: dict[float, QualityRow]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from rmsnorm_lab.experiments import norms
-from rmsnorm_lab.experiments.comparison import ruled, source_of
+from rmsnorm_lab.experiments.comparison import source_of
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.record import RunRecord, RunResult
 from rmsnorm_lab.experiments.task import Metric, Task
+from rmsnorm_lab.table import Row, Table
 
 
 def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequence[float]) -> list[Job]:
@@ -66,16 +67,14 @@ def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print the sweep; the best of each row is marked."""
     title = f"sweep of the learning rate · {found['task']} · {found['metric']}, validation · {found['source']}"
-    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
-    table = ruled("norm", list(next(iter(found["valid"].values()))))
+    rows = []
     for norm, row in found["valid"].items():
-        cells = (
+        cells = [
             "diverged" if value is None else f"{value:{found['form']}}" + (" *" if rate == found["best"][norm] else "")
             for rate, value in row.items()
-        )
-        table.add_row(norms.label(norm), *cells)
-    console.print(table, highlight=False)
-    console.print("* the best of its row", highlight=False)
+        ]
+        rows.append(Row(norms.label(norm), cells))
+    Table(["norm", *next(iter(found["valid"].values()))], rows, title, note="* the best of its row").show(console)
     if ends := found["best_at_an_end"]:
         labels = ", ".join(map(norms.label, ends))
         console.print(

@@ -16,13 +16,17 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
 
+from rich.console import Console  # noqa: E402
+
 from made_records import MACHINE, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import norms, store  # noqa: E402
-from rmsnorm_lab.experiments.comparison import quality_cell  # noqa: E402
+from rmsnorm_lab.experiments.comparison import _time_table, quality_cell  # noqa: E402
+from rmsnorm_lab.experiments.paper import Published  # noqa: E402
 from rmsnorm_lab.experiments.record import SCHEMA  # noqa: E402
 from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
+from rmsnorm_lab.table import Cell  # noqa: E402
 from tiny_runs import corpus, language  # noqa: E402
 
 RUNS = 8  # four normalisers × two seeds
@@ -124,7 +128,7 @@ def test_without_timing_there_is_no_table_of_times(out, capsys):
     captured = capsys.readouterr()
     assert f"{RUNS} of {RUNS} were recorded" in captured.err
     assert "held-out bits" in captured.out
-    assert "ms of" not in captured.out
+    assert "ms per" not in captured.out
     assert not list(out.glob("*-timing-*"))
 
 
@@ -229,11 +233,22 @@ TIMES = {"none": [8.0, 16.0], "layer": [10.0, 20.0], "rms": [9.0, 18.0], "prms":
         ([2.0], "2.000"),
         ([None], "diverged"),
         ([None, None], "diverged (2 of 2)"),
-        ([2.0, 3.0, None], "2.500 ± 0.707\n1 of 3 diverged"),
+        ([2.0, 3.0, None], ("2.500 ± 0.707", "1 of 3 diverged")),
     ],
 )
 def test_divergence_is_said_as_such(bits, cell):
-    assert quality_cell(quality_row("rms", [run_record(quality=each) for each in bits]), Language.metrics[0]) == cell
+    text, *below = (cell,) if isinstance(cell, str) else cell
+    row = quality_row("rms", [run_record(quality=each) for each in bits])
+    assert quality_cell(row, Language.metrics[0]) == Cell(text, tuple(below))
+
+
+def test_a_table_of_times_promises_an_interval_only_where_there_is_one(capsys):
+    for rounds, promised in ((5, False), (6, True)):
+        record = timing_record({norm: [*map(float, range(10, 10 + rounds))] for norm in ("layer", "rms")})
+        _time_table("times", [time_row(norm, record) for norm in ("layer", "rms")], Published("")).show(Console())
+        shown = capsys.readouterr().out
+        assert ("[95 % CI]" in shown) == promised
+        assert ("0.0 [0.0, 0.0]" in shown) == promised
 
 
 def test_a_row_pairs_the_times():

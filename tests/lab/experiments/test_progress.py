@@ -125,7 +125,7 @@ def test_quality_is_there_before_anything_is_timed_and_only_what_was_asked_for_i
     monkeypatch.undo()
     assert main(language(out, "--norm", "rms", "layer")) == 0
     rest = capsys.readouterr().out
-    assert "ms of" in rest
+    assert "ms per" in rest
     timed = [json.loads(path.read_text()) for path in out.glob("*-timing-*")]
     assert all(set(record["result"]["peak_memory"]) == {"layer", "rms"} for record in timed)
 
