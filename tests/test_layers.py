@@ -106,7 +106,7 @@ def public_of_torch():
 PUBLIC = {
     "rmsnorm.torch": public_of_torch(),
     "rmsnorm.numpy": rmsnorm.numpy.__all__,
-    "rmsnorm.spec": ["partial_count"],  # k = ⌈n·p⌉: what pRMSNorm is, for whoever writes it in another framework
+    "rmsnorm.spec": ["partial_count"],  # k = ⌈n·p⌉: what pRMSNorm is, for an implementation in another framework
     "rmsnorm.info": [name for name in vars(info) if not name.startswith("_")],
 }
 

@@ -24,7 +24,7 @@ def results(function, x, weight, bias, dy, dtype):
 
 
 def agree(found, expected):
-    """But for one rounding to bfloat16, where that is the result's dtype, and for the sums in float32."""
+    """Equal up to the sums in float32 and, for a bfloat16 result, one rounding."""
     for a, b in zip(found, expected, strict=True):
         largest = max(1.0, float(b.detach().abs().max()))  # terms of about 1 may cancel: all of dx where n is 1
         rounding = EPSILON if a.dtype == torch.bfloat16 else 0.0

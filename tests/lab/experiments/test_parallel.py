@@ -75,7 +75,7 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
     assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
     assert done.stdout.count("record: ") == 1  # one process speaks
     assert "distributed" not in done.stderr  # and no library
-    found = experiments.load(tmp_path).evaluate(text)[1]  # the network that is kept is whole, whoever trained it
+    found = experiments.load(tmp_path).evaluate(text)[1]  # the kept network is whole, with one process or several
     assert found["bits"] == pytest.approx(both["quality"]["bits"], rel=1e-6)
     (path,) = tmp_path.glob("*.jsonl")
     assert path.name.endswith(f"-{strategy}2.jsonl")
@@ -90,7 +90,7 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
 
 
 def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone, capsys):
-    """A checkpoint is whole, whoever wrote it."""
+    """A checkpoint is whole, written by one process or by several."""
     command = arguments(text, tmp_path, "train.clip=global")
     torchrun(2, [*command, "--strategy", "fsdp", "--checkpoint-every", "5"])
     (record,) = tmp_path.glob("*.jsonl")

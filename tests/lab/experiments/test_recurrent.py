@@ -212,7 +212,7 @@ def test_weights_are_drawn_gate_by_gate(norm):
 )
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("norm", GRU_NORMS)
-def test_a_layer_is_the_loop_whoever_computes_it(make, loop, norm, kernels):
+def test_a_layer_is_the_loop_with_any_kernels(make, loop, norm, kernels):
     """The same draws, names, outputs and gradients, on ragged sequences in both directions with a learned start."""
     networks = []
     for each in (make, loop):
