@@ -154,6 +154,57 @@ def test_served(module, convention, dtype):
     torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 1), atol=8 * 1.2e-7)
 
 
+class Gated(Norm):
+    """Every order that transformers has: of the gate and the norm, of rounding and the gain."""
+
+    def __init__(self, first=True, groups=1, activation=F.silu, llama=True):
+        super().__init__()
+        self.first, self.groups, self.activation, self.llama = first, groups, activation, llama
+
+    def forward(self, x, gate):
+        gate = self.activation(gate.float())
+        f = x.float() if self.first else x.float() * gate
+        f = self.normed(f.unflatten(-1, (self.groups, -1))).flatten(-2)
+        f = self.weight * f.to(x.dtype) if self.llama else self.weight.float() * f
+        return (f * gate).to(x.dtype) if self.first else f if self.llama else f.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("llama", [True, False])
+@pytest.mark.parametrize("activation", [F.silu, torch.sigmoid], ids=["silu", "sigmoid"])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("first", [True, False])
+def test_gated(first, groups, activation, llama, dtype):
+    module = Gated(first, groups, activation, llama).to(dtype)
+    x, gate = rows_for(module, dtype), 3 * rows_for(module, dtype).flip(0)
+    parts = ["norm_before_gate"] * first + ["groups=4"] * (groups > 1) + ["sigmoid"] * (activation is not F.silu)
+    theirs = module(x, gate)
+    with swap_norms(module) as swapped:
+        parts += ["casting=llama"] * llama
+        assert swapped.rows[0].convention == f"rms_norm_gated({', '.join(['weight', *parts])})"
+        assert swapped.rows[0].dtypes.split()[:2] == ["f32/f32", "bf16/bf16"]
+        ours = module(x, gate)
+        # Other gates, and calls by keyword, take the module's own forward.
+        assert torch.equal(module(x, gate=gate), theirs)
+        assert torch.equal(module(x, gate[:1]), Gated.forward(module, x, gate[:1]))
+    assert ours.dtype == theirs.dtype
+    if dtype == torch.float64:  # was not verified
+        assert torch.equal(ours, theirs)
+    eps = torch.finfo(dtype).eps
+    assert (ours != theirs).double().mean() <= (1 if dtype == torch.float32 else 0.02)
+    torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 1), atol=1e-9)
+
+
+class GatedByTanh(Gated):
+    def __init__(self):
+        super().__init__(activation=torch.tanh)
+
+
+class GatedWithoutGradient(Gated):
+    def forward(self, x, gate):
+        return super().forward(x, gate.detach())
+
+
 # ---- what is left ----
 
 
@@ -257,6 +308,11 @@ class TwoInputs(Norm):
         return super().forward(x + y)
 
 
+class ThreeInputs(Norm):
+    def forward(self, x, y, z):
+        return super().forward(x + y + z)
+
+
 LEFT = [
     (Clamped(), "no convention reproduces its results"),
     (Detached(), "no convention reproduces its results"),
@@ -275,7 +331,10 @@ LEFT = [
     (DyTNorm(), "√eps|no convention"),
     (WithBuffer(), "it has buffers"),
     (WithTensor(), "it has tensors that are no parameters"),
-    (TwoInputs(), "its forward takes more than an input"),
+    (GatedByTanh(), "no convention with a gate reproduces its results"),
+    (GatedWithoutGradient(), "no convention with a gate reproduces its results"),
+    (TwoInputs(), "no convention with a gate reproduces its results"),
+    (ThreeInputs(), "its forward takes neither an input alone nor an input and a gate"),
     (Norm(n=1), "weight has the shape .1,., which is no gain of a norm"),
 ]
 

@@ -1,12 +1,15 @@
 """The norms of a model on this project's kernels, whatever their classes are: :func:`swap_norms`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from torch import nn
 
 from rmsnorm.torch.swap.classes import derived
 from rmsnorm.torch.swap.conventions import Convention
+from rmsnorm.torch.swap.gated import GatedConvention
+from rmsnorm.torch.swap.gated_probe import judge_gated, takes_a_gate
 from rmsnorm.torch.swap.probe import judge, looks_like_a_norm
 from rmsnorm.torch.swap.shadow import Left, check_structure, key, takes_one_argument, undisturbed
 from rmsnorm.torch.swap.table import Row, table
@@ -14,6 +17,8 @@ from rmsnorm.torch.swap.table import Row, table
 __all__ = ["Row", "Swapped", "swap_norms"]
 
 Filter = Callable[[str, nn.Module], bool]
+Verdict = Convention | GatedConvention | str | None
+"""What serves a module; or why it is left; or None for what is no norm."""
 
 
 class Swapped:
@@ -66,9 +71,9 @@ def swap_norms(model: nn.Module, *, layer_norms: bool = True, filter: Filter | N
               c = 0 \text{ or } \mu, \qquad g = w \text{ or } 1 + w
 
     A norm is found by its numbers, not by its name: each distinct module is run on prepared rows, on a shadow with
-    parameters of its own, and it is swapped only if a call of :func:`rms_norm` or :func:`layer_norm` gives the same
-    results and gradients. That holds for Hugging Face's classes, those of other libraries and your own. A module that
-    nothing reproduces is left, and the table says why.
+    parameters of its own, and it is swapped only if a call of :func:`rms_norm`, :func:`layer_norm` or
+    :func:`rms_norm_gated` gives the same results and gradients. That holds for Hugging Face's classes, those of other
+    libraries and your own. A module that nothing reproduces is left, and the table says why.
 
     A swapped module keeps its object, parameters, attributes, hooks and names; its class becomes a subclass of its
     class. ``isinstance``, ``state_dict``, ``copy.deepcopy`` (the copy is swapped too), ``torch.save`` (the file holds
@@ -104,16 +109,16 @@ def swap_norms(model: nn.Module, *, layer_norms: bool = True, filter: Filter | N
         raise TypeError(f"layer_norms must be a bool, got {type(layer_norms).__name__}")
     if filter is not None and not callable(filter):
         raise TypeError(f"filter must be callable or None, got {type(filter).__name__}")
-    judged: dict[tuple, Convention | str | None] = {}
+    judged: dict[tuple, Verdict] = {}
     rows: list[Row] = []
     found: list[tuple[nn.Module, type[nn.Module]]] = []
     for name, module in model.named_modules():
         if filter is not None and not filter(name, module):
             continue
         verdict = _verdict(module, judged)
-        if isinstance(verdict, Convention) and verdict.norm == "layer" and not layer_norms:
+        if isinstance(verdict, Convention | GatedConvention) and verdict.norm == "layer" and not layer_norms:
             verdict = "it is a LayerNorm, and layer_norms=False"
-        if isinstance(verdict, Convention):
+        if isinstance(verdict, Convention | GatedConvention):
             try:
                 found.append((module, derived(type(module), verdict)))  # type: ignore[arg-type]  # mypy and lru_cache
             except Exception as error:  # the class refuses subclasses
@@ -125,14 +130,14 @@ def swap_norms(model: nn.Module, *, layer_norms: bool = True, filter: Filter | N
     return Swapped(rows, [module for module, _ in found])
 
 
-def _verdict(module: nn.Module, judged: dict[tuple, Convention | str | None]) -> Convention | str | None:
+def _verdict(module: nn.Module, judged: dict[tuple, Verdict]) -> Verdict:
     """The convention; or why it is left; or None for what is no norm."""
     if _is_torchs_other(module):
         return None
     try:
         check_structure(module)
-        if not takes_one_argument(module):
-            raise Left("its forward takes more than an input")
+        if not takes_one_argument(module) and not takes_a_gate(module):
+            raise Left("its forward takes neither an input alone nor an input and a gate")
     except Left as reason:
         return str(reason) if "norm" in type(module).__name__.lower() and not _contains_norm(module) else None
     kind = key(module)
@@ -141,11 +146,11 @@ def _verdict(module: nn.Module, judged: dict[tuple, Convention | str | None]) ->
     return judged[kind]
 
 
-def _judged(module: nn.Module) -> Convention | str | None:
+def _judged(module: nn.Module) -> Verdict:
     reason: str
     try:
         with undisturbed():
-            return judge(module)
+            return _judge(module)
     except Left as left:
         reason = str(left)
     except Exception as error:
@@ -157,6 +162,19 @@ def _judged(module: nn.Module) -> Convention | str | None:
             return reason if looks_like_a_norm(module) else None
     except Exception:
         return None
+
+
+def _judge(module: nn.Module) -> Convention | GatedConvention:
+    """As a norm with a gate where forward takes one: such a module is called with it, if it is called without too."""
+    if not takes_a_gate(module):
+        return judge(module)
+    try:
+        return judge_gated(module)
+    except Exception:
+        if takes_one_argument(module):
+            with suppress(Exception):
+                return judge(module)
+        raise
 
 
 def _is_torchs_other(module: nn.Module) -> bool:

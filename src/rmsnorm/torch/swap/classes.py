@@ -12,21 +12,22 @@ import torch
 from torch.compiler import is_compiling
 
 from rmsnorm.torch.swap.conventions import Convention
+from rmsnorm.torch.swap.gated import GatedConvention
 
 ORIGINAL = "_rmsnorm_original"
 """The attribute of a derived class that is the class it was derived from."""
 
 
 @functools.cache
-def derived(original: type[torch.nn.Module], convention: Convention) -> type[torch.nn.Module]:
+def derived(original: type[torch.nn.Module], convention: Convention | GatedConvention) -> type[torch.nn.Module]:
     """``original`` with ``convention`` for its forward; name, qualified name and module are the original's, since
     models are initialised by the names of their classes."""
 
     @functools.wraps(original.forward)
     def forward(self, *args, **kwargs):
         # A compiled graph holds the module's own operations, which Inductor fuses with what is around them.
-        if len(args) == 1 and not kwargs and not is_compiling():
-            y = convention(self, args[0])
+        if not kwargs and not is_compiling():
+            y = convention(self, *args)
             if y is not None:
                 return y
         return original.forward(self, *args, **kwargs)

@@ -59,8 +59,11 @@ class Convention:
         """``pairs`` to look up."""
         return dict(self.pairs)
 
-    def __call__(self, module: torch.nn.Module, x: Tensor) -> Tensor | None:
+    def __call__(self, module: torch.nn.Module, *inputs: Tensor) -> Tensor | None:
         """The module's result, or None where it must compute that itself."""
+        if len(inputs) != 1:
+            return None
+        (x,) = inputs
         weight = bias = None
         if self.names.weight is not None:
             weight = module._parameters.get(self.names.weight)

@@ -1,8 +1,4 @@
-"""Which convention reproduces a module: it is run on prepared rows, and its numbers decide, never its name.
-
-The thresholds lie in a gap: a right convention is within 2 units in the last place in float32 and differs in at most
-0.04 % of 16-bit results, a wrong one in 25 to 40 % (212 classes of 27 formulas in transformers 5.24).
-"""
+"""Which convention reproduces a module: it is run on prepared rows, and its numbers decide, never its name."""
 
 import math
 from collections.abc import Iterator
@@ -13,13 +9,18 @@ from torch import Tensor, nn
 
 from rmsnorm.spec import partial_count
 from rmsnorm.torch.swap.conventions import CASTINGS, PAIRS, Convention, Names
+from rmsnorm.torch.swap.samples import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    alike,
+    gain_of_one,
+    make_parameters,
+    make_rows,
+    named_eps,
+    seeded,
+)
 from rmsnorm.torch.swap.shadow import Left, given, run
 
-TOLERANCE = 16 * 2.0**-23
-"""Of a float32 result, relative to the sizes that it is made of."""
-GRADIENT_TOLERANCE = 1e-4
-DIFFERING = 0.01
-"""The share of 16-bit results that may differ, by one unit in the last place each."""
 FREE_LENGTHS = 64, 48
 """Of the rows for a module whose own shape does not say one."""
 
@@ -69,30 +70,6 @@ def _assignments(module: nn.Module) -> Iterator[Names]:
         yield Names(second, first)
 
 
-def _rows(wide: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Rows of sizes from 1e-6 to 1e3, one with a mean, one with an outlier."""
-    count = max(16, -(-2048 // math.prod(wide)))
-    x = torch.randn(count, *wide, generator=generator)
-    x = x * torch.logspace(-6, 3, count).reshape(-1, *[1] * len(wide))
-    x[-1] = x[-1] / 1e3 + 5
-    x[-2] = x[-2].sign()
-    x[-2, ..., 0] = 40 * math.prod(wide) ** 0.5
-    return x
-
-
-def _parameters(names: Names, wide: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
-    parameters = {name: torch.randn(wide, generator=generator) for name in names if name is not None}
-    if names.weight is not None:
-        parameters[names.weight][..., 0] *= 100  # a result beyond what is clamped, where the outlier is
-    return parameters
-
-
-def _constants(names: Names, gain: str, wide: tuple[int, ...]) -> dict[str, Tensor]:
-    """Parameters with which the gain is one and the bias zero."""
-    weight = torch.full(wide, 0.0 if gain == "1 + weight" else 1.0)
-    return {name: t for name, t in zip(names, (weight, torch.zeros(wide)), strict=True) if name is not None}
-
-
 # ---- eps and p ----
 
 
@@ -100,31 +77,15 @@ def _eps(module: nn.Module, names: Names, gain: str, wide: tuple[int, ...]) -> t
     """From rows so small that their result is x / √eps, and the attribute that it is read from."""
     x = torch.zeros(2, *wide)
     x[..., 0], x[..., 1] = 1e-15, -1e-15
-    y = run(module, _constants(names, gain, wide), x)
+    y = run(module, gain_of_one(names, gain, wide), x)
     root = (x[..., 0].double() / y[..., 0].double()).flatten()
-    measured = (root**2).mean().item()
-    if not math.isfinite(measured) or measured > 1:
-        raise Left("rows near zero do not come out as x / √eps")
-    smallest = 2e-30 / wide[-1]  # the row's own mean square
-    if measured < 4 * smallest:
-        measured = 0.0
-    attributes = {
-        name: value for name, value in vars(module).items() if isinstance(value, float) and not name.startswith("_")
-    }
-    for name, value in attributes.items():
-        if value >= 0 and math.isclose(value, measured, rel_tol=1e-3):
-            return value, name
-    epsilon = torch.finfo(torch.float32).eps
-    for value in (0.0, float(f"{measured:.1e}"), epsilon):
-        if math.isclose(value, measured, rel_tol=1e-3):
-            return value, None
-    raise Left(f"its eps of about {measured:.3g} is neither an attribute nor a number of two digits")
+    return named_eps(module, (root**2).mean().item(), smallest=2e-30 / wide[-1])
 
 
 def _partial(module: nn.Module, names: Names, gain: str, eps: float, wide: tuple[int, ...]) -> float:
     """The share of elements whose RMS is taken: a large one beyond them leaves the others as they are."""
     n = wide[0]
-    parameters = _constants(names, gain, wide)
+    parameters = gain_of_one(names, gain, wide)
     low, high = 1, n  # the first k elements are taken, low ≤ k ≤ high
     while low < high:
         middle = (low + high) // 2  # is the element of that index, the (middle + 1)-th, taken?
@@ -140,15 +101,11 @@ def _partial(module: nn.Module, names: Names, gain: str, eps: float, wide: tuple
 # ---- what is compared ----
 
 
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _reproduces(module: nn.Module, convention: Convention, wide: tuple[int, ...]) -> bool:
     """In float32: results in both modes, and gradients once."""
     for lengths in [wide] if convention.shape else [(n,) for n in FREE_LENGTHS]:
-        generator = _generator()
-        x, parameters = _rows(lengths, generator), _parameters(convention.names, lengths, generator)
+        generator = seeded()
+        x, parameters = make_rows(lengths, generator), make_parameters(convention.names, lengths, generator)
         if convention.eps:  # eps is added to the mean square, which is of its size here
             x = torch.cat([x, convention.eps**0.5 * torch.randn(8, *lengths, generator=generator)])
         if not _close(module, convention, x, parameters):
@@ -219,10 +176,10 @@ def _with_pairs(module: nn.Module, convention: Convention, wide: tuple[int, ...]
 def _casting(
     module: nn.Module, convention: Convention, wide: tuple[int, ...], x_dtype: torch.dtype, w_dtype: torch.dtype
 ) -> str | None:
-    generator = _generator(1)
+    generator = seeded(1)
     count = max(32, -(-4096 // math.prod(wide)))
     x = torch.randn(count, *wide, generator=generator).to(x_dtype)
-    parameters = {n: t.to(w_dtype) for n, t in _parameters(convention.names, wide, generator).items()}
+    parameters = {n: t.to(w_dtype) for n, t in make_parameters(convention.names, wide, generator).items()}
     try:
         theirs = run(module, parameters, x)
     except Exception:  # a mixture that the module does not take: it says so itself
@@ -230,26 +187,15 @@ def _casting(
     weight, bias = (parameters.get(name or "") for name in convention.names)
     for casting in CASTINGS[convention.norm]:
         ours = convention.compute(x, weight, bias, casting, convention.eps)
-        if ours.dtype == theirs.dtype and _alike(ours, theirs, x_dtype, w_dtype):
+        if alike(ours, theirs, x_dtype, w_dtype):
             return casting
     return None
-
-
-def _alike(ours: Tensor, theirs: Tensor, *dtypes: torch.dtype) -> bool:
-    a, b = ours.double(), theirs.double()
-    difference = (a - b).abs()
-    size = torch.maximum(a.abs(), b.abs())
-    if ours.dtype == torch.float32:
-        return bool((difference <= TOLERANCE * (size + size.amax(-1, keepdim=True))).all())
-    unit = max(torch.finfo(t).eps for t in (*dtypes, ours.dtype))
-    cancelled = TOLERANCE * size.amax(-1, keepdim=True)  # what a bias leaves of a result
-    return bool((difference <= unit * size + cancelled).all() and (difference > 0).double().mean() <= DIFFERING)
 
 
 def looks_like_a_norm(module: nn.Module) -> bool:
     """Whether larger rows give the same results."""
     _, wide = _shapes(module)
-    generator = _generator()
+    generator = seeded()
     x = 1e3 * torch.randn(4, *wide, generator=generator)
     parameters = {name: torch.randn(p.shape, generator=generator) for name, p in given(module).items()}
     y, z = run(module, parameters, x), run(module, parameters, 4 * x)

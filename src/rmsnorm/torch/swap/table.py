@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from rmsnorm.torch.swap.conventions import Convention
+from rmsnorm.torch.swap.gated import GatedConvention
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -26,7 +27,7 @@ class Row(NamedTuple):
     """Why it was left; None if it was swapped."""
 
     @classmethod
-    def of(cls, name: str, module: nn.Module, verdict: Convention | str) -> "Row":
+    def of(cls, name: str, module: nn.Module, verdict: Convention | GatedConvention | str) -> "Row":
         """From what was found out."""
         kind = type(module).__name__
         if isinstance(verdict, str):

@@ -1,0 +1,119 @@
+"""Which convention reproduces a norm with a gate, by its numbers."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rmsnorm.torch.swap.conventions import PAIRS, Names
+from rmsnorm.torch.swap.gated import ACTIVATIONS, GatedConvention
+from rmsnorm.torch.swap.samples import (
+    GRADIENT_TOLERANCE,
+    TOLERANCE,
+    alike,
+    make_parameters,
+    make_rows,
+    named_eps,
+    seeded,
+)
+from rmsnorm.torch.swap.shadow import Left, given, run
+
+
+def takes_a_gate(module: nn.Module) -> bool:
+    """Whether forward can be called with a second argument."""
+    try:
+        inspect.signature(type(module).forward).bind(module, None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def judge_gated(module: nn.Module) -> GatedConvention:
+    """The convention that reproduces ``module``; Left says why there is none."""
+    parameters = given(module)
+    if len(parameters) != 1 or next(iter(parameters.values())).dim() != 1:
+        raise Left("its forward takes more than an input, and it has not one gain")
+    ((name, p),) = parameters.items()
+    n = p.shape[0]
+    for activation in ACTIVATIONS:
+        try:
+            eps, eps_name = _eps(module, name, n, activation)
+        except Left:
+            continue
+        for groups in _groups(module, n):
+            for norm_before_gate in (True, False):
+                convention = GatedConvention(Names(name, None), eps, eps_name, n, groups, norm_before_gate, activation)
+                if _reproduces(module, convention):
+                    return _with_pairs(module, convention)
+    raise Left("no convention with a gate reproduces its results")
+
+
+def _eps(module: nn.Module, name: str, n: int, activation: str) -> tuple[float, str | None]:
+    """As without a gate, whose value is known here."""
+    x, gate = torch.zeros(1, 2, n), torch.full((1, 2, n), 40.0)
+    x[..., ::2], x[..., 1::2] = 1e-15, -1e-15
+    y = run(module, {name: torch.ones(n)}, x, gate)
+    factor = ACTIVATIONS[activation](gate)[..., 0].double()
+    root = factor * x[..., 0].double() / y[..., 0].double()
+    return named_eps(module, (root**2).mean().item(), smallest=(1e-15 * factor.max().item()) ** 2)
+
+
+def _groups(module: nn.Module, n: int) -> Iterator[int]:
+    """One; or an integer of the module's, as the number of groups or of a group's elements."""
+    numbers = {v for v in vars(module).values() if isinstance(v, int) and not isinstance(v, bool) and 1 < v < n}
+    yield from sorted({1} | {g for v in numbers if n % v == 0 for g in (v, n // v)})
+
+
+def _arguments(convention: GatedConvention, seed: int, wide: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, gate and gain."""
+    generator = seeded(seed)
+    n = convention.n
+    x = make_rows((n,), generator) if wide else torch.randn(max(32, -(-4096 // n)), n, generator=generator)
+    if wide and convention.eps:
+        x = torch.cat([x, convention.eps**0.5 * torch.randn(8, n, generator=generator)])
+    gate = 3 * torch.randn(x.shape, generator=generator)
+    weight = make_parameters(convention.names, (n,), generator)[convention.names.weight or ""]
+    return x[None], gate[None], weight
+
+
+def _reproduces(module: nn.Module, convention: GatedConvention) -> bool:
+    """In float32: results in both modes, and gradients once."""
+    name = convention.names.weight or ""
+    x, gate, weight = _arguments(convention, 0)
+    ours = convention.compute(x, gate, weight, "once", convention.eps).double()
+    for training in (False, True):
+        theirs = run(module, {name: weight}, x, gate, training=training)
+        if theirs.dtype != torch.float32 or not ((theirs - ours).abs() <= TOLERANCE * ours.abs() + 1e-30).all():
+            return False
+    x, gate, weight = (t.requires_grad_() for t in _arguments(convention, 1, wide=False))
+    theirs, ours = run(module, {name: weight}, x, gate), convention.compute(x, gate, weight, "once", convention.eps)
+    if not theirs.requires_grad:
+        return False
+    dy = torch.randn(x.shape, generator=seeded(2))
+    g = torch.autograd.grad(theirs, (x, gate, weight), dy, allow_unused=True)
+    h = torch.autograd.grad(ours, (x, gate, weight), dy)
+    return all(
+        a is not None and bool((a - b).abs().max() <= GRADIENT_TOLERANCE * b.abs().max())
+        for a, b in zip(g, h, strict=True)
+    )
+
+
+def _with_pairs(module: nn.Module, convention: GatedConvention) -> GatedConvention:
+    """The convention with the casting of each pair of dtypes that one reproduces."""
+    pairs = tuple((pair, casting) for pair in PAIRS if (casting := _casting(module, convention, *pair)) is not None)
+    return replace(convention, pairs=pairs)
+
+
+def _casting(module: nn.Module, convention: GatedConvention, x_dtype: torch.dtype, w_dtype: torch.dtype) -> str | None:
+    x, gate, weight = _arguments(convention, 3, wide=False)
+    x, gate, weight = x.to(x_dtype), gate.to(x_dtype), weight.to(w_dtype)
+    try:
+        theirs = run(module, {convention.names.weight or "": weight}, x, gate)
+    except Exception:  # a mixture that the module does not take: it says so itself
+        return None
+    for casting in ("once", "llama"):
+        if alike(convention.compute(x, gate, weight, casting, convention.eps), theirs, x_dtype, w_dtype):
+            return casting
+    return None
