@@ -240,18 +240,18 @@ def sgm_instead(folder: Path) -> None:
         (no_lines, r"train\.en must hold text; it is empty"),
         (unreadable, r"train\.en must be a regular file; it is a folder"),
         (fifo, r"valid\.en must be a regular file; it is a FIFO"),
-        (other_side_missing, r"valid\.en must have its other side; valid\.de is not there"),
+        (other_side_missing, r"valid\.en must have its other side; valid\.de is missing"),
         (set_missing, r"there must be a training set; none is there.*train\.en"),
         (only_blank, r"train\.en and .*train\.de must hold sentences"),
         (mixed_kinds, r"train is tokenised, valid is plain, test is plain"),
         (segment_cut, r'src\.en\.sgm, line 4: a segment must be <seg id="N">'),
         (sgm_cut_short, r"ref\.de\.sgm, line 7: the file must end in </srcset> or </refset>"),
-        (sgm_of_another_set, r"number 1 is segment '1' of document 'a/1' in the one and .*'b/7'"),
+        (sgm_of_another_set, r"number 1 is segment '1' of document 'a/1' in the first and .*'b/7'"),
         (sgm_with_fewer, r"they hold 3 and 2"),
-        (sgm_twice, r"src\.en\.sgm, line 5: each segment must be there once"),
+        (sgm_twice, r"src\.en\.sgm, line 5: each segment must occur once"),
         (sgm_without_segments, r"src\.en\.sgm must hold segments .*none"),
         (sgm_without_text, r"src\.en\.sgm, line 5: a segment must hold text"),
-        (sgm_without_reference, r"must have its reference; newstest2014-deen-ref\.de\.sgm is not there"),
+        (sgm_without_reference, r"must have its reference; newstest2014-deen-ref\.de\.sgm is missing"),
     ],
 )
 def test_damage_is_named(folder: Path, cache: Path, damage: object, message: str) -> None:
@@ -346,7 +346,7 @@ def test_empty_training_lines_are_counted(folder: Path, cache: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         read_corpus(tmp_path / "absent")
 
 

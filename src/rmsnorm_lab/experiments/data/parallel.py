@@ -90,7 +90,7 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
     """
     if not folder.is_dir():
         raise UserError(
-            f"--data must name the folder of the parallel text; {str(folder)!r} is no folder. Check the spelling."
+            f"--data must name the folder of the parallel text; {str(folder)!r} is not a folder. Check the spelling."
         )
     languages = (source, target)
     forms = {stem: _forms(folder, stem, languages) for stem in (*TRAIN, *VALID, *TEST)}
@@ -110,7 +110,7 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
         if not any(forms[stem] or cached.get(stem) for stem in stems):
             names = ", ".join(f"{stem}.{source} and {stem}.{target}" for stem in stems)
             raise UserError(
-                f"{folder}: there must be a {what} set; none is there. Put in one of: {names}"
+                f"{folder}: there must be a {what} set; none is there. Add one of: {names}"
                 + (" (or WMT's .sgm files)." if stems is not TRAIN else ".")
             )
     said = ", ".join(
@@ -118,7 +118,7 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
         for stem, own in forms.items()
         if own
     )
-    raise UserError(f"{folder}: the sets must be all plain or all tokenised; {said}. Put in all in one form.")
+    raise UserError(f"{folder}: the sets must be all plain or all tokenised; {said}. Provide all of them in one form.")
 
 
 def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:
@@ -138,10 +138,10 @@ def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:
         (form, there), *others = sorted(present.items(), key=lambda item: -len(item[0]))
         (here,) = there
         (missing,) = set(languages) - there
-        apart = f" {stem}{others[0][0]}.{missing} is of another form." if others else ""
+        other = f" {stem}{others[0][0]}.{missing} is of another form." if others else ""
         raise UserError(
-            f"{folder / f'{stem}{form}.{here}'} must have its other side; {stem}{form}.{missing} is not there.{apart} "
-            "Put it in."
+            f"{folder / f'{stem}{form}.{here}'} must have its other side; {stem}{form}.{missing} is missing.{other} "
+            "Add it."
         )
     return found
 
@@ -153,7 +153,7 @@ def _sgm(folder: Path, names: list[str], stem: str, languages: tuple[str, str]) 
         if match := pattern.fullmatch(name):
             reference = f"{stem}{match[1] or ''}-ref.{target}.sgm"
             if reference not in names:
-                raise UserError(f"{folder / name} must have its reference; {reference} is not there. Put it in.")
+                raise UserError(f"{folder / name} must have its reference; {reference} is missing. Add it.")
             yield Form(stem, (folder / name, folder / reference))
 
 

@@ -26,12 +26,12 @@ def read_sgm(source: Path, reference: Path) -> tuple[list[str], list[str]]:
         if ours[0] != theirs[0]:
             raise UserError(
                 f"{source} and {reference} must hold the same segments; number {number:,} is "
-                f"{_named(ours[0])} in the one and {_named(theirs[0])} in the other. Get both again, of one set."
+                f"{_named(ours[0])} in the first and {_named(theirs[0])} in the second. Get both again, from one set."
             )
     if len(segments) != len(references):
         raise UserError(
             f"{source} and {reference} must hold the same segments; they hold {len(segments):,} and "
-            f"{len(references):,}. Get both again, of one set."
+            f"{len(references):,}. Get both again, from one set."
         )
     return [text for _, text in segments], [text for _, text in references]
 
@@ -54,7 +54,7 @@ def _read(path: Path) -> list[tuple[tuple[str, str], str]]:
         key, text = (document, found[1]), " ".join(found[2].split())
         if key in seen:
             raise UserError(
-                f"{path}, line {number:,}: each segment must be there once; {_named(key)} comes again. "
+                f"{path}, line {number:,}: each segment must occur once; {_named(key)} occurs again. "
                 "Files with several references are not read."
             )
         if not text:

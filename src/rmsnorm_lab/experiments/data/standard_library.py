@@ -23,7 +23,5 @@ def sources() -> dict[str, str]:
             if name.endswith(".py") and (root / name).is_file() and not _TESTS & set(name.split("/")):
                 files[name] = root / name
     if not files:
-        raise UserError(
-            "this Python carries no sources of its standard library to train on; pass --data FILE_OR_FOLDER"
-        )
+        raise UserError("this Python has no sources of its standard library to train on; pass --data FILE_OR_FOLDER")
     return {name: decode(read_bytes(files[name]), files[name]) for name in sorted(files)}
