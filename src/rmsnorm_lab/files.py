@@ -1,4 +1,4 @@
-"""Files of results: written whole or not at all, and an error that names the file and what to do."""
+"""Files of results: written whole or not at all, with errors that name the file and what to do."""
 
 import argparse
 import contextlib
@@ -12,10 +12,10 @@ from rmsnorm_lab.errors import UserError
 
 
 def named(text: str) -> Path:
-    """A path of the command line (argparse's ``type``). Empty text is what a shell makes of an unset variable."""
+    """A path of the command line (argparse's ``type``). An empty text is usually an unset shell variable."""
     if text in ("", "-"):
         raise argparse.ArgumentTypeError(
-            f"must name a file or a folder; got {text!r}. Pass a name (./- for a file that is called so)."
+            f"must name a file or a folder; got {text!r}. Pass a name (./- for a file called -)."
         )
     return Path(text)
 
@@ -28,7 +28,7 @@ def bytes_of(stream: TextIO | None, name: str) -> BinaryIO:
 
 
 def check_output(flag: str, path: Path) -> None:
-    """Refuse, before any work, a file that could not be written at its end."""
+    """Refuse, before any work, a file that could not be written afterwards."""
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
         raise UserError(f"{flag} must name a file; {str(path)!r} is a folder. Name a file in it.")
@@ -53,7 +53,7 @@ def errors_named(path: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{path} must be writable, and is not: {cause.strerror}. "
-            "Mend that, or name another place, and give the same command again."
+            "Fix that or name another file, and run the same command again."
         ) from None
 
 
@@ -62,13 +62,12 @@ def write_whole(
 ) -> None:
     """Write all of a file or nothing of it: the content goes to a file beside it, which then takes its place.
 
-    A link stays, and the file that it points to is written. What exists and is no regular file, as a device or a pipe,
-    is written into.
+    A link stays, and the file that it points to is written. A device or a pipe is written into.
 
     Args:
         path: the file.
-        content: its content, or what writes that.
-        rename: from the path of the finished content to the name that it gets instead of ``path``.
+        content: its content, or a function that writes it.
+        rename: takes the path of the finished content and returns the name that it gets instead of ``path``.
     """
     with errors_named(path):
         if path.exists() and not path.is_file():
@@ -88,7 +87,7 @@ def write_whole(
 
 
 def remove_unfinished(folder: Path, suffix: str) -> None:
-    """Remove what killed processes left of files that end in ``suffix``. No other process may be writing one there."""
+    """Remove the unfinished files, ending in ``suffix``, of killed processes. No other process may write one there."""
     for path in folder.glob(f".*{suffix}.*.tmp"):
         path.unlink(missing_ok=True)
 

@@ -1,1 +1,1 @@
-"""What the paper proves and observes, measured: invariances (Table 1) and gradients under re-scaling (§4.2)."""
+"""The paper's analysis, measured: invariances (Table 1) and gradients under re-scaling (§4.2)."""

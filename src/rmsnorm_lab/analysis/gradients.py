@@ -1,8 +1,8 @@
-"""§4.2 of the paper, measured: what ∂L/∂W becomes when the inputs or the weights are re-scaled by δ.
+"""§4.2 of the paper, measured: how ∂L/∂W changes when the inputs or the weights are re-scaled by δ.
 
 The paper derives for RMSNorm that ∂L/∂W does not change with the scale of x and shrinks as 1/δ with that of W: an
-implicit adaptation of the learning rate. From its R·a = 0 follows ⟨∂L/∂W, W⟩ = 0: a gradient step never shortens W.
-The gradient at the layer's output is held fixed, so that what is seen is the normaliser's part.
+implicit adaptation of the learning rate. Its R·a = 0 implies ⟨∂L/∂W, W⟩ = 0: a gradient step never shortens W.
+The gradient at the layer's output is fixed, so that only the normaliser's part changes.
 """
 
 import math
@@ -16,9 +16,9 @@ from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, gradient
 DELTAS = tuple(10 ** (exponent / 4) for exponent in range(-12, 13))
 """1/1000 to 1000, four a decade."""
 POWER_WITHIN = 1e-9
-"""A gradient that follows a power of δ does so up to rounding, about 1e-15; one that does not is off by percents."""
+"""If a gradient follows a power of δ, the deviation is rounding, about 1e-15; if not, it is some percent."""
 PAPER = {"rms": (0, -1)}
-"""The exponents of δ that §4.2 derives, of x and of W."""
+"""The exponents of δ that §4.2 derives, for x and for W."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Sweep:
     length: list[float]
     """‖∂L/∂W‖ as a multiple of that at δ = 1."""
     exponent: int | None
-    """The e with ∂L/∂W(δ) = δᵉ ∂L/∂W(1) at every δ; None where there is none."""
+    """The e with ∂L/∂W(δ) = δᵉ ∂L/∂W(1) at every δ; None if there is none."""
     deviation: float
-    """The largest ‖∂L/∂W(δ) − δᵉ ∂L/∂W(1)‖ / ‖δᵉ ∂L/∂W(1)‖, with the nearest e where no power holds."""
+    """The largest ‖∂L/∂W(δ) − δᵉ ∂L/∂W(1)‖ / ‖δᵉ ∂L/∂W(1)‖, with the nearest e if no power fits."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Gradients:
     weights: Sweep
     """W times δ."""
     along_weights: float
-    """|⟨∂L/∂W, W⟩| / (‖∂L/∂W‖ ‖W‖): 0 where a gradient step never shortens W."""
+    """|⟨∂L/∂W, W⟩| / (‖∂L/∂W‖ ‖W‖): 0 if a gradient step never shortens W."""
 
 
 def measure(sizes: Sizes, seed: int) -> dict[str, Gradients]:

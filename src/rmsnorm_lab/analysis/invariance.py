@@ -14,14 +14,14 @@ from torch import Tensor
 from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, output
 
 KEPT_BELOW = 1e-9
-"""Rounding in float64 leaves less than 1e-12 of a kept invariance; a broken one moves the output by over 1e-3."""
+"""Where an invariance holds, rounding in float64 moves the output by less than 1e-12; where not, by over 1e-3."""
 
 Transform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """(x, W, randomness) -> (x', W')."""
 
 
 def _factor(generator: torch.Generator) -> float:
-    """A positive δ that is far from 1: 2 to 100, or one over that."""
+    """A positive δ far from 1: 2 to 100, or the inverse of such a number."""
     exponent, side = torch.rand(2, generator=generator).tolist()
     return (2 * 50**exponent) ** (1 if side < 0.5 else -1)
 

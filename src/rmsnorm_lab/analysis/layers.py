@@ -1,4 +1,4 @@
-"""One normalised layer, y = norm(W x), with each normaliser, in float64 and with eps = 0: what the analyses measure.
+"""One normalised layer, y = norm(W x), with each normaliser, in float64 and with eps = 0. The analyses measure it.
 
 RMSNorm, pRMSNorm and LayerNorm are this project's kernels; the others are written out. Legend of the shape suffixes:
 N cases, I inputs, O outputs.
@@ -15,14 +15,14 @@ from rmsnorm.torch import layer_norm, rms_norm
 from rmsnorm_lab.experiments.recipes.common import P
 
 NORMS = ("batch", "weight", "layer", "rms", "prms", "none", "l2", "group", "dyt")
-"""In the order of the paper's Table 1, then those it does not have."""
+"""In the order of the paper's Table 1, then those that it does not have."""
 GROUPS = 2
-DYT_ALPHA = 0.5  # where its authors start it
+DYT_ALPHA = 0.5  # its authors' initial value
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much random data a measurement takes."""
+    """The size of the random layer and its data."""
 
     cases: int = 32
     inputs: int = 48
@@ -31,7 +31,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Draw:
-    """One random layer and its data set. Nothing has mean 0 or scale 1: what does not matter must not hide."""
+    """One random layer and its data. Nothing has mean 0 or scale 1, which could hide a dependence on mean or scale."""
 
     x_NI: Tensor
     w_OI: Tensor
@@ -55,9 +55,9 @@ class Draw:
 
 
 def output(norm: str, draw: Draw, x_NI: Tensor, w_OI: Tensor) -> Tensor:
-    """y = norm(W x) ⊙ g + b, (N, O), of the layer in ``draw`` with the inputs and weights that are given.
+    """y = norm(W x) ⊙ g + b, (N, O), of the layer in ``draw`` with the given inputs and weights.
 
-    BatchNorm takes its statistics of the N cases, as in training; WeightNorm divides each row of W by its length.
+    BatchNorm computes its statistics over the N cases, as in training; WeightNorm divides each row of W by its length.
     """
     return _NORMS[norm](x_NI, w_OI) * draw.g_O + draw.b_O
 

@@ -1,4 +1,4 @@
-"""A run over many cases: progress is shown, each record is handed over when it is finished, Ctrl-C ends it in order."""
+"""A run over many cases: it shows progress, hands over each finished record, and ends in order at Ctrl-C."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ def measure_all(
     console: Console,
     keep: Callable[[Record], None],
 ) -> tuple[list[Record], bool]:
-    """Measure the cases one by one; returns the records that ``keep`` was given, and whether all cases are among them.
+    """Measure the cases one by one. Returns the records that ``keep`` was given, and whether they are of all cases.
 
-    An interruption drops the case under way and nothing else.
+    An interruption loses the unfinished case only.
     """
     done: list[Record] = []
     costs = [seconds(case, installed, plan) for case in selected]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # Refreshed by hand, between samples: rich's own thread would wake up during them.
+    # Refreshed here, between samples: rich's own thread would run during them.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("", total=sum(costs))
 
@@ -50,7 +50,7 @@ def measure_all(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: what is said, shown and kept agrees."""
+    """Ctrl-C waits for the end of the block, so that what is shown is also kept."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:

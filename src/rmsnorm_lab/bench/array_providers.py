@@ -1,6 +1,6 @@
-"""Providers that take arrays of their own: this project's and plain NumPy, ONNX Runtime and JAX.
+"""Providers with their own array types: this project's NumPy functions, plain NumPy, ONNX Runtime and JAX.
 
-Conversion is done while building; what is timed neither copies an argument nor leaves work running.
+Arguments are converted while building. A timed call copies none of them, and leaves no work running.
 """
 
 import importlib.util
@@ -32,10 +32,10 @@ def _arrays(inputs: Inputs) -> dict[str, Array]:
 
 def _refused(case: Case, threads: int) -> str | None:
     if case.alone:
-        return "a backward pass alone is timed of torch's providers only"
+        return "only torch's providers have a backward pass alone"
     if case.threads == threads:
         return None
-    return f"its threads are set once a process, here to {threads}: measure with --threads {case.threads}"
+    return f"its thread pool has a fixed size per process, here {threads}: measure with --threads {case.threads}"
 
 
 class OursNumPy(Provider):
@@ -47,7 +47,7 @@ class OursNumPy(Provider):
 
     def refuses(self, case: Case) -> str | None:
         if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
-            return "NumPy has bfloat16 from ml_dtypes only: pip install ml_dtypes"
+            return "NumPy's bfloat16 needs ml_dtypes: pip install ml_dtypes"
         return only(case, *PLAIN, "rms_norm_heads") or _refused(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
@@ -86,14 +86,14 @@ class OursNumPy(Provider):
 
 class NumPy(Provider):
     name = "numpy"
-    summary = "the expression in NumPy, one thread"
+    summary = "the formula in NumPy, one thread"
 
     def refuses(self, case: Case) -> str | None:
         if case.backward:
-            return "an expression has no backward"
+            return "the formula in NumPy has no backward pass"
         if refused := only(case, *PLAIN):
             return refused
-        return None if case.dtype == "float32" else "NumPy has no bfloat16 of its own"
+        return None if case.dtype == "float32" else "NumPy itself has no bfloat16"
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         from rmsnorm.spec import partial_count
@@ -128,7 +128,7 @@ class OnnxRuntime(Provider):
 
     def refuses(self, case: Case) -> str | None:
         if case.backward:
-            return "ONNX Runtime's operators have no backward"
+            return "ONNX Runtime's operators have no backward pass"
         if case.p != 1:
             return "its operator has no p"
         if refused := only(case, *PLAIN):
@@ -162,7 +162,7 @@ class OnnxRuntimeOut(OnnxRuntime):
 
 
 def _spins(case: Case) -> float:
-    """Worker threads wait for more work in a loop: 20 to 40 ms on a 2.6 GHz server, by what they cost a copy."""
+    """How long worker threads spin for more work: 20 to 40 ms on a 2.6 GHz server, seen in the time of a copy."""
     return 0.04 if case.threads > 1 else 0.0
 
 
@@ -195,7 +195,7 @@ def _session(case: Case) -> tuple[Any, Sequence[str]]:
 
 class Jax(Provider):
     name = "jax"
-    summary = "the formula under jax.jit, for each shape, new output"
+    summary = "the formula under jax.jit, compiled for each shape, new output"
     needs = ("jax",)
 
     def __init__(self, threads: int) -> None:
@@ -205,7 +205,7 @@ class Jax(Provider):
         return only(case, *PLAIN) or _refused(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
-        # Both are read once, when JAX starts: XLA's CPU client takes the size of its pool from NPROC.
+        # JAX reads both once, when it starts. XLA's CPU client takes the size of its pool from NPROC.
         os.environ["NPROC"] = str(self.threads)
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
@@ -228,7 +228,7 @@ class Jax(Provider):
         if len(case.outputs) == 1:
             return Prepared(lambda: function(*operands).block_until_ready())
 
-        def call() -> Any:  # one by one: jax.block_until_ready walks the tree first, another microsecond
+        def call() -> Any:  # one by one: jax.block_until_ready walks the tree first, which costs a microsecond
             outputs = function(*operands)
             for output in outputs:
                 output.block_until_ready()

@@ -1,4 +1,4 @@
-"""Kernels of others for CUDA tensors, where they are installed; verified before they are timed, as all are."""
+"""Other libraries' kernels for CUDA tensors, if they are installed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from rmsnorm_lab.bench.torch_providers import TorchProvider
 
 
 class GPUProvider(TorchProvider):
-    """A library with RMSNorm, perhaps LayerNorm, perhaps fused with the addition."""
+    """A library with RMSNorm, and possibly LayerNorm and RMSNorm fused with an addition."""
 
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
     serves: ClassVar[tuple[str, ...]] = ("rms_norm", "add_rms_norm")
@@ -18,12 +18,12 @@ class GPUProvider(TorchProvider):
     def refuses(self, case: Case) -> str | None:
         if case.op not in self.serves:
             return f"does not compute {case.op}"
-        return None if case.p == 1 else "no RMSNorm of a part of the row"
+        return None if case.p == 1 else "computes no RMSNorm with p < 1"
 
 
 class Liger(GPUProvider):
     name = "liger"
-    summary = "liger-kernel, computed and rounded once as here (casting_mode gemma)"
+    summary = "liger-kernel, which rounds once, as this project does (casting_mode gemma)"
     needs = ("liger_kernel",)
     serves = ("rms_norm", "layer_norm", "add_rms_norm")
 

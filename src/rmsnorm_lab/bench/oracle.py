@@ -14,31 +14,31 @@ from rmsnorm_lab.bench.cases import EPS, Case
 Array: TypeAlias = NDArray[Any]
 Inputs: TypeAlias = dict[str, torch.Tensor]
 
-CHECKED = 1 << 20  # elements of y and dx compared; larger cases are compared on rows spread evenly over all
-BLOCK = 1 << 18  # elements the oracle works on at a time: 2 MiB in float64, so that it stays in the cache
+CHECKED = 1 << 20  # elements of y and dx compared; in larger cases, those of evenly spread rows
+BLOCK = 1 << 18  # elements computed at a time: 2 MiB in float64, which stay in the cache
 SUMMED = ("dweight", "dbias")
 VECTORS = ("weight", "bias")
 MOST = 127  # the largest code of int8
 
 # Rows: in units of the dtype's epsilon, relative to the element or the root mean square of its row, whichever is
-# larger. Right code is seen at 1-6 in float32 (more with a naive sum of a long row) and 0.4-1.2 in bfloat16.
+# larger. Correct code has 1-6 in float32 (more with a naive sum of a long row) and 0.4-1.2 in bfloat16.
 ROW_TOLERANCE = {"float32": 64.0, "bfloat16": 4.0}
-# Sums over rows: relative error of the whole vector. Wide, because a peer is to be timed though it sums in the input's
-# dtype (torch's layer_norm in bfloat16 is 0.3 off at 100 000 rows); zeros or a wrong sign are 1 and more.
+# Sums over rows: relative error of the whole vector. Wide, so that a peer that sums in the input's dtype is timed too
+# (torch's layer_norm in bfloat16 is 0.3 off at 100 000 rows). Zeros or a wrong sign have an error of 1 or more.
 SUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
-# Codes: half a step, and what a quotient of float32 may be off.
+# Codes: half a step, and the error of a quotient in float32.
 CODE_TOLERANCE = 0.501
 
 
 class WrongError(Exception):
-    """A provider's result disagrees with the oracle; the message says where and by how much."""
+    """A provider's result differs from the oracle's; the message says where and by how much."""
 
 
 def make_inputs(case: Case, seed: int = 0, device: str = "cpu") -> Inputs:
     """The tensors that all providers of a case share, drawn on ``device``.
 
-    Rows differ in scale, their mean is not zero and elements grow along the row: LayerNorm, RMSNorm and pRMSNorm give
-    clearly different results, and so do a forgotten gain or gradient.
+    Rows differ in scale, their mean is not zero and elements grow along the row. So LayerNorm, RMSNorm and pRMSNorm
+    give clearly different results, and a missing gain or gradient is seen.
     """
     draw = torch.Generator(device).manual_seed(seed)
     full, vector = case.full_shape, case.vector_shape
@@ -61,7 +61,7 @@ def make_inputs(case: Case, seed: int = 0, device: str = "cpu") -> Inputs:
 
 
 class Oracle:
-    """The right outputs of one case, computed once for all its providers."""
+    """The correct outputs of one case, computed once for all providers."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case = case
@@ -74,7 +74,7 @@ class Oracle:
         """The error of each output, or WrongError. Rows in epsilons of the dtype, sums over rows relative."""
         names = self.case.outputs
         if len(outputs) != len(names):
-            raise WrongError(f"returned {len(outputs)} arrays, where {len(names)} are due: {', '.join(names)}")
+            raise WrongError(f"must return {len(names)} arrays ({', '.join(names)}); got {len(outputs)}")
         return {name: self._error(name, output) for name, output in zip(names, outputs, strict=True)}
 
     def _error(self, name: str, output: Any) -> float:
@@ -82,7 +82,7 @@ class Oracle:
         shape = case.vector_shape if name in SUMMED else (*case.full_shape[:-1], 1 if name == "scale" else case.n)
         dtype = {"q": "int8", "scale": "float32"}.get(name, case.dtype)
         if tuple(output.shape) != shape or not str(output.dtype).endswith(dtype):
-            raise WrongError(f"{name} is {output.dtype} {tuple(output.shape)}, and must be {dtype} {tuple(shape)}")
+            raise WrongError(f"{name} must be {dtype} {tuple(shape)}; got {output.dtype} {tuple(output.shape)}")
         want = self.want[name]
         if name in SUMMED:
             error = float(np.linalg.norm(_wide(output) - want) / np.linalg.norm(want))
@@ -96,11 +96,11 @@ class Oracle:
                 error = float(np.max(off / scale) / torch.finfo(getattr(torch, dtype)).eps)
                 unit, tolerance = "epsilon", ROW_TOLERANCE[dtype]
         if not error <= tolerance:  # NaN is wrong too
-            raise WrongError(f"{name} is {error:.3g} {unit} off the float64 oracle, {tolerance:g} allowed")
+            raise WrongError(f"{name} is {error:.3g} {unit} off the float64 oracle; at most {tolerance:g} is allowed")
         return error
 
     def _compute(self) -> dict[str, Array]:
-        """Rows of y and dx for the checked rows only; sums over all the rows, block by block."""
+        """y and dx for the checked rows only; sums over all rows, block by block."""
         rows = [self._block(self._rows[part]) for part in _parts(len(self._rows), self.case.n)]
         want = {name: np.concatenate([block[name] for block in rows]) for name in rows[0] if name not in SUMMED}
         if self.case.backward:

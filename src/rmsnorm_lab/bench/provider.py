@@ -12,10 +12,10 @@ from rmsnorm_lab.bench.oracle import Inputs
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call ready to be timed: nothing in it but the operation, its arguments bound.
+    """A call ready to be timed: only the operation, with its arguments bound.
 
     ``outputs`` turns what the call returned into the arrays that ``Case.outputs`` names; it is not timed.
-    ``spins_s`` is how long its threads keep a processor after the last call: the others wait that long.
+    ``spins_s`` is how long its threads keep a processor after the last call. The next provider waits that long.
     """
 
     call: Callable[[], Any]
@@ -24,39 +24,39 @@ class Prepared:
 
 
 class Provider(ABC):
-    """One implementation. Its framework is imported when it is asked for something, not before."""
+    """One implementation. Its framework is imported when the provider is first used."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     fresh: ClassVar[bool] = True
-    """Whether each call returns new memory; the others write into the same, warm memory every time."""
+    """Whether each call returns new memory. If not, every call writes into the same, warm memory."""
     limit: ClassVar[bool] = False
-    """Whether this is no norm but the traffic of memory that a norm cannot do without; not verified."""
+    """Whether this is a limit instead of a norm: the memory traffic that every norm needs. It is not verified."""
     recurrent: ClassVar[bool] = False
-    """Whether it is a recurrent network; the others are norms, and neither is asked for the other's cases."""
+    """Whether it is a recurrent network; if not, it is a norm. Each serves only cases of its kind."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    """Where it runs."""
+    """The devices that it runs on."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """The packages that must be installed, beside torch and this project."""
+    """The packages that must be installed, besides torch and this project."""
 
     def missing(self) -> str | None:
-        """Why it cannot be used on this machine, and what to do; None if it can."""
+        """Why it cannot be used on this machine, and what to do. None: it can."""
         lacking = [package for package in self.needs if importlib.util.find_spec(package) is None]
         return f"not installed: pip install {' '.join(lacking)}" if lacking else None
 
     @abstractmethod
     def refuses(self, case: Case) -> str | None:
-        """Why it does not serve the case; None if it does."""
+        """Why it does not support the case. None: it does."""
 
     def computes(self, case: Case) -> Case:
-        """What it computes for the case: the case itself, or for a stand-in what its user would call instead."""
+        """What it computes for the case: the case itself, or for a stand-in the operation that is used instead."""
         return case
 
     @abstractmethod
     def build(self, case: Case, inputs: Inputs) -> Prepared:
-        """The call, its arguments in the framework's own form; what it takes to get there is not timed."""
+        """The call, with its arguments converted for the framework. Building it is not timed."""
 
 
 def only(case: Case, *ops: str) -> str | None:
-    """The reason of a provider that serves ``ops`` alone."""
+    """Why a provider that supports only ``ops`` does not support the case."""
     return None if case.op in ops else f"does not compute {case.op}"

@@ -1,7 +1,7 @@
 """Recurrent cases: their inputs, a loop of torch operators for any norm, and that loop in float64 as the oracle.
 
-The loop is what one writes without fused kernels, at its best: the input's product and norm for all steps at once,
-then per step one product, one norm (of each of its vectors) and the gates.
+The loop is the best that one can write without fused kernels: the input's product and norm for all steps at once, then
+in each step one product, one norm (of each of its vectors) and the gates.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from rmsnorm_lab.bench.cases import EPS, Case, P
 from rmsnorm_lab.bench.oracle import Inputs, WrongError
 from rmsnorm_lab.recurrent_steps import gru_step, lstm_step
 
-# Relative to the root mean square of the result: what 50 steps of right float32 code are seen to lose is 2e-5.
+# Relative to the root mean square of the result. 50 steps of correct float32 code lose 2e-5.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 GATES = {"gru": 3, "lstm": 4}
@@ -45,7 +45,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
 
 def parameter_names(case: Case) -> tuple[str, ...]:
-    """The parameters that ``case.norm`` has, in the order of the modules' own."""
+    """The names of the parameters with ``case.norm``, in the modules' order."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     if case.norm == "none":
         return names
@@ -71,7 +71,7 @@ def normalizer(norm: str) -> Normalize:
 
 
 def loop(case: Case, inputs: Inputs) -> Tensor:
-    """y (steps, batch, hidden) by operators, one step after another; the norms stand where the paper has them."""
+    """y (steps, batch, hidden) in torch operators, step by step; the norms are where the paper has them."""
     norm, H = normalizer(case.norm), case.n
     parts = ((0, 2 * H), (2 * H, 3 * H)) if case.op == "gru" else ((0, 4 * H),)
 
@@ -109,11 +109,13 @@ class RecurrentOracle:
     def check(self, outputs: Sequence[Any]) -> dict[str, float]:
         names = ("y", *(f"d{name}" for name in ("x", *parameter_names(self.case)))) if self.case.backward else ("y",)
         if len(outputs) != len(names):
-            raise WrongError(f"returned {len(outputs)} arrays, where {len(names)} are due: {', '.join(names)}")
+            raise WrongError(f"must return {len(names)} arrays ({', '.join(names)}); got {len(outputs)}")
         errors = {}
         for name, output, want in zip(names, outputs, self.want, strict=True):
             if output.shape != want.shape or not str(output.dtype).endswith(self.case.dtype):
-                raise WrongError(f"{name} is {output.dtype} {tuple(output.shape)}, and must be {tuple(want.shape)}")
+                raise WrongError(
+                    f"{name} must be {self.case.dtype} {tuple(want.shape)}; got {output.dtype} {tuple(output.shape)}"
+                )
             error = float((output.detach().double() - want).square().mean().sqrt() / want.square().mean().sqrt())
             if not error <= TOLERANCE[self.case.dtype]:
                 raise WrongError(f"{name} is {error:.3g} of its size off the float64 loop")

@@ -1,4 +1,4 @@
-"""Who is timed on recurrent networks: this project's, torch's own, loops of operators, and the products alone."""
+"""Providers of recurrent networks: this project's, torch's own, loops of operators, and the products alone."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": f"p
 
 
 class RecurrentProvider(Provider):
-    """A network with one of the norms, at the paper's places."""
+    """A network with one of the norms, where the paper has it."""
 
     recurrent = True
 
@@ -81,7 +81,7 @@ class Loop(RecurrentProvider):
 
 
 class Products(RecurrentProvider):
-    """Every matrix product that a network cannot do without, those of weights' gradients over all steps at once."""
+    """The matrix products that every network needs; those of the weights' gradients over all steps at once."""
 
     limit = True
 

@@ -1,4 +1,4 @@
-"""One case from its inputs to its record: build, verify, and only then time."""
+"""One case from its inputs to its record: build, verify, then time."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -19,9 +19,10 @@ from rmsnorm_lab.timing import Call, wall_clock
 
 
 def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:
-    """Verify and time the installed ``providers`` on one case; ``tell`` hears what is being done, never while timing.
+    """Verify and time the installed ``providers`` on one case.
 
-    A provider that fails or returns wrong numbers is recorded as such and not timed.
+    ``tell`` is called with what is being done, outside of every sample. A provider that fails or returns wrong numbers
+    is recorded as such and not timed.
     """
     torch.set_num_threads(case.threads)
     inputs = make_inputs(case)
@@ -46,7 +47,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
             prepared = provider.build(case, inputs)
             errors[provider.name] = verify(provider, prepared, case, inputs, oracles)
             calls[provider.name], spins_s[provider.name] = prepared.call, prepared.spins_s
-        except Exception as error:  # a peer's failure, of whatever type, is a result; it must not end the run
+        except Exception as error:  # a peer's failure of any type is a result, and the run goes on
             wrong[provider.name] = reason(error)
     oracles.clear()
 
@@ -88,7 +89,7 @@ def _on_cuda(
     oracles: dict[Case, Oracle | RecurrentOracle],
     device: cuda.Device,
 ) -> tuple[Call, dict[str, float]]:
-    """The call to be timed, over sets of inputs in turn, and the provider's errors on the first of them."""
+    """The call to time, over several sets of inputs in turn, and the provider's errors on the first set."""
     first = provider.build(case, inputs)
     cuda.poison(inputs)
     errors = verify(provider, first, case, inputs, oracles)
@@ -110,7 +111,7 @@ def _oracle(case: Case, inputs: Inputs) -> Oracle | RecurrentOracle:
 
 
 def reason(error: Exception) -> str:
-    """In one line."""
+    """The error in one line."""
     if isinstance(error, WrongError):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
@@ -123,7 +124,7 @@ def verify(
     inputs: Inputs,
     oracles: dict[Case, Oracle | RecurrentOracle],
 ) -> dict[str, float]:
-    """The provider's errors, or WrongError; the oracle is computed once for each thing computed."""
+    """The provider's errors, or WrongError. The oracle is computed once for each operation."""
     if provider.limit:
         return {}
     computed = provider.computes(case)
@@ -133,7 +134,7 @@ def verify(
 
 
 def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
-    """Roughly how long a case takes, for the progress bar: compiling, the oracle, and the rounds."""
+    """Roughly how many seconds a case takes: compiling, the oracle, and the rounds. For the progress bar."""
     there = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
     names = [p.name for p in there if p.refuses(case) is None]
     if case.device == "cuda":  # the oracle, compiling, the rounds
@@ -147,5 +148,5 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     return building + oracle + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
 
 
-# Times the copy's, in the large cases that rule the estimate.
+# Multiples of the copy's time in large cases, which dominate the estimate.
 _SLOWNESS = {"copy": 1, "rmsnorm-out": 1, "onnxruntime-out": 1.5, "F.rms_norm": 12, "formula": 12, "numpy": 12}

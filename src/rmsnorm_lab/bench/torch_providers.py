@@ -1,8 +1,8 @@
 """Providers that take torch tensors: this project, torch's own operations, the compiled formula and the limits.
 
-Forward is one bound call without gradients. Forward+backward is the forward and ``torch.autograd.grad`` for input and
-parameters, the same wrapper for all: what a layer costs inside a training step, without an optimiser's accumulation.
-Backward is ``torch.autograd.grad`` alone, of a graph that is kept.
+Forward is one bound call without gradients. Forward+backward is the forward pass and ``torch.autograd.grad`` for input
+and parameters, with the same wrapper for all: a layer's cost in a training step, without accumulation into ``.grad``.
+Backward is ``torch.autograd.grad`` alone, on a graph that is kept.
 """
 
 import os
@@ -23,7 +23,7 @@ from rmsnorm_lab.bench.provider import Prepared, Provider, only
 
 
 class TorchProvider(Provider):
-    """An operation given as a forward; autograd makes the rest of it."""
+    """An operation given by its forward pass; autograd does the backward pass."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
@@ -36,7 +36,7 @@ class TorchProvider(Provider):
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         computed = self.computes(case)
-        if case.inplace:  # what others read stays as it is
+        if case.inplace:  # the other providers read the same inputs
             inputs = inputs | {name: inputs[name].clone() for name in ("x", "residual")}
         if not case.backward:
             return Prepared(self.forward(computed, inputs))
@@ -69,7 +69,7 @@ def _with_backward(forward: Callable[[], Any], leaves: tuple[torch.Tensor, ...],
 
 
 def _added(norm: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Callable[[], Any]:
-    """The addition and the norm as two operations, as they are written without a fused one."""
+    """The addition and the norm as two operations."""
     x, residual = inputs["x"], inputs["residual"]
 
     def call() -> Any:
@@ -84,7 +84,7 @@ class Ours(TorchProvider):
     summary = "this project, rmsnorm.torch, new output"
 
     def refuses(self, case: Case) -> str | None:
-        return "in place is rmsnorm-out's" if case.inplace else None
+        return "rmsnorm-out runs this project's in-place operations" if case.inplace else None
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         return _ours(case, inputs)
@@ -97,7 +97,7 @@ class OursOut(TorchProvider):
 
     def refuses(self, case: Case) -> str | None:
         if case.backward or case.op not in ("rms_norm", "rms_norm_heads", "layer_norm", "add_rms_norm_inplace"):
-            return "out= is offered for the forward of rms_norm and layer_norm"
+            return "out= exists for the forward passes of rms_norm and layer_norm"
         return None
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
@@ -108,10 +108,10 @@ class OursOut(TorchProvider):
 
 class OursFull(Ours):
     name = "rmsnorm-full"
-    summary = "this project with p = 1, beside pRMSNorm"
+    summary = "this project with p = 1, for comparison with pRMSNorm"
 
     def refuses(self, case: Case) -> str | None:
-        return "a stand-in for p < 1 only" if case.p == 1 else super().refuses(case)
+        return "it stands in only for cases with p < 1" if case.p == 1 else super().refuses(case)
 
     def computes(self, case: Case) -> Case:
         return replace(case, p=1.0)
@@ -140,7 +140,7 @@ class TorchRMSNorm(TorchProvider):
     summary = "torch.nn.functional.rms_norm"
 
     def refuses(self, case: Case) -> str | None:
-        return "no RMSNorm of a part of the row" if case.p != 1 else only(case, "rms_norm", "add_rms_norm")
+        return "computes no RMSNorm with p < 1" if case.p != 1 else only(case, "rms_norm", "add_rms_norm")
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         options: dict[str, Any] = {"normalized_shape": (case.n,), "weight": inputs["weight"], "eps": EPS}
@@ -151,10 +151,10 @@ class TorchRMSNorm(TorchProvider):
 
 class TorchLayerNorm(TorchProvider):
     name = "F.layer_norm"
-    summary = "torch.nn.functional.layer_norm, the norm to replace"
+    summary = "torch.nn.functional.layer_norm, the norm that RMSNorm replaces"
 
     def refuses(self, case: Case) -> str | None:
-        return "compared at p = 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
+        return "only compared with p = 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
 
     def computes(self, case: Case) -> Case:
         return replace(case, op="layer_norm")
@@ -165,7 +165,7 @@ class TorchLayerNorm(TorchProvider):
 
 class Formula(TorchProvider):
     name = "formula"
-    summary = "the formula in torch operations, where torch has no function of its own"
+    summary = "the formula in torch operations, if torch has no function for it"
 
     def refuses(self, case: Case) -> str | None:
         return "torch has a function for it" if case.op in PLAIN else None
@@ -190,16 +190,16 @@ class Compiled(TorchProvider):
         return "Inductor of torch 2.13 fails on the formula in place: KeyError: 'buf1'" if case.inplace else None
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        if self._compiled is None or self._compiled[0] != case:  # once a case, however many sets of inputs it has
-            torch._dynamo.reset()  # one code object serves all cases and would reach the limit of recompilations
-            torch._functorch.config.donated_buffer = not case.alone  # a graph that is kept donates nothing
+        if self._compiled is None or self._compiled[0] != case:  # once per case, for all of its sets of inputs
+            torch._dynamo.reset()  # all cases share one code object, which would reach the limit of recompilations
+            torch._functorch.config.donated_buffer = not case.alone  # not in a graph that is kept
             self._compiled = case, torch.compile(formula(case), fullgraph=True, dynamic=False)
         return partial(self._compiled[1], *(inputs[name] for name in case.operands))
 
 
 class Copy(Provider):
     name = "copy"
-    summary = "limit: the same bytes read and written, y.copy_(x), into warm memory"
+    summary = "limit: y.copy_(x), which moves the same bytes, into warm memory"
     fresh = False
     limit = True
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -208,7 +208,7 @@ class Copy(Provider):
         return None
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
-        if case.op == "rms_norm_quantized":  # what is written is smaller than what is read: half of both together
+        if case.op == "rms_norm_quantized":  # reads more than it writes: copy half of both together
             half = inputs["x"].view(torch.uint8).flatten()[: case.bytes_moved // 2]
             return _moves([_move([half], fresh=self.fresh)])
         return _moves([_move([inputs[name] for name in reads], fresh=self.fresh) for reads in case.traffic])
@@ -216,11 +216,11 @@ class Copy(Provider):
 
 class Clone(Copy):
     name = "clone"
-    summary = "limit: the same bytes read and written, x.clone(), into new memory"
+    summary = "limit: x.clone(), which moves the same bytes, into new memory"
     fresh = True
 
     def refuses(self, case: Case) -> str | None:
-        return "nothing is new in place" if case.inplace else None
+        return "an in-place operation returns no new memory" if case.inplace else None
 
 
 def _move(sources: list[torch.Tensor], fresh: bool) -> Callable[[], torch.Tensor]:

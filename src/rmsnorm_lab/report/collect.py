@@ -1,4 +1,4 @@
-"""Records sorted into experiments: what was trained alike, and what of it was timed."""
+"""Records sorted into experiments: the runs with equal settings, and their timings."""
 
 import json
 from collections.abc import Sequence

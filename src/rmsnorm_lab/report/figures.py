@@ -17,7 +17,7 @@ from rmsnorm_lab.report.collect import Experiment, Line, processor
 from rmsnorm_lab.report.svg import drawing, inline
 
 SIZE = (4.6, 3.3)
-"""Inches of a panel. On a phone it is 90 mm wide and its text as large as the page's small print."""
+"""Inches of a panel. On a phone it is 90 mm wide, and its text is as large as the page's small print."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Drawn:
 
 
 def curves(experiment: Experiment, kernels: str, name: str) -> list[Drawn]:
-    """Validation loss by steps, the same by wall time if a timing is there, and the headline metric by steps.
+    """Validation loss by steps, the same by wall time if there is a timing, and the headline metric by steps.
 
-    The wall time of a point is its steps times the interleaved step time, not the clock of that run, in which other
-    programs have their part.
+    The wall time of a point is its steps times the interleaved step time. The clock of the run itself would include
+    what other programs did.
     """
     lines = experiment.main(kernels)
     headline = experiment.result.metrics[0]
@@ -81,7 +81,7 @@ def _curve(
 
 
 def _without_the_first_fall(axes: Axes, later: Sequence[float]) -> None:
-    """The first quarter takes most of the height and parts no normalisers."""
+    """Set the limits without the first quarter, which takes most of the height and distinguishes no normalisers."""
     if later and min(later) < max(later):
         margin = 0.06 * (max(later) - min(later))
         axes.set_ylim(min(later) - margin, max(later) + margin)

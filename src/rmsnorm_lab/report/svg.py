@@ -1,4 +1,4 @@
-"""Matplotlib's figures as SVG inside a page: text stays text, and ink takes the page's colour, light or dark."""
+"""Matplotlib's figures as SVG inside a page: text stays text, and lines take the page's colour, light or dark."""
 
 import io
 import re
@@ -11,12 +11,12 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 _INK = "#010203"
-"""Stands for the page's colour until the figure is in the page."""
+"""Replaced by the page's colour when the figure goes into the page."""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Figures made and turned into SVG within this context belong to the page."""
+    """A context in which figures for the page are made and turned into SVG."""
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
     settings: Any = {
         **ink,
@@ -41,8 +41,8 @@ def inline(figure: Figure, name: str, title: str) -> Markup:
 
     Args:
         figure: made within :func:`drawing`.
-        name: unique in the page; every id begins with it.
-        title: what the figure shows, for those who do not see it.
+        name: unique in the page; every id starts with it.
+        title: what the figure shows, for readers who cannot see it.
     """
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

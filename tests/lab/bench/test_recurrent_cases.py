@@ -52,7 +52,7 @@ def test_wrong_results_are_caught(spoil):
     wrong[spoil] = wrong[spoil] * 1.01
     with pytest.raises(recurrent_oracle.WrongError, match="off the float64 loop"):
         oracle.check(wrong)
-    with pytest.raises(recurrent_oracle.WrongError, match="arrays, where"):
+    with pytest.raises(recurrent_oracle.WrongError, match=r"must return \d+ arrays"):
         oracle.check(right[:-1])
     with pytest.raises(recurrent_oracle.WrongError, match="must be"):
         oracle.check([right[0][:-1], *right[1:]])
