@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import composites
 import rmsnorm.numpy
 import rmsnorm.torch
 from conformance import COMPOSITE, DTYPES, EAGER, NUMPY, NUMPY_BACKEND, Case, from_numpy, make_inputs
@@ -120,7 +121,7 @@ def test_rows_do_not_see_each_other(backend, operation, n, dtype, seed, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("functions", [rmsnorm.torch, rmsnorm.torch.composite], ids=["eager", "composite"])
+@pytest.mark.parametrize("functions", [rmsnorm.torch, composites], ids=["eager", "composite"])
 @given(n=LENGTHS, rows=st.integers(1, 9), p=FRACTIONS, seed=st.integers(0, 999), zero_centered=st.booleans())
 def test_fused_sum_is_the_unfused_bit_for_bit(dtype, functions, n, rows, p, seed, zero_centered):
     generator = torch.Generator().manual_seed(seed)

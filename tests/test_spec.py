@@ -59,7 +59,7 @@ def test_partial_count_stays_in_range_and_near(n, p):
 
 X, W = torch.ones(2, 3, 8), torch.ones(8)
 P_RANGE = "p is the fraction of elements whose RMS is taken: 0 < p <= 1, got {}"
-EPS_RANGE = "eps stands inside the root and must be finite and not negative, got {}"
+EPS_RANGE = "eps is inside the root and must be finite and not negative, got {}"
 FLOATING = "must be of a floating dtype (float16, bfloat16, float32, float64), got {}"
 
 SHAPE = "must have the shape normalized_shape = (8,), or (3, 8) with one for each head, got {}"

@@ -82,7 +82,7 @@ def _torch() -> list[dict[str, str]]:
         import torch
 
         from rmsnorm.torch import bindings, dispatch
-        from rmsnorm.torch.eager import why_no_nodes
+        from rmsnorm.torch.norm.eager import why_no_nodes
     except (ImportError, OSError) as error:  # a torch that is there but does not load
         return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
     why = _native().get("error")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmsnorm import native
-from rmsnorm.spec import FLOATING, NormSpec, check_no_self_overlap, check_parameter, check_same, check_spec
+from rmsnorm.native.codes import NORM_KINDS
+from rmsnorm.spec import FLOATING, NormSpec, check_no_self_overlap, check_parameter, check_same, norm_spec
 
 __all__ = [
     "add_rms_norm",
@@ -76,8 +77,7 @@ def rms_norm(
         >>> rms_norm(x, p=0.5).round(4)  # the RMS of the first element
         array([[1.    , 1.3333]])
     """
-    call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
-    return _forward(native.kernels.rms_norm, call, out, call.spec.p)
+    return _forward(_Call.checked("rms", x, weight, bias, axis, eps, p, zero_centered), out)
 
 
 def layer_norm(
@@ -109,8 +109,7 @@ def layer_norm(
         >>> layer_norm(np.array([[1.0, 3.0]])).round(4)
         array([[-1.,  1.]])
     """
-    call = _Call.checked(x, weight, bias, axis, eps)
-    return _forward(native.kernels.layer_norm, call, out)
+    return _forward(_Call.checked("layer", x, weight, bias, axis, eps), out)
 
 
 def add_rms_norm(
@@ -156,10 +155,11 @@ def add_rms_norm(
         total = (x.astype(wide) + residual.astype(wide)).astype(residual.dtype)
         normed = rms_norm(total, weight, bias, axis=axis, eps=eps, p=p, zero_centered=zero_centered)
         return normed.astype(x.dtype), total
-    call = _Call.checked(x, weight, bias, axis, eps, p, zero_centered)
+    call = _Call.checked("rms", x, weight, bias, axis, eps, p, zero_centered)
     rows = _rows(residual, call.axes)
-    normed, total = call.forward(native.kernels.add_rms_norm, [call.x, rows], 2, call.spec.p)
-    return call.back(normed), call.back(total)
+    y, total = (np.empty(call.x.shape, call.x.dtype) for _ in range(2))
+    call.run(y, rows, total)
+    return call.back(y), call.back(total)
 
 
 def rms_norm_backward(
@@ -201,8 +201,7 @@ def rms_norm_backward(
         >>> dx.round(4), dweight.round(4), dbias
         (array([[ 0.181 , -0.1358]]), array([0.8485, 0.    ]), None)
     """
-    call = _Call.checked(x, weight, None, axis, eps, p, zero_centered)
-    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p)
+    return _backward(dy, _Call.checked("rms", x, weight, None, axis, eps, p, zero_centered), bias)
 
 
 def layer_norm_backward(
@@ -237,7 +236,7 @@ def layer_norm_backward(
         >>> dx.round(4), dbias
         (array([[ 0.2291, -0.3436,  0.1145]]), array([1., 0., 0.]))
     """
-    return _backward(native.kernels.layer_norm_backward, dy, _Call.checked(x, weight, None, axis, eps), bias)
+    return _backward(dy, _Call.checked("layer", x, weight, None, axis, eps), bias)
 
 
 def add_rms_norm_backward(
@@ -278,8 +277,8 @@ def add_rms_norm_backward(
         >>> ds.round(4)
         array([[1.181 , 0.8642]])
     """
-    call = _Call.checked(new_residual, weight, None, axis, eps, p, zero_centered)
-    return _backward(native.kernels.rms_norm_backward, dy, call, bias, call.spec.p, plus=dnew_residual)
+    call = _Call.checked("rms", new_residual, weight, None, axis, eps, p, zero_centered)
+    return _backward(dy, call, bias, plus=dnew_residual)
 
 
 class _Call(NamedTuple):
@@ -294,6 +293,7 @@ class _Call(NamedTuple):
     @classmethod
     def checked(
         cls,
+        kind: str,
         x: ArrayLike,
         weight: ArrayLike | None,
         bias: ArrayLike | None,
@@ -304,11 +304,7 @@ class _Call(NamedTuple):
     ) -> "_Call":
         x = _floating("x", x)
         axes = _normalized_axes(axis, x.ndim)
-        shape = tuple(x.shape[a] for a in axes)
-        try:
-            spec = _spec(shape, eps, p, zero_centered)
-        except TypeError:  # something that cannot be a key of the cache, which the check will name
-            spec = check_spec(shape, eps, p, zero_centered)
+        spec = norm_spec(kind, tuple(x.shape[a] for a in axes), eps, p, zero_centered)
         rows = _rows(x, axes)
         heads = rows.shape[-len(axes) - 1] if rows.ndim > len(axes) else None
         for name, value in (("weight", weight), ("bias", bias)):
@@ -320,26 +316,31 @@ class _Call(NamedTuple):
             check_same("bias", bias.shape, "weight", weight.shape, "shape")
         return cls(rows, weight, bias, axes, spec)
 
-    @property
-    def flags(self) -> int:
-        return native.OWN_THREADS | (native.ZERO_CENTERED if self.spec.zero_centered else 0)
+    def run(self, y: Array, residual: Array | None = None, total: Array | None = None) -> None:
+        """The forward kernel into ``y``, an array like x; with a residual the sum into ``total``, and its norm."""
+        self._do(native.kernels.norm, self.x, residual, self.weight, self.bias, y, total)
 
-    def forward(self, kernel: Any, inputs: Sequence[Array], outputs: int, *p: float) -> list[Array]:
-        """``outputs`` fresh arrays like x, which ``kernel`` has written."""
-        results = [np.empty(self.x.shape, self.x.dtype) for _ in range(outputs)]
-        self._run(kernel, [*inputs, self.spec.normalized_shape, self.weight, self.bias, *results], p)
-        return results
+    def run_backward(
+        self, dy: Array, plus: Array | None, dx: Array, dweight: Array | None, dbias: Array | None
+    ) -> None:
+        """The backward kernel: dx + plus, and the gradients of gain and bias that are wanted."""
+        self._do(native.kernels.norm_backward, dy, plus, self.x, self.weight, dx, dweight, dbias)
 
-    def into(self, kernel: Any, out: Array, *p: float) -> bool:
-        """Whether ``kernel`` could write ``out`` as it lies."""
+    def into(self, out: Array) -> bool:
+        """Whether the forward kernel could write ``out`` as it lies."""
         rows = _moved(out, self.axes)
         if rows is not _native(rows) or not _together(rows, len(self.axes)):
             return False
-        arguments = [self.x, self.spec.normalized_shape, self.weight, self.bias, rows]
-        return bool(kernel(*map(_describe, arguments), self.spec.eps, *p, self.flags))
+        return self._served(native.kernels.norm, self.x, None, self.weight, self.bias, rows, None)
 
-    def _run(self, kernel: Any, arguments: Sequence[Any], p: Sequence[float]) -> None:
-        if not kernel(*map(_describe, arguments), self.spec.eps, *p, self.flags):
+    def _served(self, kernel: Any, *arrays: Array | None) -> bool:
+        spec = self.spec
+        flags = native.OWN_THREADS | (native.ZERO_CENTERED if spec.zero_centered else 0)
+        how = NORM_KINDS.index(spec.kind), spec.normalized_shape, spec.eps, spec.p, flags
+        return bool(kernel(*map(_describe, arrays), *how))
+
+    def _do(self, kernel: Any, *arrays: Array | None) -> None:
+        if not self._served(kernel, *arrays):
             raise RuntimeError(f"the kernels declined arguments that were checked ({self.spec}); please report this")
 
     def back(self, rows: Array) -> Array:
@@ -349,18 +350,20 @@ class _Call(NamedTuple):
         return np.moveaxis(rows, range(-len(self.axes), 0), self.axes)
 
 
-def _forward(kernel: Any, call: _Call, out: Array | None, *p: float) -> Array:
+def _forward(call: _Call, out: Array | None) -> Array:
+    if out is not None:
+        _check_out(out, call)
+        if call.into(out):
+            return out
+    y = np.empty(call.x.shape, call.x.dtype)
+    call.run(y)
     if out is None:
-        return call.back(call.forward(kernel, [call.x], 1, *p)[0])
-    _check_out(out, call)
-    if not call.into(kernel, out, *p):
-        out[...] = call.back(call.forward(kernel, [call.x], 1, *p)[0])
+        return call.back(y)
+    out[...] = call.back(y)
     return out
 
 
-def _backward(
-    kernel: Any, dy: ArrayLike, call: _Call, bias: bool, *p: float, plus: ArrayLike | None = None
-) -> Gradients:
+def _backward(dy: ArrayLike, call: _Call, bias: bool, plus: ArrayLike | None = None) -> Gradients:
     if not isinstance(bias, (bool, np.bool_)):
         raise TypeError(
             f"bias must be True (there was one: its gradient is wanted) or False, got {type(bias).__name__}"
@@ -378,16 +381,11 @@ def _backward(
     dweight = None if call.weight is None else np.empty(call.weight.shape, call.weight.dtype)
     vector = np.empty(call.spec.normalized_shape, call.x.dtype) if dweight is None else dweight
     dbias = np.empty_like(vector) if bias else None
-    call._run(
-        kernel,
-        [rows, call.x, call.spec.normalized_shape, call.weight, dx, plus_rows, dweight, dbias],
-        p,
-    )
+    call.run_backward(rows, plus_rows, dx, dweight, dbias)
     return call.back(dx), dweight, dbias
 
 
-# Dtypes, specifications and axes are checked once each: 28 of 45 µs at 1 × 1024 went there without these caches.
-_spec = lru_cache(maxsize=4096)(check_spec)
+# Dtypes and axes, as specs, are checked once each: 28 of 45 µs at 1 × 1024 went there without these caches.
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""What a normalisation is asked to do, checked once: every message about wrong arguments stands here.
+"""What a norm is asked to do, checked once, and every message about a wrong argument.
 
 Nothing here knows a framework. Shapes are tuples of ints and dtypes are names ("float32", "bfloat16", …).
 """
@@ -64,15 +64,27 @@ def partial_count(n: int, p: float) -> int:
     return max(1, -(-n * numerator // denominator)) if n else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormSpec:
-    """One checked normalisation: ``normalized_shape``, ``eps`` (None: the computation dtype's), p and conventions."""
+    """One checked norm: which one, over what, and by which conventions.
 
+    Every function below the public ones takes it. It is equal to itself alone: :func:`norm_spec` gives equal calls the
+    same one, so that what is derived from it can be found by identity.
+    """
+
+    kind: str
+    """``"rms"`` or ``"layer"``."""
     normalized_shape: tuple[int, ...]
     eps: float | None = None
+    """None: machine epsilon of the computation dtype."""
     p: float = 1.0
     zero_centered: bool = False
     casting: str = "once"
+
+    @property
+    def rounds_first(self) -> bool:
+        """Whether x̂ is rounded to the input's dtype before the gain (Llama's casting)."""
+        return self.casting == "llama"
 
     @property
     def n(self) -> int:
@@ -85,7 +97,41 @@ class NormSpec:
         return self.n if self.p == 1 else partial_count(self.n, self.p)
 
 
+def norm_spec(
+    kind: str,
+    normalized_shape: int | Sequence[int],
+    eps: float | None = None,
+    p: float = 1.0,
+    zero_centered: bool = False,
+    casting: str = "once",
+) -> NormSpec:
+    """:func:`check_spec` of equal arguments once: 0.2 µs from then on."""
+    shape: Any = normalized_shape
+    try:
+        if type(shape) is not int:
+            if type(shape) is not tuple:
+                shape = tuple(shape) if isinstance(shape, (tuple, list)) else None
+            for extent in shape:
+                if type(extent) is not int:  # 8.0 equals 8, and a symbol must stay one
+                    raise TypeError
+        return _kept(kind, shape, eps, p, zero_centered, casting)
+    except TypeError:  # not to be kept, or of a wrong type
+        return check_spec(kind, normalized_shape, eps, p, zero_centered, casting)
+
+
+@lru_cache(maxsize=4096)
+def _kept(kind: str, shape: Any, eps: float | None, p: float, zero_centered: bool, casting: str) -> NormSpec:
+    """TypeError, and nothing is kept, for a tensor, which equals itself after its value has changed."""
+    if type(eps) not in _CONSTANT or type(p) not in _CONSTANT:
+        raise TypeError
+    return check_spec(kind, shape, eps, p, zero_centered, casting)
+
+
+_CONSTANT = frozenset((float, int, type(None)))
+
+
 def check_spec(
+    kind: str,
     normalized_shape: int | Sequence[int],
     eps: float | None = None,
     p: float = 1.0,
@@ -94,7 +140,12 @@ def check_spec(
 ) -> NormSpec:
     """The arguments as a :class:`NormSpec`, or the error that says what is wrong with them."""
     return NormSpec(
-        check_shape(normalized_shape), check_eps(eps), check_p(p), check_bool(zero_centered), check_casting(casting)
+        kind,
+        check_shape(normalized_shape),
+        check_eps(eps),
+        check_p(p),
+        check_bool(zero_centered),
+        check_casting(casting),
     )
 
 
@@ -126,7 +177,7 @@ def check_eps(eps: float | None) -> float | None:
             f"eps must be a number or None (machine epsilon of the computation dtype), got {eps!r}"
         ) from None
     if not 0 <= value < math.inf:
-        raise ValueError(f"eps stands inside the root and must be finite and not negative, got {eps!r}")
+        raise ValueError(f"eps is inside the root and must be finite and not negative, got {eps!r}")
     return value
 
 

@@ -275,9 +275,9 @@ def _eager(case: Case, inputs: SimpleNamespace) -> dict[str, torch.Tensor]:
 
 
 def _composite(case: Case, inputs: SimpleNamespace) -> dict[str, torch.Tensor]:
-    from rmsnorm.torch import composite
+    import composites
 
-    return _through_torch(composite, case, inputs)
+    return _through_torch(composites, case, inputs)
 
 
 def _compiled(case: Case, inputs: SimpleNamespace) -> dict[str, torch.Tensor]:

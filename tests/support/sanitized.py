@@ -13,7 +13,7 @@ import fuzz_arguments
 from conformance import CASES, EAGER, NUMPY_BACKEND
 from conforms import conforms
 from rmsnorm import native
-from rmsnorm.torch.eager import nodes, why_no_nodes
+from rmsnorm.torch.norm.eager import nodes, why_no_nodes
 
 
 def main() -> int:

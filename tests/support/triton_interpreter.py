@@ -1,8 +1,8 @@
-"""Triton's interpreter, corrected, with this project's kernels in it instead of the native ones, on CPU tensors.
+"""Triton's interpreter, mended, and this project's kernels in it in place of the native ones, on tensors of a CPU.
 
-The interpreter truncates float32 to bfloat16, and in other conversions it reads bfloat16's bits as an integer; here
-both conversions use ml_dtypes. It reduces tuples element by element; here by whole arrays. It shows no races, register
-spills or overflows of 32-bit addresses; for some of these see tests/triton/test_compile.py.
+The interpreter truncates float32 to bfloat16 and takes bfloat16's bits for an integer in other conversions; here both
+go through ml_dtypes. It reduces tuples number by number, here by whole arrays. It knows nothing of races, registers or
+32-bit addresses: tests/triton/test_compile.py.
 """
 
 import os
@@ -28,7 +28,7 @@ interpreter.InterpreterBuilder.cast_impl = _cast
 
 
 def _reduce(self, input):
-    """A reduction by a function of ours, by halves of whole arrays; the interpreter would call it for each element."""
+    """A reduction by a function of ours, by halves of whole arrays: the interpreter calls it for each element."""
     parts = [part.handle.data for part in input]
     types = [part.dtype for part in input]
 
@@ -45,18 +45,20 @@ def _reduce(self, input):
 
 interpreter.ReduceOps.generic_reduce = _reduce
 
-from rmsnorm.torch import bindings, eager, functional, gated, quantized
+from rmsnorm.native.codes import NORM_KINDS
+from rmsnorm.torch import bindings, functional, operation
+from rmsnorm.torch.norm import eager
 from rmsnorm.torch.triton import functions, launch
 
 assert launch.INTERPRETED
 
-served = {}  # name of a kernel's function → how often it has served
+served = {}  # operation → how often a kernel has done its work
 
 
 def install() -> None:
-    """From now on every call of the package's functions goes to the interpreted kernels, and none to native ones."""
+    """Every call of the package's functions goes to the interpreted kernels from now on, native ones to none."""
     counted = bindings.Kernels(*map(_counted, bindings.Kernels._fields))
-    for module in (eager, gated, quantized):
+    for module in (operation, eager):
         module.kernels_of = lambda t: counted
     functional.nodes = None  # which know the native ones alone
 
@@ -65,8 +67,16 @@ def _counted(name):
     function = getattr(functions, name)
 
     def call(*args):
-        done = function(*args)
-        served[name] = served.get(name, 0) + done
+        done, operation = function(*args), _operation(name, args)
+        served[operation] = served.get(operation, 0) + done
         return done
 
     return call
+
+
+def _operation(name, args):
+    """What a kernel of that name does with these arguments (see bindings.Kernels)."""
+    if name == "norm":
+        _, residual, *_ = args
+        return "add_rms_norm" if residual is not None else f"{NORM_KINDS[args[6]]}_norm"
+    return f"{NORM_KINDS[args[7]]}_norm_backward" if name == "norm_backward" else f"rms_norm_{name}"

@@ -24,13 +24,15 @@ def test_without_the_native_module_torch_takes_the_composite(run_python):
     run_python(
         HIDDEN
         + """
-from rmsnorm.torch import RMSNorm, add_rms_norm, composite, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from rmsnorm.torch import RMSNorm, add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+
+import composites
 x, w = torch.randn(5, 3, 16, requires_grad=True), torch.randn(16, requires_grad=True)
 y = rms_norm(x, (16,), w, p=0.5)
-assert torch.equal(y, composite.rms_norm(x, (16,), w, p=0.5))
+assert torch.equal(y, composites.rms_norm(x, (16,), w, p=0.5))
 assert all(g is not None for g in torch.autograd.grad(y.sum(), (x, w)))
 with torch.no_grad():
-    assert torch.equal(layer_norm(x, (16,), w), composite.layer_norm(x, (16,), w))
+    assert torch.equal(layer_norm(x, (16,), w), composites.layer_norm(x, (16,), w))
     out = torch.empty(5, 3, 16)
     assert rms_norm(x, (16,), w, out=out) is out
     a, r = x.clone(), x.clone()
@@ -78,7 +80,7 @@ def test_each_device_has_its_own_kernels(monkeypatch):
     x = torch.ones(2, 8)
     on_cuda = SimpleNamespace(is_cpu=False, is_cuda=True)
     assert bindings.kernels_of(on_cuda) is functions
-    assert bindings.kernels_of(x).rms_norm(x, (8,), None, None, torch.empty_like(x), None, 1.0, bindings.FLAGS)
+    assert bindings.kernels_of(x) is bindings._CPU is not bindings._NONE
     assert bindings.kernels_of(x.to("meta")) is bindings._NONE
     monkeypatch.setattr(dispatch, "why_no_triton", "it is a test")
     assert bindings.kernels_of(on_cuda) is bindings._NONE
@@ -172,7 +174,7 @@ def test_a_kernel_that_does_not_compile_warns_once_and_is_declined(monkeypatch):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from rmsnorm.torch.triton import functions, launch, plans
+    from rmsnorm.torch.triton import launch, norms, plans
 
     def refuse(*args, **options):
         raise ValueError("ptxas: out of registers")
@@ -182,14 +184,14 @@ def test_a_kernel_that_does_not_compile_warns_once_and_is_declined(monkeypatch):
     monkeypatch.setattr(plans, "plans", {})
     x = torch.randn(3, 24)
     tensors = x, None, None, None, torch.empty_like(x), None
-    call = functions._plan_forward, False, tensors, (24,), None, 1.0, native.FRESH
+    call = norms.plan_forward, False, tensors, (24,), None, 1.0, native.FRESH
     with pytest.warns(UserWarning, match="forward_kernel does not compile: ValueError: ptxas"):
         assert not plans._serve(*call)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not plans._serve(*call)
     with pytest.raises(launch.NotCompiled):  # what the first use of a device would be told
-        functions._plan_forward(False, tensors, (24,), None, 1.0, native.FRESH, 16)
+        norms.plan_forward(False, tensors, (24,), None, 1.0, native.FRESH, 16)
 
 
 @pytest.mark.parametrize(("wanted", "operators"), [("", 1), ("operator", 1), ("decompose", 0)])

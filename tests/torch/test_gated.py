@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
+import composites
 from gated_cases import CASES, conforms, kernels_conform, make_inputs, silu_is_right, through
 from rmsnorm import reference
 from rmsnorm.torch import RMSNormGated, rms_norm_gated
-from rmsnorm.torch.gated import GatedSpec, backward_expression, expression
+from rmsnorm.torch.gated.composite import gated_backward
+from rmsnorm.torch.gated.spec import check_gated_spec
 from tolerances import rounded, wide
 
 
@@ -20,23 +22,19 @@ def test_kernels(case):
     kernels_conform(case)
 
 
-def composed(x, z, shape, weight, eps, *, norm_before_gate, groups, p):
-    return expression(x, z, weight, GatedSpec.of(shape, eps, norm_before_gate, groups, p))
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_composite(case):
     inputs = make_inputs(case)
-    conforms(case, through(composed, case, inputs), inputs, composite=True)
+    conforms(case, through(composites.rms_norm_gated, case, inputs), inputs, composite=True)
 
 
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
 def test_backward_composite(case):
     inputs = make_inputs(case)
-    spec = GatedSpec.of((case.n,), case.eps, case.norm_before_gate, case.groups, case.p)
-    given = inputs.dy, inputs.x, inputs.z, inputs.weight, spec, (True, True, True)
-    results = dict(zip(("dx", "dz", "dweight"), backward_expression(*given), strict=True))
-    results["y"] = expression(inputs.x, inputs.z, inputs.weight, spec)
+    spec = check_gated_spec((case.n,), case.eps, case.norm_before_gate, case.groups, case.p)
+    given = spec, inputs.dy, inputs.x, inputs.z, inputs.weight, (True, True, True)
+    results = dict(zip(("dx", "dz", "dweight"), gated_backward(*given), strict=True))
+    results["y"] = through(composites.rms_norm_gated, case, inputs)["y"]
     conforms(case, {k: t for k, t in results.items() if t is not None}, inputs, composite=True)
 
 
@@ -186,7 +184,7 @@ WRONG = [
     ({"groups": 2.0}, TypeError, "groups must be an int, got 2.0"),
     ({"norm_before_gate": "yes"}, TypeError, "norm_before_gate must be True"),
     ({"p": 2}, ValueError, "p is the fraction"),
-    ({"eps": -1}, ValueError, "eps stands inside the root"),
+    ({"eps": -1}, ValueError, "eps is inside the root"),
 ]
 
 

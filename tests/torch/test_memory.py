@@ -11,13 +11,13 @@ from rmsnorm.torch import (
     LSTM,
     add_rms_norm,
     bindings,
-    eager,
     functional,
     layer_norm,
     rms_norm,
     rms_norm_gated,
     rms_norm_quantized,
 )
+from rmsnorm.torch.norm import eager
 
 OTHER_DTYPES = [
     getattr(torch, name)
@@ -199,13 +199,13 @@ def steps(gates):
 lstm, gru = steps(4), steps(3)
 
 def gated_backward(norm_first):
-    return kernels.rms_norm_gated_backward(y, x, z, (H,), None, y, dz, None, None, 1.0, 1, norm_first, flags)
+    return kernels.gated_backward(y, x, z, None, y, dz, None, (H,), None, 1.0, 1, norm_first, flags)
 
 calls = {
-    "gated": lambda: kernels.rms_norm_gated(x, z, (H,), gain, y, None, 1.0, 1, False, flags),
+    "gated": lambda: kernels.gated(x, z, gain, y, (H,), None, 1.0, 1, False, flags),
     "gated backward": lambda: gated_backward(False),
     "gated backward, norm first": lambda: gated_backward(True),
-    "quantised": lambda: kernels.rms_norm_quantized(x, (H,), gain, q, scale, 0, None, 1.0, flags),
+    "quantised": lambda: kernels.quantized(x, gain, q, scale, (H,), None, 1.0, flags),
     "LSTM step": lambda: lstm[0].forward(0, rows, 0),
     "LSTM backward": lambda: lstm[0].backward(0, rows),
     "GRU backward": lambda: gru[0].backward(0, rows),

@@ -9,8 +9,9 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from rmsnorm.torch import add_rms_norm, bindings, eager, functional, layer_norm, rms_norm  # noqa: E402
-from rmsnorm.torch.eager import nodes, why_no_nodes  # noqa: E402
+from rmsnorm.torch import add_rms_norm, bindings, functional, layer_norm, rms_norm  # noqa: E402
+from rmsnorm.torch.norm import eager  # noqa: E402
+from rmsnorm.torch.norm.eager import nodes, why_no_nodes  # noqa: E402
 
 if nodes is None:
     pytest.skip(f"C++ nodes: {why_no_nodes}", allow_module_level=True)

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+import composites
 import quantized_cases
 from quantized_cases import CASES, FP8
 from rmsnorm.torch import rms_norm_quantized
-from rmsnorm.torch.quantized import expression
 
-BACKENDS = pytest.mark.parametrize("function", [rms_norm_quantized, expression], ids=["kernels", "composite"])
+BACKENDS = pytest.mark.parametrize(
+    "function", [rms_norm_quantized, composites.rms_norm_quantized], ids=["kernels", "composite"]
+)
 
 
 @pytest.mark.every_level

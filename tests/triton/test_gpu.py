@@ -1,19 +1,18 @@
-"""On a CUDA device (`make gpu`): what no interpreter shows. Without a device these tests are skipped."""
+"""On a CUDA device (`make gpu`): what no interpreter shows. Everywhere else these tests are skipped."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import composites
 import gated_cases
 import quantized_cases
 from conformance import CASES, EAGER, Case, make_inputs
 from rmsnorm.torch import (
     RMSNorm,
     add_rms_norm,
-    composite,
     layer_norm,
-    quantized,
     rms_norm,
     rms_norm_gated,
     rms_norm_quantized,
@@ -28,14 +27,14 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _served(request):
-    """Triton's kernels run here, or each test fails: the composite must not serve in their place."""
+    """Every test here runs Triton's kernels, or fails: no silent composite."""
     from rmsnorm.torch import dispatch
 
     assert dispatch.triton() is not None, dispatch.why_no_triton
 
 
 def on_cuda(t):
-    """The tensor with its whole memory, so that strides and offset are the same."""
+    """The tensor and its memory, strides and offset and all."""
     if t is None:
         return None
     whole = torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)
@@ -71,7 +70,7 @@ def test_every_length(n, operation):
 @pytest.mark.parametrize("n", [8192, 16385, 131072])
 @pytest.mark.parametrize("p", [0.25, 0.004])
 def test_prmsnorm_at_every_kind_of_length(n, p):
-    """In long rows a kernel of its own serves the first k elements, unless k is too large."""
+    """Of long rows the first k elements have a kernel of their own, unless they are too many."""
     test_conformance(Case("rms_norm", torch.bfloat16, n, 37, weight=torch.float32, p=p))
 
 
@@ -107,7 +106,7 @@ def test_long_quantized_rows(code):
     x = torch.randn(3, 131072, device="cuda")
     (q, scale), (codes, wanted) = (
         rms_norm_quantized(x, (131072,), dtype=code),
-        quantized.expression(x, (131072,), None, None, dtype=code, p=1.0),
+        composites.rms_norm_quantized(x, (131072,), dtype=code),
     )
     torch.testing.assert_close(scale, wanted, rtol=2e-6, atol=0)
     assert (q.float() != codes.float()).float().mean() < 0.01
@@ -194,7 +193,7 @@ def test_packed_heads_without_a_copy():
     before = torch.cuda.memory_allocated()
     y = rms_norm(q, (128,), gain)
     assert torch.cuda.max_memory_allocated() - before <= y.numel() * 2 + 512
-    torch.testing.assert_close(y, composite.rms_norm(q, (128,), gain), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(y, composites.rms_norm(q, (128,), gain), rtol=2e-2, atol=1e-3)
 
 
 def test_zero_rows_leave_the_device_well():
@@ -220,4 +219,4 @@ def test_on_a_device_that_is_not_the_current_one():
     x = torch.randn(7, 64, device="cuda:1", requires_grad=True)
     y = rms_norm(x, (64,))
     y.sum().backward()
-    torch.testing.assert_close(y, composite.rms_norm(x, (64,)))
+    torch.testing.assert_close(y, composites.rms_norm(x, (64,)))

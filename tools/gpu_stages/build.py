@@ -68,11 +68,12 @@ def wanted(setting: Setting) -> list[Job]:
 @contextmanager
 def _on_a_cpu(launcher: Any) -> Iterator[None]:
     """Every call of the package's functions goes to Triton's, with ``launcher`` in place of the real one."""
-    from rmsnorm.torch import eager, functional, gated, quantized
+    from rmsnorm.torch import functional, operation
+    from rmsnorm.torch.norm import eager
     from rmsnorm.torch.triton import functions, launch
 
     with ExitStack() as stack:
-        for module in (eager, gated, quantized):
+        for module in (operation, eager):
             stack.enter_context(mock.patch.object(module, "kernels_of", return_value=functions))
         stack.enter_context(mock.patch.object(functional, "nodes", None))
         stack.enter_context(mock.patch.object(launch, "INTERPRETED", True))

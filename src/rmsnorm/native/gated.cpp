@@ -36,7 +36,7 @@ struct GatedCall : Call {
   }
 };
 
-bool forward_call(nb::handle x_, nb::handle z_, nb::handle shape, nb::handle w_, nb::handle y_, nb::handle eps,
+bool forward_call(nb::handle x_, nb::handle z_, nb::handle w_, nb::handle y_, nb::handle shape, nb::handle eps,
                   nb::handle p, nb::handle groups, bool norm_first, int flags) {
   return served(
       [&](const View& x, const View& z, const View* w, const View& y) {
@@ -56,8 +56,8 @@ bool forward_call(nb::handle x_, nb::handle z_, nb::handle shape, nb::handle w_,
       Needed(x_), Needed(z_), Optional(w_), Needed(y_));
 }
 
-bool backward_call(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle shape, nb::handle w_, nb::handle dx_,
-                   nb::handle dz_, nb::handle dweight_, nb::handle eps, nb::handle p, nb::handle groups,
+bool backward_call(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle w_, nb::handle dx_, nb::handle dz_,
+                   nb::handle dweight_, nb::handle shape, nb::handle eps, nb::handle p, nb::handle groups,
                    bool norm_first, int flags) {
   return served(
       [&](const View& dy, const View& x, const View& z, const View* w, const View& dx, const View& dz,
@@ -86,10 +86,9 @@ bool backward_call(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle shap
 
 void bind_gated(nb::module_& m) {
   const auto none = nb::arg().none();
-  m.def("rms_norm_gated", or_elsewhere("rms_norm_gated", &forward_call), none, none, none, none, none, none, none, none,
-        nb::arg(), nb::arg());
-  m.def("rms_norm_gated_backward", or_elsewhere("rms_norm_gated_backward", &backward_call), none, none, none, none, none,
-        none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("gated", &forward_call, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("gated_backward", &backward_call, none, none, none, none, none, none, none, none, none, none, none, nb::arg(),
+        nb::arg());
 }
 
 }  // namespace rmsnorm

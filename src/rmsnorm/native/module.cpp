@@ -1,10 +1,10 @@
 // The Python module of one instruction-set level. Its functions return True when they have done the work, and False
-// when the arguments are not ones they serve, nor anybody elsewhere; they never raise for a wrong argument.
+// when the arguments are not ones they serve; they never raise for a wrong argument.
 // rmsnorm.spec does that, once.
 
 #include "bindings.h"
-#include "gate.h"
 #include "norms.h"
+#include "way.h"
 
 #ifndef RMSNORM_MODULE
 #error "RMSNORM_MODULE names the module; CMakeLists.txt sets it"
@@ -13,55 +13,26 @@
 namespace rmsnorm {
 namespace {
 
-bool rms_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle eps,
-              nb::handle p, int flags) {
+// Tensors, results, then what is asked for; None for what is not given or not wanted.
+bool norm(nb::handle x_, nb::handle residual_, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle sum_, int kind,
+          nb::handle shape, nb::handle eps, nb::handle p, int flags) {
   return served(
-      [&](const View& x, const View* w, const View* b, const View& y) {
-        Call call(NormKind::rms, x, w, b);
-        return call.accept(shape, eps, p, flags) && forward(call, y);
+      [&](const View& x, const View* residual, const View* w, const View* b, const View& y, const View* sum) {
+        Call call(NormKind(kind), x, w, b);
+        return call.accept(shape, eps, p, flags) && forward(call, y, residual, sum);
       },
-      Needed(x_), Optional(w_), Optional(b_), Needed(y_));
+      Needed(x_), Optional(residual_), Optional(w_), Optional(b_), Needed(y_), Optional(sum_));
 }
 
-bool layer_norm(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle eps,
-                int flags) {
+bool norm_backward(nb::handle dy_, nb::handle plus_, nb::handle x_, nb::handle w_, nb::handle dx_, nb::handle dweight_,
+                   nb::handle dbias_, int kind, nb::handle shape, nb::handle eps, nb::handle p, int flags) {
   return served(
-      [&](const View& x, const View* w, const View* b, const View& y) {
-        Call call(NormKind::layer, x, w, b);
-        return call.accept(shape, eps, nb::float_(1.0), flags) && forward(call, y);
-      },
-      Needed(x_), Optional(w_), Optional(b_), Needed(y_));
-}
-
-bool add_rms_norm(nb::handle x_, nb::handle residual_, nb::handle shape, nb::handle w_, nb::handle b_, nb::handle y_,
-                  nb::handle sum_, nb::handle eps, nb::handle p, int flags) {
-  return served(
-      [&](const View& x, const View& residual, const View* w, const View* b, const View& y, const View& sum) {
-        Call call(NormKind::rms, x, w, b);
-        return call.accept(shape, eps, p, flags) && forward(call, y, &residual, &sum);
-      },
-      Needed(x_), Needed(residual_), Optional(w_), Optional(b_), Needed(y_), Needed(sum_));
-}
-
-bool any_backward(NormKind norm, nb::handle dy_, nb::handle x_, nb::handle shape, nb::handle w_, nb::handle dx_,
-                  nb::handle plus_, nb::handle dweight_, nb::handle dbias_, nb::handle eps, nb::handle p, int flags) {
-  return served(
-      [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
+      [&](const View& dy, const View* plus, const View& x, const View* w, const View* dx, const View* dweight,
           const View* dbias) {
-        Call call(norm, x, w, nullptr);
+        Call call(NormKind(kind), x, w, nullptr);
         return call.accept(shape, eps, p, flags) && backward(call, dy, dx, plus, dweight, dbias);
       },
-      Needed(dy_), Needed(x_), Optional(w_), Optional(dx_), Optional(plus_), Optional(dweight_), Optional(dbias_));
-}
-
-bool rms_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
-                       nb::handle dweight, nb::handle dbias, nb::handle eps, nb::handle p, int flags) {
-  return any_backward(NormKind::rms, dy, x, shape, w, dx, plus, dweight, dbias, eps, p, flags);
-}
-
-bool layer_norm_backward(nb::handle dy, nb::handle x, nb::handle shape, nb::handle w, nb::handle dx, nb::handle plus,
-                         nb::handle dweight, nb::handle dbias, nb::handle eps, int flags) {
-  return any_backward(NormKind::layer, dy, x, shape, w, dx, plus, dweight, dbias, eps, nb::float_(1.0), flags);
+      Needed(dy_), Optional(plus_), Needed(x_), Optional(w_), Optional(dx_), Optional(dweight_), Optional(dbias_));
 }
 
 // ---- the same for compiled callers ----
@@ -105,13 +76,9 @@ constexpr c_api::Api API = {
 NB_MODULE(RMSNORM_MODULE, m) {
   using namespace rmsnorm;
   const auto none = nb::arg().none();
-  m.def("rms_norm", or_elsewhere("rms_norm", &rms_norm), none, none, none, none, none, none, none, nb::arg());
-  m.def("layer_norm", or_elsewhere("layer_norm", &layer_norm), none, none, none, none, none, none, nb::arg());
-  m.def("add_rms_norm", or_elsewhere("add_rms_norm", &add_rms_norm), none, none, none, none, none, none, none, none, none, nb::arg());
-  m.def("rms_norm_backward", or_elsewhere("rms_norm_backward", &rms_norm_backward), none, none, none, none, none, none,
-        none, none, none, none, nb::arg());
-  m.def("layer_norm_backward", or_elsewhere("layer_norm_backward", &layer_norm_backward), none, none, none, none, none,
-        none, none, none, none, nb::arg());
+  m.def("norm", &norm, none, none, none, none, none, none, nb::arg(), none, none, none, nb::arg());
+  m.def("norm_backward", &norm_backward, none, none, none, none, none, none, none, nb::arg(), none, none, none,
+        nb::arg());
   bind_gated(m);
   bind_quantized(m);
   bind_recurrent(m);
@@ -127,9 +94,8 @@ NB_MODULE(RMSNORM_MODULE, m) {
     exchange = api;
     return true;
   });
-  m.def("set_elsewhere", [](nb::handle function) { elsewhere = function.inc_ref().ptr(); });
-  m.def("set_gate", &set_gate);
-  m.def("gate", &gate, none, none, none);
+  m.def("set_way", &set_way);
+  m.def("way", &way);
   m.def("set_partial_count", [](nb::handle function) { partial_count = function.inc_ref().ptr(); });
   m.def("num_threads", [] { return Pool::instance().threads(); });
   m.def("set_num_threads", [](int threads) { Pool::instance().set_threads(threads); });

@@ -118,8 +118,8 @@ bool any_backward(Call& call, const View& dy, const View* dx, const View* plus, 
 }  // namespace
 
 bool forward(const Call& call, const View& y, const View* residual, const View* sum) {
-  return call.norm == NormKind::layer ? any_forward<Layer>(call, y, nullptr, nullptr)
-                                   : any_forward<RMS>(call, y, residual, sum);
+  if (call.norm == NormKind::layer) return !residual && !sum && any_forward<Layer>(call, y, nullptr, nullptr);
+  return any_forward<RMS>(call, y, residual, sum);
 }
 
 bool backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight, const View* dbias) {

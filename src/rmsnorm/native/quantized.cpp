@@ -8,11 +8,9 @@
 namespace rmsnorm {
 namespace {
 
-constexpr int FLOAT8_E4M3 = 1;  // else int8
-
 // q: codes of x's shape; scale: float32, one number a row. Both contiguous and fresh.
-bool forward_call(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle q_, nb::handle scale_, int code,
-                  nb::handle eps, nb::handle p, int flags) {
+bool forward_call(nb::handle x_, nb::handle w_, nb::handle q_, nb::handle scale_, nb::handle shape, nb::handle eps,
+                  nb::handle p, int flags) {
   return served(
       [&](const View& x, const View* w, const View& q, const View& scale) {
         Call call(NormKind::rms, x, w, nullptr);
@@ -25,7 +23,7 @@ bool forward_call(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle q_,
           Parameters<compute_t<T>> parameters(call);
           const Quantized<T> to{call.tensor<const T>(x), reinterpret_cast<uint8_t*>(q.data),
                                 reinterpret_cast<float*>(scale.data), parameters.affine};
-          code == FLOAT8_E4M3 ? quantized<e4m3>(call.problem, to) : quantized<i8>(call.problem, to);
+          q.dtype == DType::float8_e4m3fn ? quantized<e4m3>(call.problem, to) : quantized<i8>(call.problem, to);
         });
         return true;
       },
@@ -36,7 +34,7 @@ bool forward_call(nb::handle x_, nb::handle shape, nb::handle w_, nb::handle q_,
 
 void bind_quantized(nb::module_& m) {
   const auto none = nb::arg().none();
-  m.def("rms_norm_quantized", &forward_call, none, none, none, none, none, nb::arg(), none, none, nb::arg());
+  m.def("quantized", &forward_call, none, none, none, none, none, none, none, nb::arg());
 }
 
 }  // namespace rmsnorm

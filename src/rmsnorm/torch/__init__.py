@@ -8,12 +8,11 @@ try:
 except ImportError as _error:
     raise ImportError("rmsnorm.torch needs PyTorch >= 2.4: pip install 'rmsnorm[torch]'") from _error
 
-from rmsnorm.torch import gated_ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.accelerate import accelerate
-from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm
-from rmsnorm.torch.gated import rms_norm_gated
+from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from rmsnorm.torch.gated import ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
-from rmsnorm.torch.quantized import rms_norm_quantized
+from rmsnorm.torch.norm import ops as _norm_ops  # noqa: F401
 from rmsnorm.torch.rnn import GRU, LSTM, GRUCell, LSTMCell
 from rmsnorm.torch.swap import swap_norms
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm import native
-from rmsnorm.torch.dispatch import Way, eager_way
+from rmsnorm.torch.dispatch import COMPOSITE, eager_way
 from rmsnorm.torch.functional import layer_norm, rms_norm
 
 SCHEMAS = {
@@ -145,7 +145,7 @@ def _has_kernel(name: str, key: str) -> bool:
 def _rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    if eager_way(input, weight, None) != Way.COMPOSITE and (
+    if eager_way(input, weight, None) != COMPOSITE and (
         weight is None
         or (
             weight.shape == tuple(normalized_shape)  # no gain for each head
@@ -170,7 +170,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    if eager_way(input, weight, bias) != Way.COMPOSITE and _layer_norm_takes(input, normalized_shape, weight, bias):
+    if eager_way(input, weight, bias) != COMPOSITE and _layer_norm_takes(input, normalized_shape, weight, bias):
         try:
             return layer_norm(input, normalized_shape, weight, bias, eps).contiguous()
         except _REFUSED:

@@ -18,23 +18,27 @@ from rmsnorm import native
 from rmsnorm.torch import dispatch
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
-_CODES = {torch.int8: 0, torch.float8_e4m3fn: 1}  # what rms_norm_quantized writes
 _NOT_SERVED = ()
 
 Kernel = Callable[..., bool]
 
 
 class Kernels(NamedTuple):
-    """The kernels of one device; rmsnorm/torch/triton/functions.py has functions of the same names and arguments."""
+    """The kernels of one device. rmsnorm/torch/triton/functions.py has functions of the same names and arguments.
 
-    rms_norm: Kernel
-    layer_norm: Kernel
-    add_rms_norm: Kernel
-    rms_norm_backward: Kernel
-    layer_norm_backward: Kernel
-    rms_norm_gated: Kernel
-    rms_norm_gated_backward: Kernel
-    rms_norm_quantized: Kernel
+    Each takes tensors, results to write, and then what it is asked to do. What is not given or not wanted is None.
+    """
+
+    norm: Kernel
+    """(input, residual, weight, bias, y, sum, kind, shape, eps, p, flags)"""
+    norm_backward: Kernel
+    """(dy, plus, input, weight, dx, dweight, dbias, kind, shape, eps, p, flags)"""
+    gated: Kernel
+    """(input, gate, weight, y, shape, eps, p, groups, norm_first, flags)"""
+    gated_backward: Kernel
+    """(dy, input, gate, weight, dx, dgate, dweight, shape, eps, p, groups, norm_first, flags)"""
+    quantized: Kernel
+    """(input, weight, q, scale, shape, eps, p, flags)"""
 
 
 # ---- the native kernels ----
@@ -74,11 +78,6 @@ def _native(name: str) -> Kernel:
     return kernel if exchanges else lambda *args: kernel(*map(_describe, args))
 
 
-def _with_code(kernel: Kernel) -> Kernel:
-    """rms_norm_quantized with the code of q's dtype, which the kernel is told."""
-    return lambda x, shape, weight, q, scale, *how: kernel(x, shape, weight, q, scale, _CODES[q.dtype], *how)
-
-
 def _declined(*_: Any) -> bool:
     return False
 
@@ -92,14 +91,13 @@ FLAGS = 0 if shares_torch_threads else native.OWN_THREADS
 FRESH_FLAGS = FLAGS | native.FRESH
 
 _NONE = Kernels(*[_declined] * len(Kernels._fields))
-_CPU = _NONE
-if not native.missing:
-    _CPU = Kernels(*map(_native, Kernels._fields))
-    _CPU = _CPU._replace(rms_norm_quantized=_with_code(_CPU.rms_norm_quantized))
+FAKE = Kernels(*[lambda *_: True] * len(Kernels._fields))
+"""They write nothing, and serve everything: what is allocated for them has the right shapes and dtypes."""
+_CPU = _NONE if native.missing else Kernels(*map(_native, Kernels._fields))
 
 
 def kernels_of(t: Tensor) -> Any:
-    """The :class:`Kernels` of a tensor's device."""
+    """The :class:`Kernels` of a tensor's device, or a module of such functions."""
     if t.is_cpu:
         return _CPU
     if t.is_cuda and not dispatch.why_no_triton:

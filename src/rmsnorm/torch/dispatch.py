@@ -36,6 +36,9 @@ class Way(IntEnum):
     """In a graph that is being captured: one operator of torch.library, which calls the kernels when it runs."""
 
 
+COMPOSITE, KERNEL, AUTOGRAD, OPERATOR = Way  # Way.KERNEL costs 0.1 µs before Python 3.12
+
+
 # ---- what is active ----
 
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -118,37 +121,39 @@ def tried_triton() -> str | None:
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def _cuda_way(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:
-    """What native/gate.h answers for a CPU."""
-    given = [t for t in (input, weight, bias) if t is not None]
+def _cuda_way(*tensors: Tensor | None) -> int:
+    """What native/way.h answers for a CPU."""
+    given = [t for t in tensors if t is not None]
     if why_no_triton or any(type(t) not in _ORDINARY or t.is_neg() for t in given) or transformed():
-        return Way.COMPOSITE
+        return COMPOSITE
     if dispatch_modes() or torch._C._get_tracing_state() is not None:
-        return Way.COMPOSITE
-    return Way.AUTOGRAD if torch.is_grad_enabled() and any(t.requires_grad for t in given) else Way.KERNEL
+        return COMPOSITE
+    return AUTOGRAD if torch.is_grad_enabled() and any(t.requires_grad for t in given) else KERNEL
 
 
-def _way(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:
+def _way(input: Tensor, *others: Tensor | None) -> int:
     if getattr(input, "is_cuda", False):
-        return _cuda_way(input, weight, bias)
-    return Way.COMPOSITE if native.missing else native.kernels.gate(input, weight, bias)
+        return _cuda_way(input, *others)
+    return COMPOSITE if native.missing else native.kernels.way(input, *others)
 
 
 if not native.missing:
-    native.kernels.set_gate(
+    native.kernels.set_way(
         Tensor,
         torch.nn.Parameter,
         vars(forward_ad),
         _functorch_level,
-        dispatch_modes,
+        _dispatch_modes,
+        _included,
+        _PRE_DISPATCH,
         torch._C._get_tracing_state,
         torch.is_grad_enabled,
     )
 
-eager_way: Callable[..., int] = _way if native.missing or not why_no_triton else native.kernels.gate
-"""(input, weight, bias) → the way of an eager call: COMPOSITE, KERNEL or AUTOGRAD.
+eager_way: Callable[..., int] = _way if native.missing or not why_no_triton else native.kernels.way
+"""(input, *others) → the way of an eager call: COMPOSITE, KERNEL or AUTOGRAD; others may be None.
 
-Where CUDA tensors have no kernels it is the C++ gate itself, so that CPU calls skip a check."""
+If CUDA tensors have no kernels it is the C++ function itself, so that CPU calls skip the check."""
 
 
 def _decomposed() -> bool:
@@ -164,6 +169,6 @@ _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _de
 def graph_way(input: Tensor) -> Way:
     """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE."""
     if transformed():
-        return Way.COMPOSITE
+        return COMPOSITE
     as_operator = _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]
-    return Way.OPERATOR if as_operator else Way.COMPOSITE
+    return OPERATOR if as_operator else COMPOSITE

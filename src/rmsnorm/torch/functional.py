@@ -1,20 +1,35 @@
-"""The public functions, and which way a call goes.
+"""The public functions, and where their ways part (:mod:`~rmsnorm.torch.dispatch`).
 
-- ordinary tensors, eager: the C++ calls of nodes.cpp where they were built, else :mod:`~rmsnorm.torch.eager`,
-  straight to the kernels;
-- under ``torch.compile`` and ``torch.export``, on a CPU: the operators of :mod:`~rmsnorm.torch.ops`;
-- everything else (other devices, transforms, subclasses, fake tensors): :mod:`~rmsnorm.torch.composite`.
+- In a graph that is being captured: one operator, or the composite.
+- Else the C++ calls of nodes.cpp where they were built, for the plain norms; they decline what is not usual.
+- Else the kernels, within an autograd node if a gradient may be asked for; or the composite.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
-from rmsnorm.torch import checks, composite, eager, ops
-from rmsnorm.torch.dispatch import Way, eager_way, graph_way
-from rmsnorm.torch.eager import nodes
+from rmsnorm.spec import NormSpec, check_spec, norm_spec
+from rmsnorm.torch import checks
+from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, forward_mode, graph_way
+from rmsnorm.torch.gated.eager import GATED, GatedFunction
+from rmsnorm.torch.gated.spec import check_gated_spec, gated_spec
+from rmsnorm.torch.norm.eager import (
+    NORM,
+    NormFunction,
+    forward,
+    forward_inplace,
+    forward_into,
+    nodes,
+)
+from rmsnorm.torch.operation import Operation, Tensors, run
+from rmsnorm.torch.quantized.eager import QUANTIZED
+from rmsnorm.torch.quantized.spec import LARGEST, QuantizedSpec, quantized_spec
+
+_ops = torch.ops.rmsnorm
 
 
 def rms_norm(
@@ -75,29 +90,21 @@ def rms_norm(
         >>> rms_norm(x, (2,), p=0.5)  # the RMS of the first element
         tensor([[1.0000, 1.3333]])
     """
+    how = eps, p, zero_centered, casting
     if is_compiling():
-        serves = ops if graph_way(input) == Way.OPERATOR else composite
-        y = serves.rms_norm(
-            input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-        )
-        return _finish(y, out, input, weight, bias)
+        if graph_way(input) == OPERATOR:
+            y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, *how)
+            return _written(y, out, input, weight, bias)
+        return _composite(check_spec("rms", normalized_shape, *how), input, weight, bias, out)
     if nodes:
-        y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
+        y = nodes.rms_norm(input, normalized_shape, weight, bias, *how, out)
         if y is not None:
             return y
+    spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
     way = eager_way(input, weight, bias)
-    if way == Way.KERNEL and out is None:
-        return eager.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting)
-    how = (eps, p, zero_centered, casting)
-    if way and out is not None:
-        checks.check_writable(out, way == Way.AUTOGRAD)
-        return _touched(eager.rms_norm(input, normalized_shape, weight, bias, *how, out))
-    if way:
-        return eager.RMSNormFunction.apply(input, normalized_shape, weight, bias, *how)
-    y = composite.rms_norm(
-        input, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-    )
-    return _finish(y, out, input, weight, bias)
+    if way == KERNEL and out is None:
+        return run(NORM, spec, (input, None, weight, bias))[0]
+    return _eager(way, spec, input, weight, bias, out)
 
 
 def layer_norm(
@@ -143,21 +150,19 @@ def layer_norm(
         tensor([[-1.0000,  1.0000]])
     """
     if is_compiling():
-        serves = ops if graph_way(input) == Way.OPERATOR else composite
-        return _finish(serves.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
+        if graph_way(input) == OPERATOR:
+            y = _ops.layer_norm(input, _extents(normalized_shape), weight, bias, eps)
+            return _written(y, out, input, weight, bias)
+        return _composite(check_spec("layer", normalized_shape, eps), input, weight, bias, out)
     if nodes:
         y = nodes.layer_norm(input, normalized_shape, weight, bias, eps, out)
         if y is not None:
             return y
+    spec = norm_spec("layer", normalized_shape, eps)
     way = eager_way(input, weight, bias)
-    if way == Way.KERNEL and out is None:
-        return eager.layer_norm(input, normalized_shape, weight, bias, eps)
-    if way and out is not None:
-        checks.check_writable(out, way == Way.AUTOGRAD)
-        return _touched(eager.layer_norm(input, normalized_shape, weight, bias, eps, out))
-    if way:
-        return eager.LayerNormFunction.apply(input, normalized_shape, weight, bias, eps)
-    return _finish(composite.layer_norm(input, normalized_shape, weight, bias, eps), out, input, weight, bias)
+    if way == KERNEL and out is None:
+        return run(NORM, spec, (input, None, weight, bias))[0]
+    return _eager(way, spec, input, weight, bias, out)
 
 
 def add_rms_norm(
@@ -203,46 +208,199 @@ def add_rms_norm(
         >>> normed, stream
         (tensor([[0.8485, 1.1314]]), tensor([[3., 4.]]))
     """
+    how = eps, p, zero_centered, casting
+    if residual is None:  # below, that is a norm without one
+        raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm needs none")
     if inplace:
-        return _add_rms_norm_inplace(
-            input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-        )
+        return _add_inplace(input, residual, normalized_shape, weight, bias, *how)
     if is_compiling():
-        serves = ops if graph_way(input) == Way.OPERATOR else composite
-        return serves.add_rms_norm(
-            input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-        )
+        if graph_way(input) == OPERATOR:
+            return _ops.add_rms_norm(input, residual, _extents(normalized_shape), weight, bias, *how)
+        spec = check_spec("rms", normalized_shape, *how)
+        return _checked_composite(NORM, spec, (input, residual, weight, bias))
     if nodes:
-        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
         if pair is not None:
             return pair
-    how = (eps, p, zero_centered, casting)
-    ways = eager_way(input, weight, bias), eager_way(residual, None, None)
-    if Way.COMPOSITE not in ways:
-        if Way.AUTOGRAD in ways:
-            return eager.AddRMSNormFunction.apply(input, residual, normalized_shape, weight, bias, *how)
-        return eager.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
-    return composite.add_rms_norm(
-        input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-    )
+    spec = norm_spec("rms", normalized_shape, *how)
+    tensors = input, residual, weight, bias
+    way = eager_way(*tensors)
+    if way == AUTOGRAD:
+        return NormFunction.apply(spec, *tensors)
+    return forward(spec, tensors) if way == KERNEL else _checked_composite(NORM, spec, tensors)
 
 
-def _add_rms_norm_inplace(input, residual, normalized_shape, weight, eps, **options):
-    checks.check_no_gradient("inplace=True", input, residual, weight, options["bias"])
+def rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    norm_before_gate: bool = False,
+    groups: int = 1,
+    p: float = 1.0,
+) -> Tensor:
+    r"""RMSNorm and a SiLU gate in one pass over memory (Mamba-2's ``RMSNormGated``).
+
+    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
+              y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z), \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}}
+
+    The second form is that of ``norm_before_gate=True``.
+
+    Args:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        gate: z, of the input's shape and any floating dtype (the kernels take the input's).
+        normalized_shape: the last dimensions, of n elements together.
+        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
+        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        norm_before_gate: normalise first, then apply the gate.
+        groups: split the n elements into this number of groups, in row-major order; each has its own statistic.
+        p: the RMS is taken of this fraction of each group's elements, the first ones; 0 < p ≤ 1.
+
+    The computation dtype is float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
+    x ⊙ silu(z) is computed in that dtype; where it is finite the statistic does not overflow. Derivatives of every
+    order, forward mode and ``torch.func`` transforms work.
+
+    Returns:
+        y, of the input's shape and dtype.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, or if tensors do not fit each other; the latter error is a
+            ``RuntimeError`` too, as in torch.
+
+    Source: Dao & Gu, "Transformers are SSMs" (2024): the norm before the output projection of Mamba-2.
+
+    Example:
+        >>> x, gate = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]])
+        >>> rms_norm_gated(x, gate, (2,))
+        tensor([[0.0000, 1.4142]])
+        >>> rms_norm_gated(x, gate, (2,), norm_before_gate=True)
+        tensor([[0.0000, 0.8271]])
+    """
+    how = eps, norm_before_gate, groups, p
+    tensors = input, gate, weight
+    if is_compiling():
+        if graph_way(input) == OPERATOR:
+            return _ops.rms_norm_gated(input, gate, _extents(normalized_shape), weight, *how)
+        return _checked_composite(GATED, check_gated_spec(normalized_shape, *how), tensors)[0]
+    spec = gated_spec(normalized_shape, *how)
+    way = eager_way(*tensors)
+    if way == AUTOGRAD:
+        return GatedFunction.apply(spec, *tensors)
+    return (run if way == KERNEL else _checked_composite)(GATED, spec, tensors)[0]
+
+
+def rms_norm_quantized(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    dtype: torch.dtype = torch.int8,
+    p: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""RMSNorm and symmetric quantisation of each row in one pass over memory.
+
+    .. math:: y = \mathrm{rms\_norm}(x), \qquad \mathrm{scale} = \max_i |y_i| / M, \qquad
+              q_i = \mathrm{round}(y_i / \mathrm{scale})
+
+    M is 127 for int8 and 448 for float8_e4m3fn. Rounding is to the nearest, ties to even; ``q * scale`` is y within
+    half a step.
+
+    Args:
+        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
+        normalized_shape: the last dimensions, of n elements together.
+        weight: the gain, as in :func:`rms_norm`: of shape ``normalized_shape``, or one for each head.
+        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
+        dtype: the dtype of q, ``torch.int8`` or ``torch.float8_e4m3fn``.
+        p: the RMS is taken of this fraction of the elements, the first ones; 0 < p ≤ 1.
+
+    The computation dtype is float32, or float64 for float64 inputs; y is not rounded to the input's dtype in between.
+    If all of a row's y are zero, its scale and codes are 0. If a row's y is not finite, its scale is NaN and its codes
+    are 0, so that q times scale is NaN. No gradient is defined.
+
+    Returns:
+        (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension. Both
+        are contiguous.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if a gradient would be
+            needed.
+        NotImplementedError: for another ``dtype``, or an argument with a tangent.
+
+    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+
+    Example:
+        >>> rms_norm_quantized(torch.tensor([[3.0, 4.0]]), (2,))
+        (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]))
+    """
+    checks.check_no_gradient("rms_norm_quantized", input, weight)
+    if forward_mode() and any(isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in (input, weight)):
+        raise NotImplementedError(
+            "rms_norm_quantized has no derivative, but an argument has a tangent (jvp, dual numbers); use "
+            "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
+        )
+    if dtype not in LARGEST:
+        raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
+    tensors = input, weight
+    if is_compiling():
+        spec = QuantizedSpec(check_spec("rms", normalized_shape, eps, p), dtype)
+        return _checked_composite(QUANTIZED, spec, tensors)
+    spec = quantized_spec(norm_spec("rms", normalized_shape, eps, p), dtype)
+    served = eager_way(*tensors) != COMPOSITE
+    return (run if served else _checked_composite)(QUANTIZED, spec, tensors)
+
+
+# ---- the ways of the plain norms ----
+
+
+def _eager(
+    way: int, spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None
+) -> Tensor:
+    """All but the plain call of a kernel, which skips this."""
+    if way == COMPOSITE:
+        return _composite(spec, input, weight, bias, out)
+    if out is None:
+        return NormFunction.apply(spec, input, None, weight, bias)
+    checks.check_writable(out, way == AUTOGRAD)
+    return _touched(forward_into(spec, input, weight, bias, out))
+
+
+def _composite(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    y, _ = _checked_composite(NORM, spec, (input, None, weight, bias))
+    return _written(y, out, input, weight, bias)
+
+
+def _checked_composite(operation: Operation, spec: object, tensors: Tensors) -> Tensors:
+    operation.check(spec, *tensors)
+    return operation.composite(spec, *tensors)
+
+
+def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
+    checks.check_no_gradient("inplace=True", input, residual, weight, bias)
     checks.check_inference("input", input)
     checks.check_inference("residual", residual)
-    plain = not is_compiling() and Way.COMPOSITE not in (
-        eager_way(input, weight, options["bias"]),
-        eager_way(residual, None, None),
+    if not is_compiling() and eager_way(input, residual, weight, bias) != COMPOSITE:
+        spec = norm_spec("rms", normalized_shape, *how)
+        if forward_inplace(spec, input, residual, weight, bias):
+            return _touched(input), _touched(residual)
+    eps, p, zero_centered, casting = how
+    y, total = add_rms_norm(
+        input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
     )
-    if plain and eager.add_rms_norm_inplace(input, residual, normalized_shape, weight, eps=eps, **options):
-        return _touched(input), _touched(residual)
-    normed, new_residual = add_rms_norm(input, residual, normalized_shape, weight, eps, **options)
-    checks.check_inplace(input, residual, normed.dtype, weight, options["bias"])
-    return input.copy_(normed), residual.copy_(new_residual)
+    checks.check_inplace(input, residual, y.dtype, weight, bias)
+    return input.copy_(y), residual.copy_(total)
 
 
-def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _extents(normalized_shape: int | Sequence[int]) -> list[int]:
+    return [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+
+
+def _written(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``y``, or ``out`` with it."""
     if out is None:
         return y
     checks.check_writable(out, torch.is_grad_enabled() and y.requires_grad)
@@ -251,7 +409,7 @@ def _finish(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None,
 
 
 def _touched(out: Tensor) -> Tensor:
-    """``out``, with its version counted up as every in-place operation does: autograd must see the kernels' writing."""
+    """``out``, its version counted up as by every in-place operation: autograd must see what a kernel has written."""
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)
     return out

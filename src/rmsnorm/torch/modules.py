@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rmsnorm.spec import check_flag, check_heads, check_shape, check_spec
 from rmsnorm.torch import functional
-from rmsnorm.torch.gated import GatedSpec, rms_norm_gated
+from rmsnorm.torch.gated.spec import check_gated_spec
 
 
 class RMSNorm(nn.Module):
@@ -76,7 +76,7 @@ class RMSNorm(nn.Module):
         heads: int | None = None,
     ) -> None:
         super().__init__()
-        spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
+        spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
         self.normalized_shape = spec.normalized_shape
         self.eps = spec.eps
         self.elementwise_affine = check_flag("elementwise_affine", elementwise_affine)
@@ -185,11 +185,11 @@ class RMSNormGated(nn.Module):
         p: float = 1.0,
     ) -> None:
         super().__init__()
-        spec = GatedSpec.of(normalized_shape, eps, norm_before_gate, groups, p)
-        self.normalized_shape = spec.shape
+        spec = check_gated_spec(normalized_shape, eps, norm_before_gate, groups, p)
+        self.normalized_shape = spec.normalized_shape
         self.eps, self.p = spec.group.eps, spec.group.p
         self.norm_before_gate, self.groups = spec.norm_first, spec.groups
-        self.weight = nn.Parameter(torch.empty(spec.shape, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(spec.normalized_shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -208,7 +208,7 @@ class RMSNormGated(nn.Module):
                 self.groups,
                 self.p,
             )
-        return rms_norm_gated(
+        return functional.rms_norm_gated(
             input,
             gate,
             self.normalized_shape,
@@ -279,7 +279,7 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.normalized_shape = check_shape(normalized_shape)
         self.heads = check_heads(heads)
-        self.eps = check_spec(normalized_shape, eps).eps
+        self.eps = check_spec("layer", normalized_shape, eps).eps
         self.elementwise_affine = check_flag("elementwise_affine", elementwise_affine)
         bias = check_flag("bias", bias) and self.elementwise_affine
         shape = self.normalized_shape if heads is None else (heads, *self.normalized_shape)

@@ -3,7 +3,7 @@
 //
 // What is not usual (subclasses, transforms, modes, tracing, other devices and layouts, wrong arguments) gets None and
 // goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
-// the same Python function. Serves the torch it was built with and no other (see nodes.py).
+// the same Python function. Serves the torch it was built with and no other (see bindings.py).
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/record_function.h>
@@ -24,9 +24,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-// What nodes.py hands over, kept for the life of the process.
+// What bindings.load_nodes hands over, kept for the life of the process.
 const c_api::Api* kernels = nullptr;
-PyObject* gradients = nullptr;  // nodes.gradients
+PyObject* gradients = nullptr;  // norm.eager.node_gradients
 int usual_flags = 0;
 PyObject *once = nullptr, *llama = nullptr;
 
@@ -225,13 +225,13 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
                   const OptionalTensor& out = {}) {
   if (!nobody_watches()) return {};
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
-  // With Llama's casting parameters of another dtype change the result's: eager.output_dtype.
+  // With Llama's casting parameters of another dtype change the result's: norm.eager.output_dtype.
   const auto changes = [&](const Described& t) { return t.defined && t.dtype != x.dtype; };
   if (call.how.flags & ROUND_FIRST && (changes(w) || changes(b))) return {};
   if (!kernels->read(x, shape, eps, p, call.how)) return {};
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
                                                              requires_grad(weight) || requires_grad(bias));
-  // What was made in inference mode cannot be saved for the backward pass: eager.saveable.
+  // What was made in inference mode cannot be saved for the backward pass: operation.saveable.
   if (differentiable && (is_inference(input) || is_inference(weight) || is_inference(bias))) return {};
   if (out && (differentiable || out->requires_grad())) return {};
   if (out && out->is_inference() && !c10::InferenceMode::is_enabled()) return {};
@@ -299,7 +299,7 @@ PyObject* add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// (kernels.c_api, nodes.gradients, flags) → whether the kernels speak this module's version of the interface
+// (kernels.c_api, norm.eager.node_gradients, flags) → whether the kernels speak this module's version of the interface
 PyObject* connect(PyObject*, PyObject* args) {
   PyObject* capsule;
   PyObject* function;

@@ -5,15 +5,16 @@
 mode and under transforms the operator is its expression, which torch differentiates and maps over by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rmsnorm.spec import check_same
-from rmsnorm.torch import eager
+from rmsnorm.torch.bindings import FAKE
 from rmsnorm.torch.dispatch import forward_mode, transformed
+from rmsnorm.torch.operation import Operation, Tensors, Wants, run, run_composite, wanted
 
 library = torch.library.Library("rmsnorm", "DEF")
 
@@ -108,26 +109,46 @@ def _refuse_in_graphs(operator: Any) -> None:
         )
 
 
-# ---- gradients: a schema has no absent tensors, an empty one takes the place of what is not wanted ----
+# ---- families of operations ----
 
 
-def given(outputs: Sequence[Tensor | None], inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Gradients laid out as what they are of."""
-    like = next((t for t in outputs if t is not None), inputs[0])
-    return tuple(
-        like.new_empty(0) if t is None else eager.laid_out(t, of) for t, of in zip(outputs, inputs, strict=True)
-    )
+def register_operation(
+    name: str,
+    operation: Operation,
+    parse: Callable[..., tuple],
+    specs: tuple[Callable[..., Any], Callable[..., Any]],
+    node: Node | None = None,
+    kernels: Callable[..., Tensors] = run,
+) -> None:
+    """:func:`register` of an operation.
+
+    parse: (make, *the operator's arguments) → (spec, tensors, *wants); specs: how a spec is made, and how in a graph,
+    where extents may be symbols; kernels: (operation, spec, tensors, *wants) → results.
+    """
+    make, make_fake = specs
+
+    def served(*args):
+        spec, tensors, *wants = parse(make, *args)
+        return _outputs(kernels(operation, spec, tensors, *wants), tensors, *wants)
+
+    def expression(*args):
+        spec, tensors, *wants = parse(make, *args)
+        return _outputs(run_composite(operation, spec, tensors, *wants), tensors, *wants)
+
+    def fake(*args):
+        spec, tensors, *wants = parse(make_fake, *args)
+        operation.check(spec, *tensors)
+        return _outputs(operation.attempt(FAKE, spec, tensors, *(wants or [None])) or (), tensors, *wants)
+
+    register(name, served, expression, fake, node)
 
 
-def gradients_fake(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, wants: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    """What a backward operator returns."""
-    wanted = [t if w else None for t, w in zip((input, weight, bias), wants, strict=True)]
-    like = next((t for t in wanted if t is not None), input)
-    return tuple(like.new_empty(0) if t is None else torch.empty_like(t) for t in wanted)
-
-
-def wanted(gradients: Sequence[Tensor], wants: Sequence[bool]) -> list[Any]:
-    """A backward operator's outputs without those that take another's place."""
-    return [g if w else None for g, w in zip(gradients, wants, strict=True)]
+def _outputs(results: Tensors, tensors: Tensors, wants: Wants | None = None) -> Any:
+    """A forward operator's results without those that its operation lacks; a backward operator's, where an empty tensor
+    takes the place of what is not wanted: a schema has no absent tensors."""
+    if wants is None:
+        given = tuple(t for t in results if t is not None)
+        return given if len(given) > 1 else given[0]
+    results = wanted(results, wants)
+    like = next((t for t in results if t is not None), tensors[0])
+    return tuple(like.new_empty(0) if t is None else t for t in results)

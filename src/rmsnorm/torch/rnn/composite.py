@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm.torch import functional
-from rmsnorm.torch.composite import compute_dtype
+from rmsnorm.torch.norm.composite import compute_dtype
 from rmsnorm.torch.rnn.spec import RecurrentSpec, Segments
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.torch import bindings
-from rmsnorm.torch import composite as norms
+from rmsnorm.torch.norm.composite import compute_dtype
 from rmsnorm.torch.rnn.products import right_product
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec
 
@@ -66,7 +66,7 @@ def _steps(
     c: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """The native kernels bound to a layer's tensors; and the tensors made here, which the kernels do not keep alive."""
-    where, width, dtype = spec.where, spec.gates * spec.hidden, norms.compute_dtype(state.dtype)
+    where, width, dtype = spec.where, spec.gates * spec.hidden, compute_dtype(state.dtype)
     wide = (
         _wide(parameters.gain_ih, 1.0, width, dtype),
         _wide(parameters.gain_hh, 1.0, width, dtype),

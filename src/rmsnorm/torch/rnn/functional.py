@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.torch.checks import check_memories
-from rmsnorm.torch.dispatch import Way, eager_way, graph_way, transformed
-from rmsnorm.torch.eager import saveable
+from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, OPERATOR, eager_way, graph_way, transformed
+from rmsnorm.torch.operation import saveable
 from rmsnorm.torch.rnn import composite, eager, ops
 from rmsnorm.torch.rnn.eager import Forward
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec, check_layer
@@ -32,14 +32,14 @@ def run_layer(
     """
     check_layer(spec.gates, spec.hidden, x, h0, c0, parameters, batch_sizes)
     if is_compiling():
-        if x.is_cpu and spec.hidden and graph_way(x) == Way.OPERATOR:
+        if x.is_cpu and spec.hidden and graph_way(x) == OPERATOR:
             return ops.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    way = _way(x, h0, c0, *parameters) if spec.hidden else Way.COMPOSITE
-    if way == Way.COMPOSITE:
+    way = _way(x, h0, c0, *parameters) if spec.hidden else COMPOSITE
+    if way == COMPOSITE:
         check_memories(**parameters._asdict())
         return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
-    if way == Way.AUTOGRAD:
+    if way == AUTOGRAD:
         results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
         c0 = None if c0 is None else c0.contiguous()
@@ -52,9 +52,8 @@ def _way(x: Tensor, *others: Tensor | None) -> int:
     """The way of an eager call: kernels only if all tensors are on a CPU and of one dtype."""
     tensors = [x, *(t for t in others if t is not None)]
     if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
-        return Way.COMPOSITE
-    ways = {eager_way(t, None, None) for t in tensors}
-    return Way.COMPOSITE if Way.COMPOSITE in ways else max(ways)
+        return COMPOSITE
+    return eager_way(*tensors)
 
 
 class LayerFunction(torch.autograd.Function):
@@ -77,7 +76,7 @@ class LayerFunction(torch.autograd.Function):
         found: Sequence[Tensor | None]
         if is_compiling():  # compiled autograd
             found = ops.backward(ctx.spec, inputs, kept, gradients, *how)
-        elif torch.is_grad_enabled() or _way(*saved, *gradients) == Way.COMPOSITE:  # itself differentiated or mapped
+        elif torch.is_grad_enabled() or _way(*saved, *gradients) == COMPOSITE:  # itself differentiated or mapped
             found = composite.backward(ctx.spec, inputs, *how, gradients, ctx.needs_input_grad[3:])
         else:
             x, h0, _, *parameters = inputs

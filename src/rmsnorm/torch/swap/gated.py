@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm.torch.functional import rms_norm
-from rmsnorm.torch.gated import rms_norm_gated
+from rmsnorm.torch.functional import rms_norm, rms_norm_gated
 from rmsnorm.torch.swap.conventions import Names, Pair
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}

@@ -7,21 +7,11 @@ import torch
 
 from rmsnorm import native
 from rmsnorm.torch.triton import choices, norms
-from rmsnorm.torch.triton.gated import rms_norm_gated, rms_norm_gated_backward
-from rmsnorm.torch.triton.norms import add_rms_norm, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
-from rmsnorm.torch.triton.quantized import rms_norm_quantized
+from rmsnorm.torch.triton.gated import gated, gated_backward
+from rmsnorm.torch.triton.norms import norm, norm_backward
+from rmsnorm.torch.triton.quantized import quantized
 
-__all__ = [
-    "add_rms_norm",
-    "check",
-    "layer_norm",
-    "layer_norm_backward",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_gated",
-    "rms_norm_gated_backward",
-    "rms_norm_quantized",
-]
+__all__ = ["check", "gated", "gated_backward", "norm", "norm_backward", "quantized"]
 
 
 def check() -> None:

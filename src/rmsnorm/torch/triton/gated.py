@@ -15,7 +15,7 @@ from rmsnorm.torch.triton.plans import Plan, Problem, call, with_finish, zero_su
 SUMS = 6  # where dweight is among the tensors of a backward call
 
 
-def rms_norm_gated(x, gate, shape, weight, y, eps, p, groups, norm_first, flags) -> bool:
+def gated(x, gate, weight, y, shape, eps, p, groups, norm_first, flags) -> bool:
     """rms_norm(x ⊙ silu(gate)) ⊙ g, or with ``norm_first`` rms_norm(x) ⊙ g ⊙ silu(gate), into ``y``."""
     tensors = _grouped((x, gate, y), (weight,), shape, groups)
     if tensors is None:
@@ -24,8 +24,8 @@ def rms_norm_gated(x, gate, shape, weight, y, eps, p, groups, norm_first, flags)
     return call(_plan_forward, norm_first, (x, gate, weight, None, y), own, eps, p, flags)
 
 
-def rms_norm_gated_backward(dy, x, gate, shape, weight, dx, dz, dweight, eps, p, groups, norm_first, flags) -> bool:
-    """The gradients of :func:`rms_norm_gated` into ``dx``, ``dz`` and, unless None, ``dweight``."""
+def gated_backward(dy, x, gate, weight, dx, dz, dweight, shape, eps, p, groups, norm_first, flags) -> bool:
+    """The gradients of :func:`gated` into ``dx``, ``dz`` and, unless None, ``dweight``."""
     tensors = _grouped((dy, x, gate, dx, dz), (weight, dweight), shape, groups)
     if tensors is None:
         return False

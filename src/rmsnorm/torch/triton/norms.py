@@ -7,35 +7,23 @@ import torch
 from torch import Tensor
 
 from rmsnorm import native
+from rmsnorm.native.codes import NORM_KINDS
 from rmsnorm.torch.triton import backward_kernels, choices, forward_kernels, launch, long_backward_kernels
 from rmsnorm.torch.triton.plans import Plan, Problem, call, with_finish, zero_sums
 
 SUMS = 5  # where dweight and dbias begin among the tensors of a backward call
 
 
-def rms_norm(x, shape, weight, bias, y, eps, p, flags) -> bool:
-    """y = x / RMS(x) ⊙ g + b into ``y``."""
-    return call(plan_forward, False, (x, None, weight, bias, y, None), shape, eps, p, flags)
+def norm(x, residual, weight, bias, y, total, kind, shape, eps, p, flags) -> bool:
+    """The norm of ``x`` into ``y``; or ``x`` + ``residual``, rounded, into ``total``, and its norm into ``y``."""
+    layer = NORM_KINDS[kind] == "layer"
+    return call(plan_forward, layer, (x, residual, weight, bias, y, total), shape, eps, p, flags)
 
 
-def layer_norm(x, shape, weight, bias, y, eps, flags) -> bool:
-    """y = (x − μ)/σ ⊙ g + b into ``y``."""
-    return call(plan_forward, True, (x, None, weight, bias, y, None), shape, eps, 1.0, flags)
-
-
-def add_rms_norm(x, residual, shape, weight, bias, y, new, eps, p, flags) -> bool:
-    """The rounded sum of ``x`` and ``residual`` into ``new``, and its norm into ``y``."""
-    return call(plan_forward, False, (x, residual, weight, bias, y, new), shape, eps, p, flags)
-
-
-def rms_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, p, flags) -> bool:
-    """The gradients of :func:`rms_norm` into ``dx`` (``plus`` added), ``dweight`` and ``dbias``; None: unwanted."""
-    return call(plan_backward, False, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, p, flags | native.FRESH)
-
-
-def layer_norm_backward(dy, x, shape, weight, dx, plus, dweight, dbias, eps, flags) -> bool:
-    """The gradients of :func:`layer_norm`."""
-    return call(plan_backward, True, (x, dy, weight, plus, dx, dweight, dbias), shape, eps, 1.0, flags | native.FRESH)
+def norm_backward(dy, plus, x, weight, dx, dweight, dbias, kind, shape, eps, p, flags) -> bool:
+    """The gradients of :func:`norm` into ``dx`` (``plus`` added), ``dweight`` and ``dbias``; None: unwanted."""
+    layer, tensors = NORM_KINDS[kind] == "layer", (x, dy, weight, plus, dx, dweight, dbias)
+    return call(plan_backward, layer, tensors, shape, eps, p, flags | native.FRESH)
 
 
 def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:

@@ -10,7 +10,7 @@ from rmsnorm.torch.triton import choices, launch, quantized_kernels
 from rmsnorm.torch.triton.plans import Plan, Problem, call
 
 
-def rms_norm_quantized(x, shape, weight, q, scale, eps, p, flags) -> bool:
+def quantized(x, weight, q, scale, shape, eps, p, flags) -> bool:
     """Codes of rms_norm(x) into ``q`` (int8 or float8_e4m3fn) and a row's step into ``scale``, both fresh."""
     to_int8, codes = q.dtype == torch.int8, q.view(torch.int8)
     return call(_plan, to_int8, (x, weight, codes, scale), shape, eps, p, flags | native.FRESH)

@@ -1,10 +1,9 @@
 """The parts of every recipe, and the names that all tasks share."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.recipes.checked import Index, OneOf, Positive, Range, Settings, Share
 from rmsnorm_lab.plain import ADDED
 
 KERNELS = ("unfused", "rmsnorm", "best")
@@ -23,32 +22,30 @@ CLIPS = ("none", "global", "per_tensor")
 
 
 @dataclass(frozen=True)
-class TrainConfig(Settings):
+class TrainConfig:
     """How a model is trained. Steps and schedules count optimizer steps."""
-
-    section: ClassVar[str] = "train."
 
     steps: int
     batch: int
     """Examples (sequences, images, pairs) of one step, over all processes."""
-    learning_rate: Positive
+    learning_rate: float
     """Where the warm-up ends; ``Recipe.learning_rates`` may name another for a normaliser."""
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
+    optimizer: str = "adam"
     """One of OPTIMIZERS; ``weight_decay`` goes to matrices alone."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     optimizer_eps: float = 1e-8
     weight_decay: float = 0.0
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    schedule: str = "constant"
     """One of SCHEDULES, after a linear warm-up: ``cosine`` and ``linear_second_half`` (constant for half of the
     steps) end at ``final_share``; ``inverse_sqrt`` falls as √(warmup_steps / step)."""
-    warmup_steps: Index = 0
+    warmup_steps: int = 0
     final_share: float = 0.0
     """Of the learning rate."""
-    late_beta1: Share | None = None
+    late_beta1: float | None = None
     """Adam's β₁ in the second half of the steps; None: as before."""
-    clip: Annotated[str, OneOf(CLIPS)] = "none"
+    clip: str = "none"
     """One of CLIPS: by the norm of all gradients together, or of each parameter's on its own."""
-    clip_norm: Positive = 1.0
+    clip_norm: float = 1.0
     evaluations: int = 8
     """Points of the validation curve after the one before the first step."""
     best: bool = False
@@ -57,28 +54,18 @@ class TrainConfig(Settings):
     """Each process computes its examples of a step in this number of parts, one after the other, to save memory.
     The gradient is the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.accumulate > self.batch:
-            raise UserError(
-                f"train.accumulate must be at most the batch, {self.batch}; got {self.accumulate}. "
-                "Set it to less: each part has an example."
-            )
-
 
 @dataclass(frozen=True)
-class TimingConfig(Settings):
+class TimingConfig:
     """One training step of each normaliser a round, in a new random order each round."""
 
-    section: ClassVar[str] = "timing."
-
-    warmup_rounds: Index = 5
+    warmup_rounds: int = 5
     rounds: int = 60
-    seed: Index = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
-class Recipe(Settings):
+class Recipe:
     """A complete experiment, except for the data's content, the normaliser, the kernels and the seed."""
 
     size: str
@@ -89,7 +76,7 @@ class Recipe(Settings):
     timing: TimingConfig = TimingConfig()
     data: Any = None
     """The task's own frozen dataclass of how data are cut (vocabulary, lengths, counts), if it needs one."""
-    p: Annotated[float, Range(0, 1, above=True)] = P
+    p: float = P
     """pRMSNorm takes the first ⌈n·p⌉ elements."""
     learning_rates: tuple[tuple[str, float], ...] = ()
     """(normaliser, learning rate) where it is not ``train.learning_rate``."""

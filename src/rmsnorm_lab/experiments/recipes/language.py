@@ -1,17 +1,14 @@
 """Characters of text: a small decoder-only transformer of today's shape, where RMSNorm is used now."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from rmsnorm_lab.experiments.recipes.checked import Settings
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig, check_heads
 
 
 @dataclass(frozen=True)
-class ModelConfig(Settings):
-    """The decoder-only transformer of models/decoder_only.py."""
-
-    section: ClassVar[str] = "model."
+class ModelConfig:
+    """The decoder-only transformer of models/transformer.py."""
 
     width: int = 128
     layers: int = 3
@@ -22,14 +19,11 @@ class ModelConfig(Settings):
     """Normalise queries and keys too, over each head."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)
-class DataConfig(Settings):
-    section: ClassVar[str] = "data."
-
+class DataConfig:
     evaluation_windows: int = 256
     """Fixed windows of the held-out text, as many for the curve and as many others for the end."""
 

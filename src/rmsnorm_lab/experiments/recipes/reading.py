@@ -1,28 +1,22 @@
 """The attentive reader on CNN's questions (the paper's §5.2), and its likeness for functions and their docstrings."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from rmsnorm_lab.experiments.recipes.checked import Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig(Settings):
-    section: ClassVar[str] = "model."
-
+class ModelConfig:
     word_width: int = 240
     width: int = 240
     """Of the LSTM in each direction."""
-    dropout: Share = 0.5
+    dropout: float = 0.5
     word_bound: float | None = None
     """Word vectors are uniform in ± this at the start; None: as all other weights."""
 
 
 @dataclass(frozen=True)
-class DataConfig(Settings):
-    section: ClassVar[str] = "data."
-
+class DataConfig:
     vocabulary: int = 50_000
     """The most frequent words of the training part, entity markers not counted."""
     sentences: int | None = 4

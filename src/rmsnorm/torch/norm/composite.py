@@ -1,18 +1,18 @@
-"""The same mathematics as differentiable torch expressions: every device, transform and order of derivative.
+"""The plain norms as differentiable torch expressions: every device, transform and order of derivative.
 
-Slower than the kernels, and what they are replaced by where they cannot serve: under ``vmap``, forward mode and
-other transforms, in a backward pass that is itself differentiated, on devices without a kernel.
+They are slower than the kernels, and serve what those cannot: ``vmap``, forward mode and other transforms, a backward
+pass that is itself differentiated, devices without a kernel. Arguments have been checked.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rmsnorm import spec as specs
-from rmsnorm.spec import NormSpec, check_spec
-from rmsnorm.torch import checks, onnx
+from rmsnorm.spec import NormSpec
+from rmsnorm.torch import onnx
 
 # Dynamo cannot trace fractions, and need not: p is a constant of a graph. This is the mark that
 # torch.compiler.assume_constant_result sets; calling that here would import the whole compiler (0.7 s).
@@ -86,27 +86,25 @@ def _layer(x: Tensor, k: int, eps: float) -> tuple[Tensor, Tensor]:
     return x * rstd, rstd * scale
 
 
-Statistic = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
+_STATISTICS = {"rms": _rms, "layer": _layer}
 
 
 def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
     return (eps**0.5 * scale).square()  # the root first: scale² alone need not be representable
 
 
-def _gain(weight: Tensor, zero_centered: bool, casting: str, dtype: torch.dtype) -> Tensor:
-    gain = weight if casting == "llama" else weight.to(dtype)
-    return 1 + gain if zero_centered else gain
+def _gain(spec: NormSpec, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    gain = weight if spec.rounds_first else weight.to(dtype)
+    return 1 + gain if spec.zero_centered else gain
 
 
-def _affine(
-    xhat: Tensor, weight: Tensor | None, bias: Tensor | None, zero_centered: bool, casting: str, dtype: torch.dtype
-) -> Tensor:
-    """ŷ = x̂ ⊙ g + b: rounded once at the end, or, as Llama's code does, at each step."""
-    if casting == "llama":
+def _affine(spec: NormSpec, xhat: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x̂ ⊙ g + b: rounded once at the end, or, as Llama's code does, at each step."""
+    if spec.rounds_first:
         y = xhat.to(dtype)
-        y = y if weight is None else _gain(weight, zero_centered, casting, dtype) * y
+        y = y if weight is None else _gain(spec, weight, dtype) * y
         return y if bias is None else y + bias
-    y = xhat if weight is None else xhat * _gain(weight, zero_centered, casting, xhat.dtype)
+    y = xhat if weight is None else xhat * _gain(spec, weight, xhat.dtype)
     y = y if bias is None else y + bias.to(xhat.dtype)
     return y.to(dtype)
 
@@ -115,98 +113,59 @@ def _flat(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     return t if len(shape) == 1 else t.reshape(*t.shape[: -len(shape)], math.prod(shape))
 
 
-def _normalize(statistic: Statistic, input: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
+def _normalize(spec: NormSpec, input: Tensor) -> tuple[Tensor, Tensor]:
     eps = default_eps(input.dtype) if spec.eps is None else spec.eps
     x = _flat(input, spec.normalized_shape).to(compute_dtype(input.dtype) if eps < LARGEST_EPS else torch.float64)
     if x.shape[-1] == 0:  # nothing to take a statistic of
         return x, x.new_ones((*x.shape[:-1], 1))
-    return statistic(x, spec.k, eps)
+    return _STATISTICS[spec.kind](x, spec.k, eps)
 
 
-def _forward(statistic: Statistic, input: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec) -> Tensor:
+def _normed(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if onnx.exporting() and spec.n:
-        return _exported(statistic, input, weight, bias, spec)
-    xhat = _normalize(statistic, input, spec)[0].reshape(input.shape)
-    return _affine(xhat, weight, bias, spec.zero_centered, spec.casting, input.dtype)
+        return _exported(spec, input, weight, bias)
+    xhat = _normalize(spec, input)[0].reshape(input.shape)
+    return _affine(spec, xhat, weight, bias, input.dtype)
 
 
-def _exported(
-    statistic: Statistic, input: Tensor, weight: Tensor | None, bias: Tensor | None, spec: NormSpec
-) -> Tensor:
+def _exported(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The same for ONNX, with the gain inside of its operator where the gain's rounding and shape allow."""
-    norm = onnx.rms_norm if statistic is _rms else onnx.layer_norm
+    norm = onnx.rms_norm if spec.kind == "rms" else onnx.layer_norm
     eps = default_eps(input.dtype) if spec.eps is None else spec.eps
     x, gain = input.to(compute_dtype(input.dtype)), None
-    if weight is not None and spec.casting == "once" and weight.dim() == len(spec.normalized_shape):
-        gain, weight = _gain(weight, spec.zero_centered, spec.casting, x.dtype), None
-    y = norm(x, gain, eps, spec)
-    return _affine(y, weight, bias, spec.zero_centered, spec.casting, input.dtype)
+    if weight is not None and not spec.rounds_first and weight.dim() == len(spec.normalized_shape):
+        gain, weight = _gain(spec, weight, x.dtype), None
+    return _affine(spec, norm(x, gain, eps, spec), weight, bias, input.dtype)
 
 
-def rms_norm(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    bias: Tensor | None = None,
-    p: float = 1.0,
-    zero_centered: bool = False,
-    casting: str = "once",
-) -> Tensor:
-    """:func:`rmsnorm.torch.rms_norm` in torch's own operations, arguments checked."""
-    spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
-    checks.check_tensors(spec.normalized_shape, input, weight, bias)
-    return _forward(_rms, input, weight, bias, spec)
+def norm(
+    spec: NormSpec, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(y, sum): the norm of the input, or of the sum of input and residual, rounded to the residual's dtype."""
+    if residual is None:
+        return _normed(spec, input, weight, bias), None
+    total = (input + residual).to(residual.dtype)
+    y = _normed(spec, total, weight, bias)
+    return (y.to(input.dtype) if residual.dtype != input.dtype else y), total
 
 
-def layer_norm(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float | None = 1e-5,
-) -> Tensor:
-    """:func:`rmsnorm.torch.layer_norm` in torch's own operations, arguments checked."""
-    spec = check_spec(normalized_shape, eps)
-    checks.check_tensors(spec.normalized_shape, input, weight, bias)
-    return _forward(_layer, input, weight, bias, spec)
-
-
-def add_rms_norm(
-    input: Tensor,
-    residual: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    bias: Tensor | None = None,
-    p: float = 1.0,
-    zero_centered: bool = False,
-    casting: str = "once",
-) -> tuple[Tensor, Tensor]:
-    """:func:`rmsnorm.torch.add_rms_norm` in torch's own operations, arguments checked."""
-    spec = check_spec(normalized_shape, eps, p, zero_centered, casting)
-    checks.check_tensors(spec.normalized_shape, input, weight, bias)
-    checks.check_alike("residual", residual, input)
-    new_residual = (input + residual).to(residual.dtype)
-    normed = _forward(_rms, new_residual, weight, bias, spec)
-    return (normed.to(input.dtype) if residual.dtype != input.dtype else normed), new_residual
-
-
-def _backward(
-    statistic: Statistic,
-    centred: bool,
+def norm_backward(
+    spec: NormSpec,
     dy: Tensor,
+    plus: Tensor | None,
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    spec: NormSpec,
-    wants: Sequence[bool],
+    wants: Sequence[bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    xhat, factor = _normalize(statistic, input, spec)
+    """(dx + plus, dweight, dbias) of a norm without a residual, as a differentiable expression.
+
+    dx = (g ⊙ dy − m ⊙ x̂·⟨g ⊙ dy, x̂⟩/k) / RMS, m the mask of the first k (paper §4.2), for a LayerNorm without the mean
+    of g ⊙ dy; dweight = Σ dy ⊙ x̂; dbias = Σ dy.
+    """
+    xhat, factor = _normalize(spec, input)
     dtype = xhat.dtype
-    g = None if weight is None else _gain(weight, spec.zero_centered, spec.casting, dtype).to(dtype)
+    g = None if weight is None else _gain(spec, weight, dtype).to(dtype)
     g = None if g is None else _flat(g, spec.normalized_shape)
     dy = _flat(dy, spec.normalized_shape).to(dtype)
     dx = dweight = dbias = None
@@ -215,44 +174,18 @@ def _backward(
         along = xhat * ((u * xhat).sum(-1, keepdim=True) / max(1, spec.k))
         if spec.k < spec.n:  # only the first k elements feed the statistic
             along = torch.nn.functional.pad(along[..., : spec.k], (0, spec.n - spec.k))
-        u = u - along - u.mean(-1, keepdim=True) if centred and spec.n else u - along
+        u = u - along - u.mean(-1, keepdim=True) if spec.kind == "layer" and spec.n else u - along
         dx = (u * factor).to(input.dtype).reshape(input.shape)
+        dx = dx if plus is None else dx + plus
     if wants[1] and weight is not None:
-        seen = xhat.to(input.dtype).to(dtype) if spec.casting == "llama" else xhat
-        dweight = _over_rows(dy * seen, weight, spec).to(weight.dtype)
+        seen = xhat.to(input.dtype).to(dtype) if spec.rounds_first else xhat
+        dweight = _over_rows(spec, dy * seen, weight).to(weight.dtype)
     if wants[2] and bias is not None:
-        dbias = _over_rows(dy, bias, spec).to(bias.dtype)
+        dbias = _over_rows(spec, dy, bias).to(bias.dtype)
     return dx, dweight, dbias
 
 
-def _over_rows(t: Tensor, parameter: Tensor, spec: NormSpec) -> Tensor:
+def _over_rows(spec: NormSpec, t: Tensor, parameter: Tensor) -> Tensor:
     """The sum over the rows, or over those of each head, in the parameter's shape."""
     outer = tuple(range(t.dim() - 1 - (parameter.dim() - len(spec.normalized_shape))))
     return (t.sum(outer) if outer else t).reshape(parameter.shape)  # sum(()) would be the sum over everything
-
-
-def rms_norm_backward(
-    dy: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    spec: NormSpec,
-    wants: Sequence[bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of :func:`rms_norm` as a differentiable expression.
-
-    dx = (g ⊙ dy − m ⊙ x̂·⟨g ⊙ dy, x̂⟩/k) / RMS, m the mask of the first k (paper §4.2); dweight = Σ dy ⊙ x̂; dbias = Σ dy.
-    """
-    return _backward(_rms, False, dy, input, weight, bias, spec, wants)
-
-
-def layer_norm_backward(
-    dy: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    spec: NormSpec,
-    wants: Sequence[bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of :func:`layer_norm` as a differentiable expression."""
-    return _backward(_layer, True, dy, input, weight, bias, spec, wants)
