@@ -11,9 +11,8 @@ TINY = [
     "model.feed_forward=48",
     "model.context=32",
     "data.evaluation_windows=32",
-    "timing.warmup_rounds=1",
-    "timing.rounds=8",
 ]
+SHORT = ["timing.warmup_rounds=1", "timing.rounds=8"]
 STEPS = 200
 
 
@@ -26,9 +25,10 @@ def corpus(folder):
 
 def language(out, *more, steps=2, seeds=2):
     data = out.parent / "words.txt"
+    timed = () if {"--timing-rounds", "--sweep-lr", "--sweep-p"} & set(more) else SHORT
     return [
         *("compare", "language", "--data", str(data), "--out", str(out), "--threads", "1"),
-        *("--steps", str(steps), "--seeds", str(seeds), "--set", *TINY, *more),
+        *("--steps", str(steps), "--seeds", str(seeds), "--set", *TINY, *timed, *more),
     ]
 
 

@@ -143,10 +143,13 @@ def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
 
 def numbers(flag: str, values: Sequence[str] | None) -> list[float] | None:
     """The values of a flag as numbers, each once."""
-    try:
-        return None if values is None else list(dict.fromkeys(map(float, values)))
-    except ValueError as error:
-        raise UserError(f"{flag} must be numbers; {error}. Pass others.") from None
+    found: dict[float, None] = {}
+    for value in values or ():
+        try:
+            found[float(value)] = None
+        except ValueError:
+            raise UserError(f"{flag} must be numbers; got {value!r}. Pass numbers, such as 0.001.") from None
+    return None if values is None else list(found)
 
 
 def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
@@ -161,8 +164,13 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     return [name for name in allowed if name in chosen]
 
 
-def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str]) -> Recipe:
-    """The task's recipe with what the command line changes, for a command that takes these normalisers."""
+def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str], times: bool) -> Recipe:
+    """The task's recipe with what the command line changes.
+
+    Args:
+        chosen: the normalisers of the command.
+        times: whether it times steps.
+    """
     if not any(norms.entry(norm).takes_p for norm in chosen) and any(
         assignment.startswith("p=") for assignment in args.set
     ):
@@ -170,6 +178,8 @@ def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str]) -> Rec
     flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
     of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
     recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
+    if idle := [assignment for assignment in args.set if assignment.startswith("timing.") and not times]:
+        raise UserError(f"this command times nothing, so timing has no effect; got --set {idle[0]}. Leave it out.")
     timing, rounds = recipe.timing, flags["timing.rounds"]
     if rounds and not any(assignment.startswith("timing.warmup_rounds=") for assignment in args.set):
         # With few rounds the warm-up should not take longer than the rounds that are shown.

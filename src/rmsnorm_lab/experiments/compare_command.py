@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     args.sweep_p = arguments.numbers("--sweep-p", args.sweep_p)
     _check_sweeps(args)
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
-    recipes = {task: arguments.recipe_of(args, task, norms[task]) for task in chosen}
+    times = args.sweep_lr is None and args.sweep_p is None and args.timing_rounds != 0
+    recipes = {task: arguments.recipe_of(args, task, norms[task], times) for task in chosen}
     comparing = arguments.imported("comparing", *(f"tasks.{task}" for task in chosen))
     return int(comparing.compare(args, recipes, norms))
 

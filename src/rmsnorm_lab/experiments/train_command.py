@@ -54,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     norms = arguments.norms_of([args.norm], args.task)
     if len(norms) != 1:
         raise UserError(f"--norm must be one normaliser; got {args.norm}. To train several, use rmsnorm compare.")
-    recipe = arguments.recipe_of(args, args.task, norms)
+    recipe = arguments.recipe_of(args, args.task, norms, times=False)
     training = arguments.imported("training", f"tasks.{args.task}", *(["tensorboard"] if args.tensorboard else []))
     return int(training.train(args, recipe, norms[0]))

@@ -320,6 +320,10 @@ def test_a_diverged_run_is_recorded_drawn_and_printed(out, capsys):
         (["--sweep-p", "0.1", "--set", "p=0.2"], "--sweep-p sets p; got --set p=... too"),
         (["--sweep-p", "0.1", "--sweep-lr", "0.2"], "the only sweep; got --sweep-lr too"),
         (["--sweep-p", "0.1", "--timing-rounds", "3"], "--sweep-p times nothing; got --timing-rounds 3"),
+        (["--sweep-p", "0.1", "--set", "timing.rounds=3"], "this command times nothing, so timing has no effect; got"),
+        (["--timing-rounds", "0", "--set", "timing.rounds=3"], "no effect; got --set timing.rounds=3. Leave it out."),
+        (["--sweep-lr", "0.1", "abc"], "--sweep-lr must be numbers; got 'abc'. Pass numbers, such as 0.001."),
+        (["--sweep-p", "½"], "--sweep-p must be numbers; got '½'"),
         (["--seeds", "10001"], "--seeds must be at most 10000; got 10001"),
         (["--seeds", "0"], "--seeds must be at least 1; got 0"),
         (["--steps", "-3"], "--steps must be at least 1; got -3"),
@@ -420,10 +424,8 @@ def test_the_task_of_train_may_stand_after_its_settings(monkeypatch):
     [
         (["compare", "--norm", "rms", "layer"], "language, all; got none. Pass one of these."),
         (["compare", "--norm", "rms", "langauge"], "got none. Did you mean 'language'?"),
-        (
-            ["compare", "language", "--sweep-p", "half"],
-            "--sweep-p must be numbers; could not convert string to float: 'half'",
-        ),
+        (["compare", "language", "--sweep-p", "half"], "--sweep-p must be numbers; got 'half'. Pass numbers"),
+        (["train", "language", "--norm", "rms", "--set", "timing.seed=1"], "no effect; got --set timing.seed=1."),
         (["train", "--norm", "rms"], "language; got none"),
         (["train", "language", "--norm", "rms", "--set", "images"], "TASK must be one task; got language and images"),
         (["train", "language", "--norm", "rms", "--strategy", "fsdp"], "--strategy fsdp needs several processes"),
