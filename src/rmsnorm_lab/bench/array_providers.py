@@ -41,6 +41,7 @@ def _refused(case: Case, threads: int) -> str | None:
 class OursNumPy(Provider):
     name = "rmsnorm-numpy"
     summary = "this project, rmsnorm.numpy, new output"
+    colour = "#666666"
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -87,6 +88,7 @@ class OursNumPy(Provider):
 class NumPy(Provider):
     name = "numpy"
     summary = "the formula in NumPy, one thread"
+    colour = "#E69F00"
 
     def refuses(self, case: Case) -> str | None:
         if case.backward:
@@ -124,6 +126,7 @@ class OnnxRuntime(Provider):
 
     name = "onnxruntime"
     summary = "ONNX Runtime's operator, session.run, new output"
+    colour = "#009E73"
     needs = ("onnx", "onnxruntime")
 
     def refuses(self, case: Case) -> str | None:
@@ -196,6 +199,7 @@ def _session(case: Case) -> tuple[Any, Sequence[str]]:
 class Jax(Provider):
     name = "jax"
     summary = "the formula under jax.jit, compiled for each shape, new output"
+    colour = "#56B4E9"
     needs = ("jax",)
 
     def __init__(self, threads: int) -> None:

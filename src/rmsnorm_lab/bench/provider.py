@@ -28,6 +28,9 @@ class Provider(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    colour: ClassVar[str | None] = None
+    """Of its lines in figures: near Okabe and Ito's palette, which colour-blind readers can distinguish; this project's
+    are the darkest. None: the next of Matplotlib's own colours."""
     fresh: ClassVar[bool] = True
     """Whether each call returns new memory. If not, every call writes into the same, warm memory."""
     limit: ClassVar[bool] = False

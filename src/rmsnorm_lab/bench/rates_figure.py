@@ -4,38 +4,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rmsnorm_lab.bench.case_tables import LIMIT, OURS, RECURRENT_LIMIT, about, figures
+from rmsnorm_lab.bench.providers import all_providers
 from rmsnorm_lab.bench.records import Record
 from rmsnorm_lab.figure_files import write_figure
 
 GROUPS = 4  # more columns cannot be read on one page; the groups with the most shapes are drawn
-# Okabe and Ito's colours, told apart by colour-blind readers; this project's two are the darkest and heaviest.
-COLOURS = {
-    "rmsnorm": "#000000",
-    "rmsnorm-out": "#000000",
-    "rmsnorm-full": "#666666",
-    "rmsnorm-numpy": "#666666",
-    "F.rms_norm": "#D55E00",
-    "F.layer_norm": "#0072B2",
-    "torch.compile": "#CC79A7",
-    "onnxruntime": "#009E73",
-    "onnxruntime-out": "#009E73",
-    "jax": "#56B4E9",
-    "numpy": "#E69F00",
-    "torch.nn": "#0072B2",
-    "loop-none": "#56B4E9",
-    "loop-layer": "#D55E00",
-    "loop-rms": "#CC79A7",
-    "loop-prms": "#E69F00",
-    "clone": "#AAAAAA",
-    "copy": "#AAAAAA",
-    "products": "#AAAAAA",
-}
 
 
 def plot(records: Iterable[Record], path: Path) -> None:
     """Write the figure: one column per group (at most ``GROUPS``), shapes from small to large."""
     from matplotlib.figure import Figure  # no pyplot: no display and no state is needed
 
+    colours = {provider.name: provider.colour for provider in all_providers(threads=1)}
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.case.group, []).append(record)
@@ -52,7 +32,7 @@ def plot(records: Iterable[Record], path: Path) -> None:
             points = [(place, row) for place, row in rows if row.name == name]
             result = points[0][1].result
             style = {
-                "color": COLOURS.get(name),
+                "color": colours.get(name),
                 "linestyle": "-" if result.fresh else "--",
                 "linewidth": 2.2 if name in OURS.values() else 1.2,
                 "marker": None if result.limit else "o",
@@ -67,7 +47,7 @@ def plot(records: Iterable[Record], path: Path) -> None:
         rate.set_title(heading, fontsize=9)
         rate.set_yscale("log")
         time.set_yscale("log")
-        time.axhline(1, color=COLOURS["rmsnorm"], linewidth=2.2)
+        time.axhline(1, color="black", linewidth=2.2)
         labels = [record.case.shape.replace("x", " × ") for record in members]
         time.set_xticks(range(len(members)), labels, rotation=45, ha="right", fontsize=8)
         for axis in (rate, time):

@@ -21,8 +21,9 @@ class RecurrentProvider(Provider):
 
     recurrent = True
 
-    def __init__(self, name: str, norm: str, summary: str) -> None:
-        self.name, self.norm, self.summary = name, norm, summary  # type: ignore[misc]  # one instance a norm
+    def __init__(self, name: str, norm: str, summary: str, colour: str) -> None:
+        self.name, self.summary, self.colour = name, summary, colour  # type: ignore[misc]  # one instance per norm
+        self.norm = norm
 
     def refuses(self, case: Case) -> str | None:
         return None
@@ -109,10 +110,22 @@ class Products(RecurrentProvider):
 
 def providers() -> list[Provider]:
     """This project's first, the limit last."""
-    names = {"rms": "rmsnorm", "prms": "rmsnorm-prms", "layer": "rmsnorm-layer", "none": "rmsnorm-none"}
+    ours = {"rms": "#000000", "prms": "#666666", "layer": "#999933", "none": "#009E73"}
+    loops = {"none": "#56B4E9", "layer": "#D55E00", "rms": "#CC79A7", "prms": "#E69F00"}
     return [
-        *(Ours(name, norm, f"this project's GRU and LSTM, {LABELS[norm]}") for norm, name in names.items()),
-        TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm"),
-        *(Loop(f"loop-{norm}", norm, f"a loop of torch operators, {label}") for norm, label in LABELS.items()),
-        Products("products", "none", "limit: the matrix products alone"),
+        *(
+            Ours(
+                "rmsnorm" if norm == "rms" else f"rmsnorm-{norm}",
+                norm,
+                f"this project's GRU and LSTM, {LABELS[norm]}",
+                colour,
+            )
+            for norm, colour in ours.items()
+        ),
+        TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm", "#0072B2"),
+        *(
+            Loop(f"loop-{norm}", norm, f"a loop of torch operators, {LABELS[norm]}", colour)
+            for norm, colour in loops.items()
+        ),
+        Products("products", "none", "limit: the matrix products alone", "#AAAAAA"),
     ]

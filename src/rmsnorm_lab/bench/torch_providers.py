@@ -82,6 +82,7 @@ def _added(norm: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Call
 class Ours(TorchProvider):
     name = "rmsnorm"
     summary = "this project, rmsnorm.torch, new output"
+    colour = "#000000"
 
     def refuses(self, case: Case) -> str | None:
         return "rmsnorm-out runs this project's in-place operations" if case.inplace else None
@@ -93,6 +94,7 @@ class Ours(TorchProvider):
 class OursOut(TorchProvider):
     name = "rmsnorm-out"
     summary = "this project, rmsnorm.torch, into out= or in place"
+    colour = "#000000"
     fresh = False
 
     def refuses(self, case: Case) -> str | None:
@@ -109,6 +111,7 @@ class OursOut(TorchProvider):
 class OursFull(Ours):
     name = "rmsnorm-full"
     summary = "this project with p = 1, for comparison with pRMSNorm"
+    colour = "#666666"
 
     def refuses(self, case: Case) -> str | None:
         return "it stands in only for cases with p < 1" if case.p == 1 else super().refuses(case)
@@ -138,6 +141,7 @@ def _ours(case: Case, inputs: Inputs, **options: Any) -> Callable[[], Any]:
 class TorchRMSNorm(TorchProvider):
     name = "F.rms_norm"
     summary = "torch.nn.functional.rms_norm"
+    colour = "#D55E00"
 
     def refuses(self, case: Case) -> str | None:
         return "computes no RMSNorm with p < 1" if case.p != 1 else only(case, "rms_norm", "add_rms_norm")
@@ -152,6 +156,7 @@ class TorchRMSNorm(TorchProvider):
 class TorchLayerNorm(TorchProvider):
     name = "F.layer_norm"
     summary = "torch.nn.functional.layer_norm, the norm that RMSNorm replaces"
+    colour = "#0072B2"
 
     def refuses(self, case: Case) -> str | None:
         return "only compared with p = 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
@@ -177,6 +182,7 @@ class Formula(TorchProvider):
 class Compiled(TorchProvider):
     name = "torch.compile"
     summary = "the formula under torch.compile, recompiled for each shape"
+    colour = "#CC79A7"
 
     def __init__(self) -> None:
         self._compiled: tuple[Case, Callable[..., Any]] | None = None
@@ -200,6 +206,7 @@ class Compiled(TorchProvider):
 class Copy(Provider):
     name = "copy"
     summary = "limit: y.copy_(x), which moves the same bytes, into warm memory"
+    colour = "#AAAAAA"
     fresh = False
     limit = True
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
