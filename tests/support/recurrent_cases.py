@@ -9,7 +9,7 @@ CELLS = {"GRU": GRUCell, "LSTM": LSTMCell}
 
 
 def make(cell, norm="rms", p=1.0, placement="paper", input_size=5, hidden=19, dtype=torch.float64, **how):
-    """A module whose gains and biases could not be left out unnoticed."""
+    """A module with random gains and biases, so that a result without one of them is wrong."""
     module = MODULES[cell](input_size, hidden, norm=norm, p=p, placement=placement, dtype=dtype, **how)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -33,7 +33,7 @@ def call(module, x, h0, c0, **how):
 
 
 def results(outputs, inputs):
-    """Outputs, and the gradients of a weighted sum of them that no output's gradient is missing from."""
+    """Outputs, and the gradients of a sum of all of them with random weights."""
     outputs = [t for t in outputs if t is not None]
     generator = torch.Generator().manual_seed(1)
     loss = sum((t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)).sum() for t in outputs)

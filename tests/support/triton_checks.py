@@ -152,7 +152,7 @@ def a_row_alone(dtype: torch.dtype, n: int) -> None:
 
 
 def heads() -> None:
-    """A gain for each head, forward and backward, whose sums go to the head's own."""
+    """A gain for each head, forward and backward; each head has its own sums."""
     x = torch.randn(5, 7, 3, 24, requires_grad=True)
     w = torch.randn(3, 24, requires_grad=True)
     b = torch.randn(3, 24, requires_grad=True)
@@ -190,7 +190,7 @@ def in_place() -> None:
 
 
 def outputs_between_inputs() -> None:
-    """An output whose rows lie between the input's; one over rows that are still to be read is refused."""
+    """An output may have rows between the input's. One that covers rows not yet read is refused."""
     w, packed, shifted = torch.randn(8), torch.randn(6, 2, 8), torch.randn(7, 8)
     wanted = rms_norm(packed[:, 0].clone(), (8,), w)
     assert torch.equal(rms_norm(packed[:, 0], (8,), w, out=packed[:, 1]), wanted)
@@ -254,7 +254,7 @@ def no_compilation_for_another_number_of_rows() -> None:
 
 
 def the_same_gradient_twice() -> None:
-    """dweight has no order of its own: two calls agree bit for bit."""
+    """The order of dweight's sums is fixed, so two calls agree bit for bit."""
     x, w, dy = torch.randn(300, 20, requires_grad=True), torch.randn(20, requires_grad=True), torch.randn(300, 20)
     one, other = (torch.autograd.grad(rms_norm(x, (20,), w), (x, w), dy) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

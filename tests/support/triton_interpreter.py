@@ -1,8 +1,8 @@
-"""Triton's interpreter, mended, and this project's kernels in it in place of the native ones, on tensors of a CPU.
+"""Triton's interpreter, corrected, with this project's kernels in it instead of the native ones, on CPU tensors.
 
-The interpreter truncates float32 to bfloat16 and takes bfloat16's bits for an integer in other conversions; here both
-go through ml_dtypes. It reduces tuples number by number, here by whole arrays. It knows nothing of races, registers or
-32-bit addresses: tests/triton/test_compile.py.
+The interpreter truncates float32 to bfloat16, and in other conversions it reads bfloat16's bits as an integer; here
+both conversions use ml_dtypes. It reduces tuples element by element; here by whole arrays. It shows no races, register
+spills or overflows of 32-bit addresses; for some of these see tests/triton/test_compile.py.
 """
 
 import os
@@ -28,7 +28,7 @@ interpreter.InterpreterBuilder.cast_impl = _cast
 
 
 def _reduce(self, input):
-    """A reduction by a function of ours, by halves of whole arrays: the interpreter calls it for each element."""
+    """A reduction by a function of ours, by halves of whole arrays; the interpreter would call it for each element."""
     parts = [part.handle.data for part in input]
     types = [part.dtype for part in input]
 
@@ -56,7 +56,7 @@ served = {}  # operation → how often a kernel has done its work
 
 
 def install() -> None:
-    """Every call of the package's functions goes to the interpreted kernels from now on, native ones to none."""
+    """From now on every call of the package's functions goes to the interpreted kernels, and none to native ones."""
     counted = bindings.Kernels(*map(_counted, bindings.Kernels._fields))
     for module in (operation, eager):
         module.kernels_of = lambda t: counted

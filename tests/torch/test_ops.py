@@ -39,7 +39,7 @@ def arguments(name, dtype=torch.float32, grad=True):
 
 NAMES = ("rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated")
 NAMES += ("rms_norm_backward", "layer_norm_backward", "rms_norm_gated_backward")
-ELSEWHERE = ("recurrent", "recurrent_backward")  # test_torch_rnn_integration.py
+ELSEWHERE = ("recurrent", "recurrent_backward")  # test_rnn_integration.py
 
 
 def test_every_operator_is_checked_here():

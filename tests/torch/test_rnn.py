@@ -204,7 +204,7 @@ def test_extreme_rows(cell):
 
 @pytest.mark.parametrize("cell", MODULES)
 def test_threads_and_neighbours_change_nothing(cell, set_threads):
-    """A row's products may depend on its neighbours in the framework's matrix products; the kernels' rows do not."""
+    """Beyond the last bits of the framework's products, which may depend on both."""
     module = make(cell, dtype=torch.float32, hidden=256)
     x = torch.randn(4, 70, 5, requires_grad=True)
     found = []
@@ -214,3 +214,4 @@ def test_threads_and_neighbours_change_nothing(cell, set_threads):
             torch.autograd.grad(module(x)[0].square().sum(), [p for n, p in module.named_parameters() if "gain" in n])
         )
     assert_near(found[0], found[1], 1e-5)
+    assert_near([module(x[:, 3:4])[0]], [module(x)[0][:, 3:4]], 1e-5)

@@ -1,4 +1,4 @@
-"""The launch choices and what is computed on the host, in plain Python."""
+"""The launch choices and the layout of rows, which are computed on the host."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_every_choice_can_be_launched(itemsize, warp_size):
             assert choice.registers >= 96 or warp_size == 64
 
 
-def test_bars_lengths_stay_in_registers():
+def test_the_lengths_of_the_targets_stay_in_registers():
     for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384):
         assert not choices.forward(n, 2).looped
         assert choices.backward(n, 2) is not None
@@ -52,7 +52,7 @@ def test_bars_lengths_stay_in_registers():
     assert choices.forward(128, 2).rows > 1
 
 
-def test_a_gradient_grid_is_resident_and_leaves_nobody_idle():
+def test_a_gradient_grid_is_resident_and_leaves_no_program_idle():
     choice = choices.backward(4096, 2)
     assert choices.grid(choice, 100_000, 1, 132) == choice.programs * 132
     assert choices.grid(choice, 5, 1, 132) == 5

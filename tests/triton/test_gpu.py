@@ -1,4 +1,4 @@
-"""On a CUDA device (`make gpu`): what no interpreter shows. Everywhere else these tests are skipped."""
+"""On a CUDA device (`make gpu`): what no interpreter shows. Without a device these tests are skipped."""
 
 from types import SimpleNamespace
 
@@ -27,14 +27,14 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _served(request):
-    """Every test here runs Triton's kernels, or fails: no silent composite."""
+    """Triton's kernels run here, or each test fails: the composite must not serve in their place."""
     from rmsnorm.torch import dispatch
 
     assert dispatch.triton() is not None, dispatch.why_no_triton
 
 
 def on_cuda(t):
-    """The tensor and its memory, strides and offset and all."""
+    """The tensor with its whole memory, so that strides and offset are the same."""
     if t is None:
         return None
     whole = torch.as_strided(t, (t.untyped_storage().size() // t.element_size(),), (1,), 0)
@@ -70,7 +70,7 @@ def test_every_length(n, operation):
 @pytest.mark.parametrize("n", [8192, 16385, 131072])
 @pytest.mark.parametrize("p", [0.25, 0.004])
 def test_prmsnorm_at_every_kind_of_length(n, p):
-    """Of long rows the first k elements have a kernel of their own, unless they are too many."""
+    """In long rows a kernel of its own serves the first k elements, unless k is too large."""
     test_conformance(Case("rms_norm", torch.bfloat16, n, 37, weight=torch.float32, p=p))
 
 
