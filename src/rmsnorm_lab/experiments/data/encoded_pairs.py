@@ -20,8 +20,8 @@ from rmsnorm_lab.experiments.recipes.parallel_text import DataConfig
 
 SUBWORDS = "subwords.json"
 """The file in the data's folder that holds subwords of an earlier run. They are used instead of learning new ones."""
-SAMPLED = "subwords learnt from pairs"
-"""The field of a source's details that is there only where subwords were learnt from a sample."""
+SAMPLED = "pairs for subwords"
+"""The key in a source's details. It is there only if subwords were learnt from a sample of the pairs."""
 LEARNT_FROM = 1_000_000
 """Subwords are learnt from at most this many pairs. The library keeps every different word in memory, about 1 KB each.
 Text has ever more of them: 1.0 million different words in 1 million pairs, 2.1 million in the 4.5 million of WMT14."""
