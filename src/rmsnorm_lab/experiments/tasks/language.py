@@ -23,7 +23,7 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import standard_library
 from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
-from rmsnorm_lab.experiments.data.lines import decode
+from rmsnorm_lab.experiments.data.lines import decode, digest
 from rmsnorm_lab.experiments.models.decoder_only import Transformer
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
@@ -129,7 +129,12 @@ def load(data: Path | None, recipe: Recipe) -> Language:
             f"{name!r} gives {len(train):,} and {len(held_out):,}. Pass --data with at least {needed:,} characters."
         )
     details = {"files": len(files), "characters": len(train) + len(held_out), "held out": split}
-    source = Source(name=name, stand_in=data is None, sha256=_digest(files), details=details)
+    source = Source(
+        name=name,
+        stand_in=data is None,
+        sha256=digest((name, text.encode()) for name, text in files.items()),
+        details=details,
+    )
     return Language(recipe, source, _encode(train, held_out))
 
 
@@ -160,15 +165,6 @@ def _split(files: dict[str, str]) -> tuple[str, str, str]:
         length += len(files[name])
     train = "".join(text for name, text in files.items() if name not in held_out)
     return train, "".join(files[name] for name in sorted(held_out)), "by file"
-
-
-def _digest(files: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    for name, text in files.items():
-        content = text.encode()
-        digest.update(f"{name!r} {len(content)} ".encode())
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _encode(train: str, held_out: str) -> Text:
