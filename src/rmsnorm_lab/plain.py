@@ -3,7 +3,7 @@
 import types
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
 
@@ -50,7 +50,7 @@ def _made(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:  # "float | None"
+    if origin in (types.UnionType, Union):  # "float | None"
         (other,) = set(parts) - {types.NoneType}
         return None if value is None else _made(other, value, where)
     if origin is dict:

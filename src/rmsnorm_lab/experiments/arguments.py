@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rmsnorm_lab.errors import UserError, nearest
 from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.recipes import settings
+from rmsnorm_lab.experiments.recipes.checked import LARGEST
 from rmsnorm_lab.experiments.recipes.common import KERNELS, PRECISIONS, Recipe
 from rmsnorm_lab.files import named
 
@@ -128,13 +129,13 @@ def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[s
 
 MOST = {"threads": 1024, "seeds": 10_000, "seed": 2**63 - 1}
 """OpenMP keeps its team on the stack, which 99,999 threads overflow; every seed is a planned run of each normaliser;
-torch's generators take 64 bits. Other numbers: settings.LARGEST."""
+torch's generators take 64 bits. Other numbers: LARGEST."""
 
 
 def at_least(args: argparse.Namespace, least: int, *flags: str) -> None:
     """Refuse numbers that are too small or too large."""
     for flag in flags:
-        number, most = getattr(args, flag.replace("-", "_")), MOST.get(flag, settings.LARGEST)
+        number, most = getattr(args, flag.replace("-", "_")), MOST.get(flag, LARGEST)
         if number is not None and number < least:
             raise UserError(f"--{flag} must be at least {least}; got {number}. Pass --{flag} {least} or more.")
         if number is not None and number > most:

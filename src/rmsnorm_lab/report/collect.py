@@ -42,7 +42,7 @@ class Experiment:
     batch: int
     accumulate: int
     train: TrainConfig | None = None
-    """As in the identities of its runs, the learning rate left out (0); None if nothing was trained."""
+    """As in the identities of its runs, the learning rate left out (1); None if nothing was trained."""
     processes: str | None = None
     lines: dict[str, list[Line]] = field(default_factory=dict)
     """Kernels -> in the order of tables; every p and learning rate on its own."""
@@ -108,7 +108,7 @@ def collect(records: Sequence[Record]) -> list[Experiment]:
     lines: dict[tuple[str, str, str, float | None, float], list[RunRecord]] = {}
     for run in runs_of(records):
         identity = run.identity
-        train = replace(identity.train, learning_rate=0.0)
+        train = replace(identity.train, learning_rate=1.0)
         name = _name(run.task, identity.setting, train, identity.processes)
         batch, accumulate = train.batch, train.accumulate
         made = Experiment(run.task, identity.setting, batch, accumulate, train, identity.processes)

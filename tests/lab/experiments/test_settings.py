@@ -7,6 +7,7 @@ import pytest
 from rmsnorm_lab.errors import UserError, nearest
 from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.recipes.common import Recipe
+from rmsnorm_lab.experiments.recipes.parallel_text import SMALLEST_VOCABULARY
 from rmsnorm_lab.experiments.recipes.settings import _settings, _shown, changed
 
 
@@ -104,6 +105,40 @@ def test_a_setting_is_suggested_by_the_part_after_the_dot(name, meant):
     told = str(raised.value)
     assert told.endswith(f"Did you mean {meant!r}?") if meant else "Did you mean" not in told
     assert meant or "These are all" in told
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "name", "wrong", "said"),
+    [
+        ("language", "train", "steps", 0, "train.steps must be at least 1; got 0"),
+        ("language", "train", "steps", 2**31, "train.steps must be at most 2147483647; got 2147483648"),
+        ("language", "train", "learning_rate", 0.0, "train.learning_rate must be above 0; got 0.0"),
+        ("language", "train", "learning_rate", float("nan"), "train.learning_rate must be finite; got nan"),
+        ("language", "train", "betas", (0.9, 1.0), "train.betas must be at least 0 and below 1; got 1.0"),
+        ("language", "train", "late_beta1", -0.1, "train.late_beta1 must be at least 0 and below 1; got -0.1"),
+        ("language", "train", "optimizer", "adan", "train.optimizer must be one of adam, adamw; got 'adan'. Did you"),
+        ("language", "train", "accumulate", 99, "train.accumulate must be at most the batch, 16; got 99"),
+        ("language", "timing", "seed", -1, "timing.seed must be at least 0; got -1"),
+        ("language", "model", "layers", 0, "model.layers must be at least 1; got 0"),
+        ("language", "model", "heads", 3, "model.width must be an even multiple of model.heads; got 128 and 3"),
+        ("images", "model", "widths", (4, 0), "model.widths must be at least 1; got 0"),
+        ("images", "data", "zca", -1.0, "data.zca must be at least 0; got -1.0"),
+        ("translation", "model", "init_mean", float("inf"), "model.init_mean must be finite; got inf"),
+        ("translation", "data", "vocabulary", 258, "data.vocabulary must be at least 259; got 258"),
+        ("reading", "data", "sentences", 0, "data.sentences must be at least 1; got 0"),
+        ("retrieval", "", "p", 1.5, "p must be above 0 and at most 1; got 1.5"),
+    ],
+)
+def test_a_setting_checks_itself_however_it_is_made(task, part, name, wrong, said):
+    recipe = tasks.recipe(task)
+    with pytest.raises(UserError) as raised:
+        replace(getattr(recipe, part) if part else recipe, **{name: wrong})
+    assert str(raised.value).startswith(said)
+
+
+def test_the_smallest_vocabulary_is_that_of_the_subwords():
+    subwords = pytest.importorskip("rmsnorm_lab.experiments.data.subwords", exc_type=ImportError)
+    assert SMALLEST_VOCABULARY == subwords.SMALLEST
 
 
 def test_settings_that_belong_together_are_checked_together():

@@ -1,9 +1,10 @@
 """The parts of every recipe, and the names that all tasks share."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.recipes.checked import Index, OneOf, Positive, Range, Settings, Share
 from rmsnorm_lab.plain import ADDED
 
 KERNELS = ("unfused", "rmsnorm", "best")
@@ -22,30 +23,32 @@ CLIPS = ("none", "global", "per_tensor")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How a model is trained. Steps and schedules count optimizer steps."""
+
+    section: ClassVar[str] = "train."
 
     steps: int
     batch: int
     """Examples (sequences, images, pairs) of one step, over all processes."""
-    learning_rate: float
+    learning_rate: Positive
     """Where the warm-up ends; ``Recipe.learning_rates`` may name another for a normaliser."""
-    optimizer: str = "adam"
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     """One of OPTIMIZERS; ``weight_decay`` goes to matrices alone."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     optimizer_eps: float = 1e-8
     weight_decay: float = 0.0
-    schedule: str = "constant"
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
     """One of SCHEDULES, after a linear warm-up: ``cosine`` and ``linear_second_half`` (constant for half of the
     steps) end at ``final_share``; ``inverse_sqrt`` falls as √(warmup_steps / step)."""
-    warmup_steps: int = 0
+    warmup_steps: Index = 0
     final_share: float = 0.0
     """Of the learning rate."""
-    late_beta1: float | None = None
+    late_beta1: Share | None = None
     """Adam's β₁ in the second half of the steps; None: as before."""
-    clip: str = "none"
+    clip: Annotated[str, OneOf(CLIPS)] = "none"
     """One of CLIPS: by the norm of all gradients together, or of each parameter's on its own."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     evaluations: int = 8
     """Points of the validation curve after the one before the first step."""
     best: bool = False
@@ -54,18 +57,28 @@ class TrainConfig:
     """Each process computes its examples of a step in this number of parts, one after the other, to save memory.
     The gradient is the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accumulate > self.batch:
+            raise UserError(
+                f"train.accumulate must be at most the batch, {self.batch}; got {self.accumulate}. "
+                "Set it to less: each part has an example."
+            )
+
 
 @dataclass(frozen=True)
-class TimingConfig:
+class TimingConfig(Settings):
     """One training step of each normaliser a round, in a new random order each round."""
 
-    warmup_rounds: int = 5
+    section: ClassVar[str] = "timing."
+
+    warmup_rounds: Index = 5
     rounds: int = 60
-    seed: int = 0
+    seed: Index = 0
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """A complete experiment, except for the data's content, the normaliser, the kernels and the seed."""
 
     size: str
@@ -76,7 +89,7 @@ class Recipe:
     timing: TimingConfig = TimingConfig()
     data: Any = None
     """The task's own frozen dataclass of how data are cut (vocabulary, lengths, counts), if it needs one."""
-    p: float = P
+    p: Annotated[float, Range(0, 1, above=True)] = P
     """pRMSNorm takes the first ⌈n·p⌉ elements."""
     learning_rates: tuple[tuple[str, float], ...] = ()
     """(normaliser, learning rate) where it is not ``train.learning_rate``."""

@@ -1,7 +1,9 @@
 """CIFAR-10 with ConvPool-CNN-C (the paper's §5.4), and its likeness for digits."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from rmsnorm_lab.experiments.recipes.checked import Index, Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
 
 P_IMAGES = 0.125
@@ -9,18 +11,22 @@ P_IMAGES = 0.125
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Channels before and after the second pooling, Gaussian noise on the input, dropout, LeakyReLU's slope."""
+
+    section: ClassVar[str] = "model."
 
     widths: tuple[int, int] = (96, 192)
     noise: float = 0.15
-    dropout: float = 0.5
+    dropout: Share = 0.5
     slope: float = 0.1
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    held_out: int
+class DataConfig(Settings):
+    section: ClassVar[str] = "data."
+
+    held_out: Index
     """Training images kept for the curve. 0: the curve is that of the test images, as in the paper; nothing is chosen
     by it."""
     zca: float = 1e-5

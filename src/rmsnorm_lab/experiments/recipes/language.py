@@ -1,14 +1,17 @@
 """Characters of text: a small decoder-only transformer of today's shape, where RMSNorm is used now."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from rmsnorm_lab.experiments.recipes.checked import Settings
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig, check_heads
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The decoder-only transformer of models/transformer.py."""
+class ModelConfig(Settings):
+    """The decoder-only transformer of models/decoder_only.py."""
+
+    section: ClassVar[str] = "model."
 
     width: int = 128
     layers: int = 3
@@ -19,11 +22,14 @@ class ModelConfig:
     """Normalise queries and keys too, over each head."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
+    section: ClassVar[str] = "data."
+
     evaluation_windows: int = 256
     """Fixed windows of the held-out text, as many for the curve and as many others for the end."""
 

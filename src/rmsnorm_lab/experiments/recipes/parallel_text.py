@@ -1,15 +1,22 @@
 """What the two translation tasks share: how parallel text is cut."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.recipes.checked import Range, Settings
+
+SMALLEST_VOCABULARY = 259
+"""data/subwords.py needs every byte and three marks."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """The data of a translation task."""
 
-    vocabulary: int
+    section: ClassVar[str] = "data."
+
+    vocabulary: Annotated[int, Range(SMALLEST_VOCABULARY)]
     """Subwords of both languages together."""
     max_length: int
     """Subwords of a training sentence, its end not counted; longer pairs are left out, and counted."""
@@ -21,12 +28,13 @@ class DataConfig:
     """Of the search at the end; the curve is taken greedily."""
     length_penalty: float
     """Hypotheses are compared by log-probability / length^penalty."""
+    stand_in_pairs: tuple[int, int, int]
+    """Training, validation and test pairs of the stand-in."""
     source: str = "en"
     target: str = "de"
-    stand_in_pairs: tuple[int, int, int] = (0, 0, 0)
-    """Training, validation and test pairs of the stand-in: of the ``small`` recipes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.source == self.target:
             raise UserError(
                 f"data.source and data.target must be two languages; got {self.source!r} for both. Copying the source "

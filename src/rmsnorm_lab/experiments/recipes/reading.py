@@ -1,22 +1,28 @@
 """The attentive reader on CNN's questions (the paper's §5.2), and its likeness for functions and their docstrings."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from rmsnorm_lab.experiments.recipes.checked import Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
+    section: ClassVar[str] = "model."
+
     word_width: int = 240
     width: int = 240
     """Of the LSTM in each direction."""
-    dropout: float = 0.5
+    dropout: Share = 0.5
     word_bound: float | None = None
     """Word vectors are uniform in ± this at the start; None: as all other weights."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
+    section: ClassVar[str] = "data."
+
     vocabulary: int = 50_000
     """The most frequent words of the training part, entity markers not counted."""
     sentences: int | None = 4

@@ -1,13 +1,17 @@
 """Order-embedding image-caption retrieval (the paper's §5.3), and its likeness for scenes of digits."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.recipes.checked import Range, Settings
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
+    section: ClassVar[str] = "model."
+
     word_width: int = 300
     width: int = 1024
     """Of the GRU and of the space that captions and images share."""
@@ -15,20 +19,31 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    fold: int = 1000
+class DataConfig(Settings):
+    section: ClassVar[str] = "data."
+
+    fold: Annotated[int, Range(2)] = 1000
     """Number of images, with five captions each, in one search; figures are the mean over a split's folds."""
 
+
+@dataclass(frozen=True)
+class RetrievalRecipe(Recipe):
+    """The loss pairs every image of a batch with every caption, so a batch cannot be taken in parts."""
+
     def __post_init__(self) -> None:
-        if self.fold < 2:
-            raise UserError(f"data.fold must be at least 2, to search among; got {self.fold}. Set it to 2 or more.")
+        super().__post_init__()
+        if self.train.accumulate > 1:
+            raise UserError(
+                "train.accumulate must be 1 for retrieval, whose loss pairs every image of a batch with every caption; "
+                f"got {self.train.accumulate}. Take fewer pairs a step (--set train.batch=N)."
+            )
 
 
 def small() -> Recipe:
     """Width 128, a minute for all normalisers on two cores. The rate is the best in validation of 0.001, 0.003 and 0.01
     for each normaliser (three seeds, rmsnorm compare retrieval --sweep-lr)."""
     train = TrainConfig(steps=300, batch=64, learning_rate=1e-2, clip="per_tensor", clip_norm=2.0)
-    return Recipe("small", ModelConfig(word_width=32, width=128), train, data=DataConfig(fold=200))
+    return RetrievalRecipe("small", ModelConfig(word_width=32, width=128), train, data=DataConfig(fold=200))
 
 
 def paper() -> Recipe:
@@ -36,4 +51,4 @@ def paper() -> Recipe:
     train = TrainConfig(
         steps=88_500, batch=128, learning_rate=1e-3, clip="per_tensor", clip_norm=2.0, evaluations=295, best=True
     )
-    return Recipe("paper", ModelConfig(), train, data=DataConfig())
+    return RetrievalRecipe("paper", ModelConfig(), train, data=DataConfig())

@@ -1,26 +1,31 @@
 """Translation by the Transformer: post-norm as in the paper, or pre-norm."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
+from rmsnorm_lab.experiments.recipes.checked import Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TimingConfig, TrainConfig, check_heads
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The encoder-decoder of models/encoder_decoder.py."""
+
+    section: ClassVar[str] = "model."
 
     width: int
     feed_forward: int
     heads: int
     layers: int
     """Of the encoder, and of the decoder."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     pre_norm: bool = False
     """x + f(N(x)) instead of N(x + f(x))."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_heads(self.width, self.heads)
 
 

@@ -1,21 +1,25 @@
 """Translation by a recurrent network: RNNSearch, the paper's first experiment."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
+from rmsnorm_lab.experiments.recipes.checked import Real, Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """RNNSearch of models/rnnsearch.py."""
+
+    section: ClassVar[str] = "model."
 
     embedding: int
     hidden: int
     init_std: float = 0.01
-    init_mean: float = 0.0
+    init_mean: Real = 0.0
     """The mean of all initial weights: 0.2 in the paper's Fig. 4."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
 
 
 def small() -> Recipe:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import hidden_states
 from rmsnorm_lab.experiments.data import dates, encoded_pairs, parallel
 from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
@@ -22,7 +21,7 @@ from rmsnorm_lab.experiments.data.encoded_pairs import SAMPLED, SUBWORDS, check_
 from rmsnorm_lab.experiments.data.epochs import check_enough
 from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
 from rmsnorm_lab.experiments.data.ragged import Ragged
-from rmsnorm_lab.experiments.data.subwords import PAD, SMALLEST, Subwords
+from rmsnorm_lab.experiments.data.subwords import PAD, Subwords
 from rmsnorm_lab.experiments.models.search import search
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
@@ -44,10 +43,6 @@ class ParallelTextTask:
 
     def __init__(self, name: str, network: Network, data: Path | None, recipe: Recipe) -> None:
         config: DataConfig = recipe.data
-        if config.vocabulary < SMALLEST:  # every byte, and the marks
-            raise UserError(
-                f"data.vocabulary must be at least {SMALLEST}; got {config.vocabulary}. Set it to {SMALLEST} or more."
-            )
         self.name, self.recipe, self._network = name, recipe, network
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)

@@ -65,11 +65,6 @@ class Retrieval:
         for split in ("valid", "test"):
             if len(self.splits[split].images) < 2:
                 raise UserError(f"the {split} part of {source.name!r} must have 2 images or more. Pass more data.")
-        if recipe.train.accumulate > 1:
-            raise UserError(
-                "train.accumulate must be 1 for retrieval, whose loss pairs every image of a batch with every caption; "
-                f"got {recipe.train.accumulate}. Take fewer pairs a step (--set train.batch=N)."
-            )
         self.ids = {word: i for i, word in enumerate(found.info["words"], FIRST_WORD)}
         self.sizes = {"features": self.splits["train"].images.shape[1], "vocabulary": FIRST_WORD + len(self.ids)}
         fold = min(recipe.data.fold, len(self.splits["test"].images))
