@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rmsnorm.torch.rnn import checks
 from rmsnorm.torch.rnn.functional import run_layer
-from rmsnorm.torch.rnn.spec import GATES, Parameters, check_recurrent
+from rmsnorm.torch.rnn.spec import Parameters, check_recurrent, parameter_shapes
 
 Device = torch.device | str | None
 
@@ -31,28 +31,23 @@ class Recurrent(nn.Module):
             f"torch.jit.script does not compile {type(self).__name__}; use torch.export or torch.jit.trace"
         )
 
-    # What the kernels are asked to do is fixed at construction.
+    # Fixed at construction: the parameters depend on them.
     norm = property(lambda self: self.spec.norm)
     p = property(lambda self: self.spec.p)
     eps = property(lambda self: self.spec.eps)
     placement = property(lambda self: self.spec.placement)
 
     def _register(self, suffix: str, input_size: int, device: Device, dtype: torch.dtype | None) -> None:
-        width, where = GATES[self.cell] * self.hidden_size, self.spec.where
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (width, input_size),
-            "weight_hh": (width, self.hidden_size),
-        }
-        if self.bias:
-            shapes |= {"bias_ih": (width,), "bias_hh": (width,)}
-        shapes |= {"gain_ih": (width,)} if where.input else {}
-        shapes |= {"gain_hh": (width,)} if where.state else {}
-        shapes |= {"gain_cell": (self.hidden_size,)} if where.cell else {}
-        for role, shape in shapes.items():
-            self.register_parameter(role + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        where = self.spec.where
+        present = {"bias_ih": self.bias, "bias_hh": self.bias}
+        present |= {"gain_ih": bool(where.input), "gain_hh": bool(where.state), "gain_cell": where.cell}
+        for role, shape in parameter_shapes(self.spec.gates, self.hidden_size, input_size).items():
+            if present.get(role, True):
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.register_parameter(role + suffix, parameter)
 
     def reset_parameters(self) -> None:
-        """Weights and biases uniform in ±1/√hidden_size, as torch has them; gains 1."""
+        """Weights and biases uniform in ±1/√hidden_size, as in torch; gains 1."""
         bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0.0
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith("gain"):
@@ -81,14 +76,11 @@ class Recurrent(nn.Module):
         out, h_n, c_n = run_layer(self.spec, x, h0, c0, parameters, batch_sizes, reverse)
         return out, [h_n] if c_n is None else [h_n, c_n]
 
-    def _said(self) -> list[str]:
-        said = [f"{self.input_size}, {self.hidden_size}"]
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        said += [f"{n}={getattr(self, n)}" for n, u in usual.items() if getattr(self, n, u) != u]
-        said += [f"norm={self.norm!r}"]
-        said += [f"p={self.p}"] if self.p != 1.0 else []
-        said += [f"eps={self.eps}", f"placement={self.placement!r}"] if self.norm else []
-        return said
-
     def extra_repr(self) -> str:
-        return ", ".join(self._said())
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        shown = [f"{self.input_size}, {self.hidden_size}"]
+        shown += [f"{n}={getattr(self, n)}" for n, value in defaults.items() if getattr(self, n, value) != value]
+        shown += [f"norm={self.norm!r}"]
+        shown += [f"p={self.p}"] if self.p != 1.0 else []
+        shown += [f"eps={self.eps}", f"placement={self.placement!r}"] if self.norm else []
+        return ", ".join(shown)

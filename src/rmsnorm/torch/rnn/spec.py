@@ -95,13 +95,20 @@ def check_recurrent(cell: str, hidden: int, norm: str | None, p: float, eps: flo
 class Parameters(NamedTuple):
     """A layer's parameters in one direction; those that it does not have are None."""
 
-    weight_ih: Tensor  # (G·H, I)
+    weight_ih: Tensor  # (G·H, I): G gates, H units, I features
     weight_hh: Tensor  # (G·H, H)
     bias_ih: Tensor | None = None  # (G·H)
     bias_hh: Tensor | None = None
     gain_ih: Tensor | None = None  # (G·H)
     gain_hh: Tensor | None = None
     gain_cell: Tensor | None = None  # (H)
+
+
+def parameter_shapes(gates: int, hidden: int, features: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each of :class:`Parameters`."""
+    width = gates * hidden
+    shapes = ((width, features), (width, hidden), (width,), (width,), (width,), (width,), (hidden,))
+    return dict(zip(Parameters._fields, shapes, strict=True))
 
 
 def check_layer(
@@ -119,10 +126,8 @@ def check_layer(
     """
     if x.dim() != 2 or h0.dim() != 2:
         raise MismatchError(f"x must be (rows, features) and h0 (batch, hidden), got {x.dim()}D and {h0.dim()}D")
-    width, batch = gates * hidden, h0.shape[0]
-    vector = (width,)
-    expected = ((width, x.shape[1]), (width, hidden), vector, vector, vector, vector, (hidden,))
-    for name, t, shape in zip(Parameters._fields, parameters, expected, strict=True):
+    batch = h0.shape[0]
+    for t, (name, shape) in zip(parameters, parameter_shapes(gates, hidden, x.shape[1]).items(), strict=True):
         if t is not None and t.shape != shape:
             raise MismatchError(f"{name} must have shape {tuple(shape)} in this layer, got {tuple(t.shape)}")
         if t is not None and not t.is_floating_point():
