@@ -110,7 +110,7 @@ class Products(RecurrentProvider):
 
 def providers() -> list[Provider]:
     """This project's first, the limit last."""
-    ours = {"rms": "#000000", "prms": "#666666", "layer": "#999933", "none": "#009E73"}
+    own = {"rms": "#000000", "prms": "#666666", "layer": "#999933", "none": "#009E73"}
     loops = {"none": "#56B4E9", "layer": "#D55E00", "rms": "#CC79A7", "prms": "#E69F00"}
     return [
         *(
@@ -120,7 +120,7 @@ def providers() -> list[Provider]:
                 f"this project's GRU and LSTM, {LABELS[norm]}",
                 colour,
             )
-            for norm, colour in ours.items()
+            for norm, colour in own.items()
         ),
         TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm", "#0072B2"),
         *(
