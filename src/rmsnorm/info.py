@@ -15,19 +15,19 @@ FRAMEWORKS = ("numpy", "torch", "jax", "ml_dtypes")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report; returns the exit status."""
+    """Print the report; returns the exit status."""
     facts = collect()
     print(json.dumps(facts, indent=2) if args.json else _text(facts))
     return 0
 
 
 def collect() -> dict[str, Any]:
-    """Everything ``rmsnorm info`` says, JSON-ready."""
+    """Everything that ``rmsnorm info`` shows, as JSON values."""
     found = versions()
     return {
         "rmsnorm": found.get("rmsnorm"),
@@ -61,12 +61,14 @@ def native_level() -> str | None:
 
 
 def _backends() -> list[dict[str, str]]:
-    """One entry for each place a tensor can live: what serves it, or why nothing does."""
+    """For each place where a tensor can be: what computes there, or why nothing does."""
     why = _native().get("error")
     if why:
         found = [{"where": "numpy", "served by": "nothing", "why": str(why)}]
     else:
-        found = [{"where": "numpy", "served by": "native kernels", "threads": "own pool (RMSNORM_NUM_THREADS)"}]
+        found = [
+            {"where": "numpy", "served by": "native kernels", "threads": "rmsnorm's own pool (RMSNORM_NUM_THREADS)"}
+        ]
     if not why and importlib.util.find_spec("ml_dtypes") is None:
         found[0]["without"] = "bfloat16: ml_dtypes is not installed (pip install ml_dtypes)"
     if importlib.util.find_spec("torch") is None:
@@ -83,17 +85,21 @@ def _torch() -> list[dict[str, str]]:
 
         from rmsnorm.torch import bindings, dispatch
         from rmsnorm.torch.norm.eager import why_no_nodes
-    except (ImportError, OSError) as error:  # a torch that is there but does not load
-        return [{"where": "torch", "served by": "nothing", "why": f"it does not import: {error}"}]
+    except (ImportError, OSError) as error:  # torch is installed and cannot be loaded
+        return [{"where": "torch", "served by": "nothing", "why": f"importing it failed: {error}"}]
     why = _native().get("error")
     if why:
         found = [{"where": "torch cpu", "served by": "composite", "why": str(why)}]
     else:
         pool = (
-            f"torch's ({torch.get_num_threads()})" if bindings.shares_torch_threads else "own pool: torch before 2.10"
+            f"torch's ({torch.get_num_threads()})"
+            if bindings.shares_torch_threads
+            else "rmsnorm's own pool: torch is older than 2.10"
         )
         tensors = (
-            "as they are (DLPack's C exchange API)" if bindings.exchanges else "described from Python, torch < 2.10"
+            "as they are (DLPack's C exchange API)"
+            if bindings.exchanges
+            else "described from Python: torch is older than 2.10"
         )
         found = [
             {
@@ -114,14 +120,14 @@ def _torch() -> list[dict[str, str]]:
         {
             "where": "torch cpu and cuda, vmap, forward mode, torch.func, double backward",
             "served by": "composite",
-            "why": "kernels have no such derivatives; torch operations have them all",
+            "why": "the kernels do not have these derivatives; torch operations do",
         }
     )
     for device, present in (
         ("mps", torch.backends.mps.is_available()),
         ("xpu", hasattr(torch, "xpu") and torch.xpu.is_available()),
     ):
-        why = "no kernel for this device yet" if present else "no kernel for this device yet; none is present either"
+        why = "no kernel for this device yet" + ("" if present else "; no device is present")
         found.append({"where": f"torch {device}", "served by": "composite", "why": why})
     found.append({"where": "torch meta", "served by": "composite", "why": "there is nothing to compute"})
     return found
@@ -136,9 +142,11 @@ def _text(facts: dict[str, Any]) -> str:
     if "error" in native:
         lines.append(f"kernels     none: {native['error']}")
     else:
-        how = "forced by RMSNORM_ISA" if native["forced"] else "the best this processor runs"
+        how = "forced by RMSNORM_ISA" if native["forced"] else "the best that this processor runs"
         lines.append(f"kernels     {native['level']}, {how}; available: {', '.join(native['available'])}")
-        lines.append(f"threads     {native['pool_threads']} in the own pool, {facts['threads']} usable by this process")
+        lines.append(
+            f"threads     {native['pool_threads']} in rmsnorm's own pool; this process may use {facts['threads']}"
+        )
     lines.append("frameworks  " + ", ".join(f"{n} {v or 'not installed'}" for n, v in facts["frameworks"].items()))
     lines.append("backends")
     for backend in facts["backends"]:
@@ -148,14 +156,14 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def usable_threads() -> int:
-    """Logical processors this process may use: fewer than the machine has under taskset or in a container."""
+    """Logical processors that this process may use: fewer than the machine has under taskset or in a container."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that matter here and are installed."""
+    """Versions of those of ``PACKAGES`` that are installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -166,7 +174,7 @@ def versions() -> dict[str, str]:
 
 
 def cpuinfo() -> list[dict[str, str]]:
-    """Linux's /proc/cpuinfo, one mapping a logical processor; empty elsewhere."""
+    """Linux's /proc/cpuinfo, one mapping per logical processor; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -44,7 +44,7 @@ class Table:
     rows: Sequence[Row]
     title: str = ""
     note: str = ""
-    """What stands beneath the table."""
+    """Lines below the table."""
     narrow: bool = False
     """Whether columns are one space apart in a terminal, not three."""
 

@@ -1,9 +1,9 @@
 """Interleaved timing, and ratios of times that were taken in the same round.
 
 Every round takes one sample of each call, in a new random order. What slows the machine for a while (another program, a
-warm processor) slows all calls of a round alike, so ratios are taken within rounds and only then summed up by their
-median. The order is shuffled and not rotated: in a rotation each call always runs after the same other one, and finds
-that one's caches and threads.
+warm processor) slows all calls of a round by the same factor. So ratios are taken within rounds, and their median over
+the rounds is reported. The order is shuffled and not rotated: in a rotation each call always runs after the same other
+one, and finds that one's caches and threads.
 """
 
 import math

@@ -114,7 +114,7 @@ class OursFull(Ours):
     colour = "#666666"
 
     def refuses(self, case: Case) -> str | None:
-        return "it stands in only for cases with p < 1" if case.p == 1 else super().refuses(case)
+        return "it only replaces cases with p < 1" if case.p == 1 else super().refuses(case)
 
     def computes(self, case: Case) -> Case:
         return replace(case, p=1.0)
