@@ -1,4 +1,4 @@
-"""What tensors must be; the messages are :mod:`rmsnorm.spec`'s. Called only where the kernels have declined."""
+"""What tensors must be; the messages are :mod:`rmsnorm.spec`'s. Called only after a kernel has declined."""
 
 from itertools import combinations
 
@@ -17,7 +17,7 @@ def _name(dtype: torch.dtype) -> str:
 def check_tensors(
     shape: tuple[int, ...], input: Tensor, weight: Tensor | None, bias: Tensor | None, per_head: bool = True
 ) -> None:
-    """Floating dtypes, the normalised shape (parameters may have one of each head before it), one device."""
+    """Floating dtypes, the normalised shape (a parameter may have a dimension of heads before it), one device."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}; NumPy arrays go to rmsnorm.numpy")
     check_dense("input", input)
@@ -57,7 +57,7 @@ def check_dense(name: str, t: Tensor) -> None:
 
 
 def check_memory(name: str, t: Tensor) -> None:
-    """A tensor's storage was not freed: torch's operations crash where it was."""
+    """The tensor's storage was not freed: torch's operations crash on one that was."""
     if not _has_memory(t):
         return
     try:
@@ -116,7 +116,7 @@ def check_inplace(input: Tensor, residual: Tensor, dtype: torch.dtype, *paramete
 
 
 def check_no_gradient(what: str, *tensors: Tensor | None) -> None:
-    """Nobody wants a gradient through what has none."""
+    """Raise if an argument requires grad: this operation is not differentiable."""
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         raise ValueError(
             f"{what} is not differentiable, but an argument requires grad; call under torch.no_grad(), or detach it"
@@ -124,7 +124,7 @@ def check_no_gradient(what: str, *tensors: Tensor | None) -> None:
 
 
 def check_writable(out: Tensor, gradient: bool) -> None:
-    """``out`` is a tensor, and nobody wants a gradient of what is written to it, where autograd cannot see it."""
+    """``out`` is a tensor to write to, and no gradient is asked for: autograd does not see what a kernel writes."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a torch.Tensor or None, got {type(out).__name__}")
     if not is_compiling() and out.is_neg():  # the kernels see memory, not the bit
@@ -137,7 +137,7 @@ def check_writable(out: Tensor, gradient: bool) -> None:
 
 
 def check_inference(name: str, t: Tensor) -> None:
-    """What was made in inference mode is written in it alone: the kernels would write it, torch's operations refuse."""
+    """What was made in inference mode may be written only there: torch refuses others, the kernels would not."""
     if not is_compiling() and isinstance(t, Tensor) and t.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             f"{name} must not have been made in inference mode where the call is outside of it; pass a clone, or call "
@@ -146,7 +146,7 @@ def check_inference(name: str, t: Tensor) -> None:
 
 
 def _has_memory(t: Tensor) -> bool:
-    """Not while a graph is captured, nor under transforms and fakes: there the result is made apart and copied."""
+    """Whether ``t`` has an address to compare. In captured graphs and under transforms and fakes it has none."""
     if is_compiling() or t.is_meta or t.numel() == 0 or type(t) not in (Tensor, torch.nn.Parameter):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(t)

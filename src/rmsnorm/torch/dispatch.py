@@ -36,7 +36,7 @@ class Way(IntEnum):
     """In a graph that is being captured: one operator of torch.library, which calls the kernels when it runs."""
 
 
-COMPOSITE, KERNEL, AUTOGRAD, OPERATOR = Way  # Way.KERNEL costs 0.1 µs before Python 3.12
+COMPOSITE, KERNEL, AUTOGRAD, OPERATOR = map(int, Way)  # an enum's member costs 0.07 µs a use
 
 
 # ---- what is active ----
@@ -166,7 +166,7 @@ def _decomposed() -> bool:
 _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _decomposed() and not why_no_triton}
 
 
-def graph_way(input: Tensor) -> Way:
+def graph_way(input: Tensor) -> int:
     """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE."""
     if transformed():
         return COMPOSITE

@@ -90,14 +90,14 @@ def rms_norm(
         >>> rms_norm(x, (2,), p=0.5)  # the RMS of the first element
         tensor([[1.0000, 1.3333]])
     """
-    how = eps, p, zero_centered, casting
     if is_compiling():
         if graph_way(input) == OPERATOR:
-            y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, *how)
+            y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
             return _written(y, out, input, weight, bias)
-        return _composite(check_spec("rms", normalized_shape, *how), input, weight, bias, out)
+        spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
+        return _composite(spec, input, weight, bias, out)
     if nodes:
-        y = nodes.rms_norm(input, normalized_shape, weight, bias, *how, out)
+        y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
         if y is not None:
             return y
     spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
@@ -208,21 +208,21 @@ def add_rms_norm(
         >>> normed, stream
         (tensor([[0.8485, 1.1314]]), tensor([[3., 4.]]))
     """
-    how = eps, p, zero_centered, casting
     if residual is None:  # below, that is a norm without one
         raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm needs none")
     if inplace:
-        return _add_inplace(input, residual, normalized_shape, weight, bias, *how)
+        return _add_inplace(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
     if is_compiling():
         if graph_way(input) == OPERATOR:
-            return _ops.add_rms_norm(input, residual, _extents(normalized_shape), weight, bias, *how)
-        spec = check_spec("rms", normalized_shape, *how)
+            shape = _extents(normalized_shape)
+            return _ops.add_rms_norm(input, residual, shape, weight, bias, eps, p, zero_centered, casting)
+        spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
         return _checked_composite(NORM, spec, (input, residual, weight, bias))
     if nodes:
-        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, *how)
+        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
         if pair is not None:
             return pair
-    spec = norm_spec("rms", normalized_shape, *how)
+    spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
     tensors = input, residual, weight, bias
     way = eager_way(*tensors)
     if way == AUTOGRAD:

@@ -41,8 +41,8 @@ bool is_plain(const Tensor& t) {
   return !meta || !meta->fw_grad_ || meta->fw_grad_->empty();  // forward mode
 }
 
-// Modes, transforms and tracers stand in the thread's sets of dispatch keys; autocast does not concern the norms.
-bool nobody_watches() {
+// Modes, transforms and tracers are in the thread's sets of dispatch keys. Autocast does not concern the norms.
+bool no_mode_is_active() {
   const auto local = c10::impl::tls_local_dispatch_key_set();
   const auto usual = c10::default_included_set | c10::autocast_dispatch_keyset;
   return (local.included_ | usual) == usual;
@@ -148,7 +148,7 @@ struct Node : torch::autograd::Function<Node> {
                            Tensor& dbias) {
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
     const auto usual = [](const Tensor& t) { return !t.defined() || is_plain(t); };
-    if (!at::GradMode::is_enabled() && nobody_watches() && usual(dy) && usual(plus) && usual(x) && usual(weight)) {
+    if (!at::GradMode::is_enabled() && no_mode_is_active() && usual(dy) && usual(plus) && usual(x) && usual(weight)) {
       if (wants_dx) dx = fresh_like(x);
       if (wants_weight) dweight = fresh_like(weight);
       if (wants_bias) dbias = fresh_like(bias);
@@ -223,7 +223,7 @@ bool is_inference(const OptionalTensor& t) { return t && t->is_inference(); }
 variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, PyObject* p, const Tensor& input,
                   const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& out = {}) {
-  if (!nobody_watches()) return {};
+  if (!no_mode_is_active()) return {};
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
   // With Llama's casting parameters of another dtype change the result's: norm.eager.output_dtype.
   const auto changes = [&](const Described& t) { return t.defined && t.dtype != x.dtype; };

@@ -19,8 +19,10 @@ def arguments(spec: GatedSpec) -> tuple:
 
 
 def _attempt(kernels: Kernels, spec: GatedSpec, tensors: Tensors, _: None) -> Tensors | None:
-    y = torch.empty_like(tensors[0])
-    return (y,) if kernels.gated(*tensors, y, *arguments(spec)) else None
+    input, gate, weight = tensors
+    y = torch.empty_like(input)
+    shape, eps, p, groups, norm_first, flags = arguments(spec)
+    return (y,) if kernels.gated(input, gate, weight, y, shape, eps, p, groups, norm_first, flags) else None
 
 
 def _check(spec: GatedSpec, input: Tensor, gate: Tensor, weight: Tensor | None) -> None:

@@ -46,7 +46,7 @@ def output_dtype(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Ten
 def _attempt(kernels: Kernels, spec: NormSpec, tensors: Tensors, _: None) -> Tensors | None:
     input, residual, weight, bias = tensors
     if spec.casting == "once":
-        y = torch.empty_like(input)  # a dtype would cost 2 µs
+        y = torch.empty_like(input)  # a dtype would cost 0.2 µs
     else:
         y = torch.empty_like(input, dtype=output_dtype(spec, input, weight, bias))
     total = None if residual is None else torch.empty_like(residual)
