@@ -200,6 +200,11 @@ class GatedByTanh(Gated):
         super().__init__(activation=torch.tanh)
 
 
+class DetachedGated(Gated):
+    def forward(self, x, gate):
+        return super().forward(x, gate).detach()
+
+
 class GatedWithoutGradient(Gated):
     def forward(self, x, gate):
         return super().forward(x, gate.detach())
@@ -280,6 +285,16 @@ class Training(Norm):
         return super().forward(x) * (2 if self.training else 1)
 
 
+class Shifted(Norm):
+    def forward(self, x):
+        return super().forward(x) + (1 if self.training else 0)
+
+
+class Constant(Norm):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
 class DyTNorm(Norm):
     def forward(self, x):
         return torch.tanh(x) * self.weight
@@ -331,6 +346,10 @@ LEFT = [
     (DyTNorm(), "√eps|no convention"),
     (WithBuffer(), "it has buffers"),
     (WithTensor(), "it has tensors that are no parameters"),
+    (Normalize(n=25), "no convention"),  # reads as eps = 4e-26
+    (Shifted(), "no convention reproduces its results"),
+    (Constant(), "no convention reproduces its results"),
+    (DetachedGated(), "no convention with a gate reproduces its results"),
     (GatedByTanh(), "no convention with a gate reproduces its results"),
     (GatedWithoutGradient(), "no convention with a gate reproduces its results"),
     (TwoInputs(), "no convention with a gate reproduces its results"),
@@ -378,6 +397,22 @@ def test_what_is_no_norm_by_name_or_numbers_is_not_listed():
 
     model = nn.ModuleDict({"a": Activation(), "b": Standardise(), "c": nn.Linear(3, 3)})
     assert [(row.name, row.convention) for row in swap_norms(model).rows] == [("b", None)]
+
+
+def test_pairs_of_dtypes_that_differ_are_left_to_the_module():
+    class RarelyWrong(Norm):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.where(x > 3, y * 1.05, y) if x.dtype == torch.bfloat16 else y  # 0.1 % of the elements
+
+    class NoHalf(Norm):
+        def forward(self, x):
+            if x.dtype == torch.float16:
+                raise TypeError
+            return super().forward(x)
+
+    assert swap_norms(RarelyWrong()).rows[0].dtypes == "f32/f32 f16/f16 f16/f32 f32/bf16"
+    assert swap_norms(NoHalf()).rows[0].dtypes == "f32/f32 bf16/bf16 bf16/f32 f32/bf16"
 
 
 # ---- in place ----

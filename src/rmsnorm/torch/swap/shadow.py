@@ -4,7 +4,6 @@ import copy
 import inspect
 import random
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,15 +78,13 @@ def key(module: nn.Module) -> tuple:
 
 
 def shadow(module: nn.Module, parameters: dict[str, Tensor], training: bool) -> nn.Module:
-    """A module of the same class and attributes with other parameters and without hooks."""
+    """A module of the same class and attributes with other parameters. Its forward is called, so hooks do not run."""
     twin = object.__new__(type(module))
     for name, value in vars(module).items():
         # What a forward might write to is copied; a configuration is shared.
         vars(twin)[name] = copy.deepcopy(value) if isinstance(value, list | set) else value
-        if isinstance(value, dict) and name not in _HOOKS:
+        if isinstance(value, dict):
             vars(twin)[name] = value.copy()
-    for name in _HOOKS:
-        vars(twin)[name] = OrderedDict()
     vars(twin)["_parameters"] = {name: parameters.get(name) for name in module._parameters}
     vars(twin)["training"] = training
     return twin
