@@ -16,7 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 API = ROOT / "docs" / "api.md"
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci/run"),
-    *("docs", "src/rmsnorm/reference", "src/rmsnorm_lab", "tests", "tools"),
+    *("docs", "src/rmsnorm/reference", "src/rmsnorm/torch", "src/rmsnorm_lab", "tests", "tools"),
 ]
 """Files and folders whose English is checked."""
 
@@ -153,7 +153,13 @@ def test_links_lead_to_files_and_headings(page):
 
 def test_design_names_files_that_exist():
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").replace("NAME.py", "language.py")
-    places = [ROOT, *(ROOT / "src" / folder for folder in ("", "rmsnorm", "rmsnorm_lab", "rmsnorm_lab/experiments"))]
+    places = [
+        ROOT,
+        *(
+            ROOT / "src" / folder
+            for folder in ("", "rmsnorm", "rmsnorm/torch", "rmsnorm_lab", "rmsnorm_lab/experiments")
+        ),
+    ]
     paths = {said for said in re.findall(r"`([\w./]+)`", text) if said.endswith(("/", ".py", ".h", ".cpp"))}
     assert [path for path in sorted(paths) if not any((place / path).exists() for place in places)] == []
 

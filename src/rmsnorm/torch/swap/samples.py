@@ -69,7 +69,7 @@ def named_eps(module: nn.Module, measured: float, smallest: float) -> tuple[floa
 
 
 def alike(ours: Tensor, theirs: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether two results of arguments of these dtypes are equal, but for a tie here and there."""
+    """Whether two results of arguments of these dtypes are equal, except at a few ties."""
     if ours.dtype != theirs.dtype:
         return False
     a, b = ours.double(), theirs.double()
