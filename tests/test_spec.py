@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmsnorm.spec import partial_count
+from rmsnorm.spec import norm_spec, partial_count
 from rmsnorm.torch import LayerNorm, RMSNorm, add_rms_norm, layer_norm, rms_norm
 
 
@@ -232,3 +232,26 @@ def test_out_that_does_not_fit(x, options, out, error, message):
         rms_norm(x, (8,), out=out, **options)
     if before is not None:
         assert torch.equal(before.nan_to_num(), out.nan_to_num()), "something ran before the error"
+
+
+def test_a_spec_is_made_once_for_equal_arguments():
+    spec = norm_spec("rms", (8,), 1e-6, 0.5)
+    assert norm_spec("rms", [8], 1e-6, 0.5) is norm_spec("rms", torch.Size([8]), 1e-6, 0.5) is spec
+    assert norm_spec("layer", (8,), 1e-6) is not norm_spec("rms", (8,), 1e-6)
+    assert (norm_spec("rms", 8).normalized_shape, norm_spec("rms", np.int64(8)).n) == ((8,), 8)
+
+
+@pytest.mark.parametrize("shape", [(8.0,), 8.0, [8.0], {8: 1}, {8}, "8", None])
+def test_a_kept_spec_does_not_hide_a_wrong_shape(shape):
+    norm_spec("rms", (8,))
+    norm_spec("rms", 8)
+    with pytest.raises(TypeError, match="normalized_shape must be an int or a sequence of ints"):
+        norm_spec("rms", shape)
+
+
+def test_a_tensor_is_read_at_every_call():
+    """It equals itself after its value has changed."""
+    p = torch.tensor(0.5)
+    assert norm_spec("rms", 8, None, p).k == 4
+    p.fill_(1.0)
+    assert norm_spec("rms", 8, None, p).k == 8
