@@ -83,3 +83,23 @@ else:
     )
     assert "backends" in said
     assert "this command needs the package rmsnorm_lab; it is not installed" in said
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "whose"),
+    [
+        ("rich", ["bench", "--list"], "the benchmark's packages; 'rich' is not installed"),
+        ("matplotlib", ["bench", "--plot", "x.png"], "the benchmark's packages; 'matplotlib' is not installed"),
+        ("rich", ["invariance"], "the experiments' packages; 'rich' is not installed"),
+        ("jinja2", ["report", "."], "the experiments' packages; 'jinja2' is not installed"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_before_any_work(package, arguments, whose):
+    pytest.importorskip("torch")
+    said = python(
+        f"import sys; sys.modules[{package!r}] = None; sys.stderr = sys.stdout; from rmsnorm import cli; "
+        f"assert cli.main({arguments!r}) == 2"
+    )
+    extra = "bench" if arguments[0] == "bench" else "experiments"
+    assert said.startswith(f"rmsnorm {arguments[0]}: this command needs {whose}. Run: ")
+    assert said.endswith(f" -m pip install 'rmsnorm[{extra}]'\n")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.figure import Figure  # not pyplot, which needs a display and has state
+
 from rmsnorm_lab.bench.case_tables import LIMIT, OURS, RECURRENT_LIMIT, about, figures
 from rmsnorm_lab.bench.providers import all_providers
 from rmsnorm_lab.bench.records import Record
@@ -13,8 +15,6 @@ GROUPS = 4  # more columns cannot be read on one page; the groups with the most 
 
 def plot(records: Iterable[Record], path: Path) -> None:
     """Write the figure: one column per group (at most ``GROUPS``), shapes from small to large."""
-    from matplotlib.figure import Figure  # no pyplot: no display and no state is needed
-
     colours = {provider.name: provider.colour for provider in all_providers(threads=1)}
     grouped: dict[str, list[Record]] = {}
     for record in records:
