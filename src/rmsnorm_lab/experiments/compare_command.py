@@ -19,21 +19,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NORM",
-        help=f"the normalisers to compare, of those that the task takes ({arguments.norms_help()})",
+        help=f"normalisers to compare, from the task's ({arguments.norms_help()})",
     )
     add(
         "--seeds",
         type=int,
         default=3,
         metavar="N",
-        help="training runs of each normaliser, with seeds 0 to N-1 (default: %(default)s)",
+        help="number of training runs per normaliser, with seeds 0 to N-1 (default: %(default)s)",
     )
     add(
         "--timing-rounds",
         type=int,
         metavar="N",
-        help="how often a step of each normaliser is timed, with each of the three choices of kernels; 0 leaves the "
-        "timing out (default: the recipe's)",
+        help="timing rounds; each times a step of every normaliser with each of the three choices of kernels; 0: no "
+        "timing (default: the recipe's)",
     )
     add(
         "--sweep-lr",
