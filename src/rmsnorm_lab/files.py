@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -103,6 +104,17 @@ def append_whole(path: Path, content: bytes) -> None:
             if stat.S_ISREG(before.st_mode):
                 file.truncate(before.st_size)
             raise
+
+
+def sha256_of(content: bytes | Path) -> str:
+    """The SHA-256 of bytes, or of a file, which is read in blocks."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -4,7 +4,6 @@ The name of each carries the SHA-256 of its content: a damaged file is recognise
 one before it is used. Files hold only tensors and plain values (``torch.load(weights_only=True)``).
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rmsnorm_lab.files import write_whole
+from rmsnorm_lab.files import sha256_of, write_whole
 
 KEPT = 2
 """A run needs space for one more, because the next is complete before the oldest is removed."""
@@ -93,8 +92,4 @@ def _all(folder: Path) -> list[tuple[Path, re.Match[str]]]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+    return sha256_of(path)[:12]

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import state_dict as state
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.recipes.common import TrainConfig
-from rmsnorm_lab.experiments.task import Batch, Task, generator
+from rmsnorm_lab.experiments.task import Batch, Task, torch_generator
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Learner:
 
     def seed_step(self, step: int) -> None:
         """Dropout and noise of a step depend on seed, step and process only, so a checkpoint need not hold them."""
-        torch.manual_seed(generator(self.seed, step, self.fabric.global_rank).initial_seed())
+        torch.manual_seed(torch_generator(self.seed, step, self.fabric.global_rank).initial_seed())
 
     def step(self, batch: Batch, learning_rate: float, beta1: float) -> float:
         """One step of training on this process's slice of the whole ``batch``; the loss of all of it.

@@ -4,7 +4,6 @@ The weights' file holds only tensors and plain values (``torch.load(weights_only
 it is damaged, and the hashes in it whether one of the other files is.
 """
 
-import hashlib
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.files import write_whole
+from rmsnorm_lab.files import sha256_of, write_whole
 
 _AGAIN = "Give rmsnorm train the settings of this run, and it is made, from the last checkpoint if one is left."
 
@@ -39,7 +38,7 @@ def path_of(record: Path) -> Path:
 
 def keep(record: Path, sizes: dict[str, int], weights: dict[str, Tensor], files: dict[str, bytes]) -> None:
     """Write the network of a record, and then the files without which it cannot be used."""
-    network = Network(sizes, weights, {name: _digest(content) for name, content in files.items()})
+    network = Network(sizes, weights, {name: sha256_of(content) for name, content in files.items()})
     write_whole(path_of(record), lambda file: torch.save(network._asdict(), file))
     for name, content in files.items():
         write_whole(_beside(record, name), content)
@@ -57,7 +56,7 @@ def files_of(record: Path, network: Network) -> dict[str, bytes]:
         if not path.is_file():
             raise UserError(f"{record} must have {path.name} beside it; it is not there. {_AGAIN}")
         files[name] = path.read_bytes()
-        if _digest(files[name]) != digest:
+        if sha256_of(files[name]) != digest:
             raise UserError(f"{path} must be as it was kept with the network; it was changed or damaged. {_AGAIN}")
     return files
 
@@ -93,7 +92,3 @@ def read(record: Path) -> Network:
 
 def _beside(record: Path, name: str) -> Path:
     return record.with_suffix(f".{name}")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

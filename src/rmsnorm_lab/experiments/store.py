@@ -6,7 +6,6 @@ and a digest covers all of its content. A damaged or edited record is an error; 
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, overload
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.record import SCHEMA, Record, RunIdentity, RunRecord, TimingIdentity, TimingRecord
-from rmsnorm_lab.files import remove_unfinished, write_whole
+from rmsnorm_lab.files import remove_unfinished, sha256_of, write_whole
 from rmsnorm_lab.plain import from_plain, to_plain
 
 _KINDS: dict[str, type[Record]] = {"run": RunRecord, "timing": TimingRecord}
@@ -159,7 +158,7 @@ def _in_the_way(folder: Path) -> str | None:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(_dumps(value).encode()).hexdigest()
+    return sha256_of(_dumps(value).encode())
 
 
 def _dumps(value: Any) -> str:

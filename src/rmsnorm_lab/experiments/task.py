@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.record import Content, Metric
 
-__all__ = ["Batch", "Metric", "Source", "Task", "generator"]
+__all__ = ["Batch", "Metric", "Source", "Task", "torch_generator"]
 
 Batch = tuple[Any, ...]
 """Tensors (a NamedTuple of them) whose first dimension is the example: each process takes its slice."""
@@ -82,7 +82,7 @@ class Task(Protocol):
         training data to prepare inputs (subwords, words, a whitening)."""
 
 
-def generator(*key: int) -> torch.Generator:
+def torch_generator(*key: int) -> torch.Generator:
     """Random numbers that are a function of the whole key, such as (step, seed).
 
     torch's own seeding of the CPU takes no more than 32 bits, so two numbers packed into one seed would lose one.

@@ -199,7 +199,7 @@ def test_figures_by_hand_and_the_same_each_time(task):
         assert task.evaluate(network, "test") == found
         part = task.splits["test"]
         order = sorted(range(9), key=lambda i: len(part[i].context))
-        batch = task._batch([part[i] for i in order], reading.generator(0))
+        batch = task._batch([part[i] for i in order], reading.numpy_generator(0))
         logits = network(*batch[:-1]).double().numpy()
     right = sum(int(row.argmax() == answer) for row, answer in zip(logits, batch.answer.tolist(), strict=True))
     assert found["accuracy"] == pytest.approx(100 * right / 9)

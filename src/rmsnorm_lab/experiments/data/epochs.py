@@ -8,7 +8,7 @@ import numpy as np
 from rmsnorm_lab.errors import UserError
 
 
-def generator(*key: int) -> np.random.Generator:
+def numpy_generator(*key: int) -> np.random.Generator:
     """The random generator of a key: (seed, epoch) or (seed, step, …)."""
     return np.random.Generator(np.random.PCG64(key))
 
@@ -21,7 +21,7 @@ def chosen(step: int, seed: int, examples: int, batch: int) -> tuple[np.ndarray[
 
 @lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    return generator(seed, epoch).permutation(examples)
+    return numpy_generator(seed, epoch).permutation(examples)
 
 
 def check_enough(examples: int, batch: int, name: str, what: str) -> None:

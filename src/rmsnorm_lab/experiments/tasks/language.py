@@ -27,7 +27,7 @@ from rmsnorm_lab.experiments.data.lines import decode, digest
 from rmsnorm_lab.experiments.models.decoder_only import Transformer
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
-from rmsnorm_lab.experiments.task import Batch, Metric, Source, generator
+from rmsnorm_lab.experiments.task import Batch, Metric, Source, torch_generator
 
 CHARACTERS = "characters.json"
 HELD_OUT_SHARE = 10
@@ -77,7 +77,7 @@ class Language:
 
     def batch(self, step: int, seed: int) -> Batch:
         train, model = self.recipe.train, self.recipe.model
-        return random_windows(self.text.train, train.batch, model.context, generator(step, seed))
+        return random_windows(self.text.train, train.batch, model.context, torch_generator(step, seed))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed cross-entropy in nats."""

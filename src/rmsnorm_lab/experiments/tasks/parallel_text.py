@@ -1,6 +1,5 @@
 """What the two translation tasks share: parallel text, the loss per word, the search and the scores."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.recipes.parallel_text import DataConfig
 from rmsnorm_lab.experiments.scores import score, signatures
 from rmsnorm_lab.experiments.task import Metric, Source
+from rmsnorm_lab.files import sha256_of
 
 EVALUATED_TOGETHER = 128
 """Number of sentences searched together."""
@@ -73,7 +73,7 @@ class ParallelTextTask:
                 "text": "tokenised" if tokenised else "plain",
                 "subwords": self.subwords.size,
                 **({SAMPLED: found.info[SAMPLED]} if SAMPLED in found.info else {}),
-                "subwords sha256": hashlib.sha256(self.subwords.dumps()).hexdigest()[:12],
+                "subwords sha256": sha256_of(self.subwords.dumps())[:12],
                 **signatures(tokenised),
             },
         )

@@ -18,7 +18,7 @@ from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import cloze, function_questions, standard_library
 from rmsnorm_lab.experiments.data.cloze import FOLDERS
 from rmsnorm_lab.experiments.data.cloze_ids import FIRST_WORD, PADDING, build
-from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, generator
+from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, numpy_generator
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.prepared import Prepared, Writer, prepare, temporary
 from rmsnorm_lab.experiments.models.attentive_reader import AttentiveReader
@@ -86,12 +86,12 @@ class Reading:
 
     def batch(self, step: int, seed: int) -> Batch:
         indices, _ = chosen(step, seed, len(self.splits["train"]), self.recipe.train.batch)
-        return self._batch([self.splits["train"][i] for i in indices], generator(seed, step, 2))
+        return self._batch([self.splits["train"][i] for i in indices], numpy_generator(seed, step, 2))
 
-    def _batch(self, questions: list[Encoded], lots: np.random.Generator) -> Batch:
+    def _batch(self, questions: list[Encoded], draws: np.random.Generator) -> Batch:
         contexts, asked, answers = [], [], []
         for each in questions:
-            markers = self.first_marker + lots.permutation(self.markers)
+            markers = self.first_marker + draws.permutation(self.markers)
             contexts.append(np.where(each.context < 0, markers[-1 - each.context.clip(max=-1)], each.context))
             asked.append(np.where(each.question < 0, markers[-1 - each.question.clip(max=-1)], each.question))
             answers.append(int(markers[each.answer]))
@@ -108,7 +108,7 @@ class Reading:
 
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         device = next(model.parameters()).device
-        part, lots = self.splits[split], generator(0)
+        part, draws = self.splits[split], numpy_generator(0)
         order = np.argsort(part.contexts.lengths, kind="stable")  # like lengths together: less padding
         chunks = [order[start : start + _EVALUATION_BATCH] for start in range(0, len(part), _EVALUATION_BATCH)]
 
@@ -118,7 +118,7 @@ class Reading:
             nats = F.cross_entropy(logits, answers, reduction="sum").item()
             return int((logits.argmax(1) == answers).sum()), nats
 
-        found = shared(judged, [self._batch([part[i] for i in chunk], lots) for chunk in chunks])
+        found = shared(judged, [self._batch([part[i] for i in chunk], draws) for chunk in chunks])
         right, nats = (sum(column) for column in zip(*found, strict=True))
         return {"accuracy": 100 * right / len(part), "loss": nats / len(part)}
 

@@ -15,7 +15,7 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import captions, digit_scenes
 from rmsnorm_lab.experiments.data.captions import END, FIRST_WORD, PER_IMAGE, SPLITS
-from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, generator
+from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, numpy_generator
 from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
 from rmsnorm_lab.experiments.data.ragged import Ragged
 from rmsnorm_lab.experiments.models.order_embedding import OrderEmbedding, gathered, order_errors, ranking_loss
@@ -77,7 +77,7 @@ class Retrieval:
         """One random caption of each image an epoch."""
         train, size = self.splits["train"], self.recipe.train.batch
         images, epoch = chosen(step, seed, len(train.images), size)
-        which = generator(seed, epoch, 1).integers(PER_IMAGE, size=len(train.images))
+        which = numpy_generator(seed, epoch, 1).integers(PER_IMAGE, size=len(train.images))
         return self._batch(train, images, PER_IMAGE * images + which[images])
 
     def _batch(self, split: Split, images: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Batch:
