@@ -1,9 +1,11 @@
-"""The C++ kernels: one module for each instruction-set level, the best that this processor runs is loaded.
+"""The C++ kernels: a module for each instruction-set level; the best that this processor runs is loaded as ``kernels``.
 
-``RMSNORM_ISA`` forces a level, ``RMSNORM_NUM_THREADS`` sizes the pool that serves NumPy (and torch before 2.10).
+``RMSNORM_ISA`` forces a level. ``RMSNORM_NUM_THREADS`` sets the threads of the pool that serves NumPy, and torch before
+2.10.
 
-The kernels' functions take tensors and return ``True``, or ``False`` when they do not serve such arguments; they
-raise nothing. Who calls them then checks the arguments with :mod:`rmsnorm.spec` or takes another way.
+The functions of ``kernels`` take tensors and return ``True``, or ``False`` if they do not serve such arguments. They
+never raise because an argument is wrong: the caller then checks the arguments with :mod:`rmsnorm.spec`, or uses another
+implementation. The numbers that they take (flags, dtypes) are in codes.py.
 """
 
 import importlib
@@ -36,7 +38,7 @@ missing = (
     if importlib.util.find_spec("rmsnorm.native._cpu")
     else "the C++ kernels are not built for this Python; `pip install .` in a checkout builds them (g++ or clang++)"
 )
-"""Why there are no kernels, in a source tree that was never built; ``kernels`` then raises this as ImportError."""
+"""Why there are no kernels: the source tree was never built. ``kernels`` then raises this as an ImportError."""
 
 
 def available_levels() -> tuple[str, ...]:

@@ -1,5 +1,4 @@
-// What all operations on the rows of a tensor have in common: the rows, how they are dealt out to threads, and sums
-// over them (dweight, dbias).
+// What the operations on a tensor's rows share: the problem, working buffers, and sums over rows (dweight, dbias).
 #pragma once
 
 #include <cstdio>
@@ -7,6 +6,7 @@
 #include <new>
 
 #include "layout.h"
+#include "norm_spec.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -14,18 +14,21 @@ namespace rmsnorm {
 
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t GRAIN = 32768;
-// Sums over rows: float32 over this many rows (of each head), which are then added up in float64; tasks of a fixed
-// number of rows, so that neither the number of threads nor the number of rows shows in the result.
+// Sums over rows are taken in float32 over this many rows (of each head), and these sums are added in float64.
 constexpr int64_t LEAF_ROWS = 32;
+// At most this many tasks add up rows. How many rows a task has depends on the tensor's size alone, so the number of
+// threads does not change the result.
 constexpr int64_t MAX_TASKS = 64;
 
 struct Problem {
-  int64_t rows, n, k;
-  int64_t heads = 1;  // row r takes gain and bias of head r % heads
-  double eps;
-  Threads threads;
-  bool fresh;  // the output has not been written before
-  int64_t grain() const { return std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, n)); }
+  NormSpec spec;
+  int64_t rows;
+  int64_t heads = 1;  // row r has the gain and bias of head r % heads
+
+  Threads threads() const { return spec.flags & OWN_THREADS ? Threads::own : Threads::torch; }
+  bool fresh() const { return spec.flags & FRESH; }
+  // Rows of one piece of work.
+  int64_t grain() const { return std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, spec.n)); }
 };
 
 struct Free {
@@ -33,9 +36,11 @@ struct Free {
 };
 template <class C>
 using Buffer = std::unique_ptr<C[], Free>;
-// Becomes a MemoryError.
+// Python sees a MemoryError.
 struct NoMemory : std::bad_alloc {
-  explicit NoMemory(size_t bytes) { std::snprintf(text, sizeof text, "rmsnorm found no memory for a working buffer of %zu bytes", bytes); }
+  explicit NoMemory(size_t bytes) {
+    std::snprintf(text, sizeof text, "rmsnorm found no memory for a working buffer of %zu bytes", bytes);
+  }
   const char* what() const noexcept override { return text; }
   char text[80];
 };
@@ -48,30 +53,31 @@ Buffer<C> allocate(int64_t count) {
 }
 
 template <class T>
-struct Tensor {  // data may be null: absent
+struct Tensor {  // null: absent
   T* data = nullptr;
   Rows rows;
   Cursor<T> from(int64_t row) const { return {data, rows, row}; }
 };
 
-// r % heads of row after row, without a division for each.
+// Counts r % heads from row to row without divisions.
 class Head {
  public:
-  Head(const Problem& problem, int64_t row) : heads_(problem.heads), at_(heads_ == 1 ? 0 : row % heads_) {}
-  int64_t operator*() const { return at_; }
+  Head(const Problem& problem, int64_t row) : heads_(problem.heads), head_(heads_ == 1 ? 0 : row % heads_) {}
+  int64_t operator*() const { return head_; }
   void operator++() {
-    if (++at_ == heads_) at_ = 0;
+    if (++head_ == heads_) head_ = 0;
   }
 
  private:
-  int64_t heads_, at_;
+  int64_t heads_, head_;
 };
 
-// Sums over all rows. range(begin, end, leaf) adds what the rows [begin, end) contribute to `sums` float32 (or float64)
-// arrays of heads·n elements that lie one after the other from leaf on; totals[s] receives the sth in float64.
-template <class C, class Range>
-void sum_over_rows(const Problem& problem, int sums, double* const* totals, Range range) {
-  const int64_t columns = problem.heads * problem.n, leaf_rows = problem.heads * LEAF_ROWS;
+// Computes `sums` sums over all rows, of heads·n elements each, into totals[0] to totals[sums - 1].
+// add_rows_to(begin, end, leaf) must add what the rows [begin, end) contribute; the sums lie one after the other in
+// leaf.
+template <class C, class AddRows>
+void sum_over_rows(const Problem& problem, int sums, double* const* totals, AddRows add_rows_to) {
+  const int64_t columns = problem.heads * problem.spec.n, leaf_rows = problem.heads * LEAF_ROWS;
   int64_t task_rows = std::max<int64_t>(2 * leaf_rows, (problem.rows + MAX_TASKS - 1) / MAX_TASKS);
   task_rows = (task_rows + leaf_rows - 1) / leaf_rows * leaf_rows;
   const int64_t tasks = std::max<int64_t>(1, (problem.rows + task_rows - 1) / task_rows);
@@ -80,7 +86,7 @@ void sum_over_rows(const Problem& problem, int sums, double* const* totals, Rang
   const auto sum_of = [&](int64_t task, int s) {
     return partial ? partial.get() + (task * sums + s) * columns : totals[s];
   };
-  parallel_for(problem.threads, 0, tasks, std::max<int64_t>(1, problem.grain() / task_rows),
+  parallel_for(problem.threads(), 0, tasks, std::max<int64_t>(1, problem.grain() / task_rows),
                [&](int64_t first, int64_t last) {
                  for (int64_t task = first; task < last; ++task) {
                    C* leaf = leaves.get() + task * sums * columns;
@@ -88,7 +94,7 @@ void sum_over_rows(const Problem& problem, int sums, double* const* totals, Rang
                    for (int s = 0; s < sums; ++s) std::fill_n(sum_of(task, s), columns, 0.0);
                    for (int64_t row = task * task_rows; row < end; row += leaf_rows) {
                      std::fill_n(leaf, sums * columns, C(0));
-                     range(row, std::min(end, row + leaf_rows), leaf);
+                     add_rows_to(row, std::min(end, row + leaf_rows), leaf);
                      for (int s = 0; s < sums; ++s) {
                        double* to = sum_of(task, s);
                        for (int64_t i = 0; i < columns; ++i) to[i] += double(leaf[s * columns + i]);
@@ -97,9 +103,9 @@ void sum_over_rows(const Problem& problem, int sums, double* const* totals, Rang
                  }
                });
   if (!partial) return;
-  // Each thread sums whole columns in the order of the tasks.
+  // Each thread sums whole columns, in the order of the tasks.
   for (int s = 0; s < sums; ++s)
-    parallel_for(problem.threads, 0, columns, std::max<int64_t>(64, GRAIN / tasks), [&](int64_t begin, int64_t end) {
+    parallel_for(problem.threads(), 0, columns, std::max<int64_t>(64, GRAIN / tasks), [&](int64_t begin, int64_t end) {
       std::fill(totals[s] + begin, totals[s] + end, 0.0);
       for (int64_t task = 0; task < tasks; ++task) {
         const double* from = sum_of(task, s);

@@ -1,41 +1,35 @@
-// The norms as other compiled modules call them, without Python objects for tensors: rmsnorm/torch/nodes.cpp does.
+// The norms for other compiled modules, which describe tensors without Python objects. rmsnorm/torch/nodes.cpp uses it.
 #pragma once
 
 #include <cstdint>
 
-#include "codes.h"
+#include "norm_spec.h"
 
 namespace rmsnorm::c_api {
 
 constexpr int VERSION = 3;
 constexpr const char* CAPSULE = "rmsnorm.native.c_api";
 
-// A tensor on a CPU: dtype is a DType, or −1 for another, which no kernel serves; strides in elements. The kernels
-// judge what is said here, so that who calls them says it of every tensor as it is.
-struct Strided {
+// A tensor on a CPU, described as it is: the kernels check whether they serve it. dtype is a DType, or −1 for any other
+// dtype. Strides count elements.
+struct StridedTensor {
   void* data;
   int dtype, ndim;
   const int64_t *shape, *strides;
 };
 
-// What a call says beside its tensors.
-struct How {
-  NormKind norm;
-  int flags;
-  int dims;         // of the input, the last ones, over which is normalised
-  int64_t n, k;     // their elements, and how many the statistic is of
-  double eps;
-};
-
-// A null pointer is what is not given or not wanted. false: the kernels do not serve this, and nothing was written.
+// Null pointers are tensors that are not given or not wanted. The functions return false, and have written nothing, if
+// the kernels do not serve such arguments.
 struct Api {
   int version;
-  // With Python's lock held: the arguments normalized_shape, eps and p as the user gave them. Sets no Python error.
-  bool (*read)(const Strided& x, void* normalized_shape, void* eps, void* p, How& how);
-  bool (*forward)(const How&, const Strided& x, const Strided* weight, const Strided* bias, const Strided& y,
-                  const Strided* residual, const Strided* sum);
-  bool (*backward)(const How&, const Strided& dy, const Strided& x, const Strided* weight, const Strided* dx,
-                   const Strided* plus, const Strided* dweight, const Strided* dbias);
+  // The arguments normalized_shape, eps and p as the user gave them, as PyObject*. kind and flags of `spec` must be
+  // set; the rest of it is written. The interpreter lock must be held. Sets no Python error.
+  bool (*read_spec)(const StridedTensor& x, void* normalized_shape, void* eps, void* p, NormSpec& spec);
+  bool (*forward)(const NormSpec&, const StridedTensor& x, const StridedTensor* weight, const StridedTensor* bias,
+                  const StridedTensor& y, const StridedTensor* residual, const StridedTensor* sum);
+  bool (*backward)(const NormSpec&, const StridedTensor& dy, const StridedTensor& x, const StridedTensor* weight,
+                   const StridedTensor* dx, const StridedTensor* plus, const StridedTensor* dweight,
+                   const StridedTensor* dbias);
 };
 
 }  // namespace rmsnorm::c_api

@@ -1,4 +1,5 @@
-// Which of the modules beside this one the processor can run. Compiled for the baseline, so that asking is safe.
+// Which of the modules in this folder the processor can run. Compiled for the baseline, so that every processor can run
+// it.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -1,4 +1,4 @@
-// The four storage types, the type each is computed in, and scalar conversions (round to nearest even).
+// The storage types, the type that each is computed in, and scalar conversions (round to nearest, ties to even).
 #pragma once
 
 #include <cmath>
@@ -18,10 +18,10 @@ struct f16 {
 };
 
 inline bool is_floating(int dtype) { return dtype >= int(DType::float32) && dtype <= int(DType::float16); }
-// What rms_norm_quantized writes.
+// The dtypes that rms_norm_quantized writes.
 inline bool is_eight_bit(int dtype) { return dtype == int(DType::int8) || dtype == int(DType::float8_e4m3fn); }
 
-// float32 for everything up to float32, float64 for float64.
+// float64 for float64, float32 for all others.
 template <class T>
 struct compute {
   using type = float;
@@ -50,7 +50,7 @@ inline float widen(bf16 v) { return as_float(uint32_t(v.bits) << 16); }
 inline float widen(f16 v) {
   const uint32_t magnitude = v.bits & 0x7fffu;
   uint32_t bits;
-  if (magnitude < 0x400u)  // subnormal: of an integer, since the processor may take subnormal float32 for zero
+  if (magnitude < 0x400u)  // subnormal: converted as an integer, since the processor may treat subnormal floats as zero
     bits = as_bits(float(int32_t(magnitude)) * 0x1p-24f);
   else if (magnitude < 0x7c00u)
     bits = (magnitude << 13) + (112u << 23);
@@ -71,19 +71,19 @@ inline float narrow<float>(double v) {
 }
 inline bf16 to_bf16(float v) {
   const uint32_t bits = as_bits(v);
-  if (v != v) return {uint16_t(bits >> 16 | 0x40u)};  // quiet, never rounded up to infinity
+  if (v != v) return {uint16_t(bits >> 16 | 0x40u)};  // a quiet NaN: rounding could make it an infinity
   return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 inline f16 to_f16(float v) {
   const uint32_t sign = as_bits(v) >> 16 & 0x8000u, magnitude = as_bits(v) & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};  // NaN
-  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // 65520 and more round to infinity
-  if (magnitude < 0x38800000u)  // below 2^-14: adding 1/2 aligns the last place with 2^-24 and lets the FPU round
+  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // at least 65520: rounds to infinity
+  if (magnitude < 0x38800000u)  // below 2^-14: adding 1/2 aligns the last place with 2^-24, so the addition rounds
     return {uint16_t(sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u))};
   return {uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13))};
 }
-// float64 cut to float32 with the last place odd where something was lost: what is then rounded to fewer places is
-// rounded once.
+// float64 to float32, rounded to odd: truncated, with the last bit set if the result is inexact. Rounding that to fewer
+// bits gives the same as one rounding of v.
 inline float to_odd(double v) {
   const float near = float(v);
   const uint32_t bits = as_bits(near);

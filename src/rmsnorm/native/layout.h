@@ -1,4 +1,4 @@
-// How the rows of a tensor lie in memory: any outer strides, the normalised elements contiguous.
+// Tensors in memory: View, any tensor; Rows and Cursor, the rows of one, whose elements are contiguous.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 
 namespace rmsnorm {
 
-constexpr int MAX_DIMS = 64;  // what torch and NumPy allow
+constexpr int MAX_DIMS = 64;  // the most that torch and NumPy allow
 
-// A tensor that the kernels can read and write. `of` is the only maker, so that every view was read: an argument that
-// was not has no view, and no address. Strides count elements.
+// A tensor that the kernels can read and write. Strides count elements. Only `of` makes views, so a kernel cannot get
+// the address of an argument that was not checked.
 class View {
   struct Key {};
 
@@ -51,7 +51,7 @@ class View {
 
   bool empty() const { return std::find(shape, shape + ndim, 0) != shape + ndim; }
   int64_t size(int begin, int end) const {
-    uint64_t product = 1;  // may wrap, but only of an empty tensor's outer dimensions
+    uint64_t product = 1;  // wraps only if the tensor is empty
     for (int d = begin; d < end; ++d) product *= uint64_t(shape[d]);
     return int64_t(product);
   }
@@ -64,7 +64,7 @@ class View {
     }
     return true;
   }
-  // From the lowest element to behind the highest.
+  // The memory from the lowest element to the end of the highest.
   std::pair<const char*, const char*> extent() const {
     int64_t low = 0, high = 1;
     for (int d = 0; d < ndim; ++d) (stride[d] < 0 ? low : high) += (shape[d] - 1) * stride[d];
@@ -81,7 +81,7 @@ class View {
   bool is_same_memory(const View& other) const {
     return data == other.data && dtype == other.dtype && std::equal(stride, stride + ndim, other.stride);
   }
-  // Whether no two elements are one place in memory (sufficient, and true of every permuted dense tensor).
+  // Whether no two elements share memory. May say no of unusual strides, but not of a permuted dense tensor.
   bool writable() const {
     int order[MAX_DIMS], used = 0;
     for (int d = ndim - 1; d >= 0; --d)
@@ -96,7 +96,7 @@ class View {
   }
 };
 
-// The outer dimensions, merged where they can be: one for a contiguous tensor, two for q in a packed qkv.
+// The outer dimensions, merged where possible: one for a contiguous tensor, two for q in a packed qkv.
 struct Rows {
   int ndim = 0;
   int64_t count = 1;
@@ -113,7 +113,7 @@ struct Rows {
         shape[ndim] = v.shape[d], stride[ndim++] = v.stride[d];
     }
   }
-  // Whether every row starts at a multiple of `bytes`, given that the first one does.
+  // Whether every row starts at a multiple of `bytes` if the first one does.
   bool aligned(int64_t item, int64_t bytes) const {
     for (int d = 0; d < ndim; ++d)
       if (stride[d] * item % bytes) return false;
@@ -121,16 +121,16 @@ struct Rows {
   }
 };
 
-// Walks over rows in order from any start.
+// Walks over the rows in order, from any row.
 template <class T>
 class Cursor {
  public:
   Cursor(T* data, const Rows& rows, int64_t row) : rows_(&rows), at_(data) {
     if (!data) return;
-    even_ = rows.ndim <= 1;
-    if (even_ && rows.ndim) step_ = rows.stride[0];
+    one_stride_ = rows.ndim <= 1;
+    if (one_stride_ && rows.ndim) step_ = rows.stride[0];
     for (int d = 0; d < rows.ndim; ++d) {
-      const bool outermost = d + 1 == rows.ndim || row == 0;  // row 0 asks nothing of shapes, which may be 0
+      const bool outermost = d + 1 == rows.ndim || row == 0;  // row 0: no division by extents, which may be 0
       index_[d] = outermost ? row : row % rows.shape[d];
       row = outermost ? 0 : row / rows.shape[d];
       at_ += index_[d] * rows.stride[d];
@@ -138,7 +138,7 @@ class Cursor {
   }
   T* operator*() const { return at_; }
   void operator++() {
-    if (even_) {  // as rows usually lie, and what is absent: step 0
+    if (one_stride_) {  // the usual case; absent tensors have step 0
       at_ += step_;
       return;
     }
@@ -153,7 +153,7 @@ class Cursor {
  private:
   const Rows* rows_;
   T* at_;
-  bool even_ = true;
+  bool one_stride_ = true;
   int64_t step_ = 0;
   int64_t index_[MAX_DIMS];
 };

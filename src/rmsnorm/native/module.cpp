@@ -1,8 +1,8 @@
-// The Python module of one instruction-set level. Its functions return True when they have done the work, and False
-// when the arguments are not ones they serve; they never raise for a wrong argument.
-// rmsnorm.spec does that, once.
+// The Python module of one instruction-set level. Its functions return True if they have done the work, and False if they
+// do not serve the arguments. They never raise because an argument is wrong: rmsnorm.spec does that.
 
 #include "bindings.h"
+#include "c_api.h"
 #include "norms.h"
 #include "way.h"
 
@@ -13,59 +13,64 @@
 namespace rmsnorm {
 namespace {
 
-// Tensors, results, then what is asked for; None for what is not given or not wanted.
+// Tensors and results first, then the specification. None: not given, or not wanted.
 bool norm(nb::handle x_, nb::handle residual_, nb::handle w_, nb::handle b_, nb::handle y_, nb::handle sum_, int kind,
           nb::handle shape, nb::handle eps, nb::handle p, int flags) {
-  return served(
+  return call_with_views(
       [&](const View& x, const View* residual, const View* w, const View* b, const View& y, const View* sum) {
-        Call call(NormKind(kind), x, w, b);
-        return call.accept(shape, eps, p, flags) && forward(call, y, residual, sum);
+        Call call(x, w, b);
+        return call.accept({NormKind(kind), shape, eps, p, flags}) && run_forward(call, y, residual, sum);
       },
-      Needed(x_), Optional(residual_), Optional(w_), Optional(b_), Needed(y_), Optional(sum_));
+      RequiredArgument(x_), OptionalArgument(residual_), OptionalArgument(w_), OptionalArgument(b_),
+      RequiredArgument(y_), OptionalArgument(sum_));
 }
 
 bool norm_backward(nb::handle dy_, nb::handle plus_, nb::handle x_, nb::handle w_, nb::handle dx_, nb::handle dweight_,
                    nb::handle dbias_, int kind, nb::handle shape, nb::handle eps, nb::handle p, int flags) {
-  return served(
+  return call_with_views(
       [&](const View& dy, const View* plus, const View& x, const View* w, const View* dx, const View* dweight,
           const View* dbias) {
-        Call call(NormKind(kind), x, w, nullptr);
-        return call.accept(shape, eps, p, flags) && backward(call, dy, dx, plus, dweight, dbias);
+        Call call(x, w, nullptr);
+        return call.accept({NormKind(kind), shape, eps, p, flags}) && run_backward(call, dy, dx, plus, dweight, dbias);
       },
-      Needed(dy_), Optional(plus_), Needed(x_), Optional(w_), Optional(dx_), Optional(dweight_), Optional(dbias_));
+      RequiredArgument(dy_), OptionalArgument(plus_), RequiredArgument(x_), OptionalArgument(w_), OptionalArgument(dx_),
+      OptionalArgument(dweight_), OptionalArgument(dbias_));
 }
 
 // ---- the same for compiled callers ----
 
-std::optional<View> read(const c_api::Strided& t) { return View::of(t.data, t.dtype, t.ndim, t.shape, t.strides); }
-Needed needed(const c_api::Strided& t) { return Needed(read(t)); }
-Optional optional(const c_api::Strided* t) { return {t != nullptr, t ? read(*t) : std::nullopt}; }
+using c_api::StridedTensor;
+
+std::optional<View> view_of(const StridedTensor& t) { return View::of(t.data, t.dtype, t.ndim, t.shape, t.strides); }
+RequiredArgument required(const StridedTensor& t) { return RequiredArgument(view_of(t)); }
+OptionalArgument optional(const StridedTensor* t) { return {t != nullptr, t ? view_of(*t) : std::nullopt}; }
 
 constexpr c_api::Api API = {
     c_api::VERSION,
-    [](const c_api::Strided& x_, void* shape, void* eps, void* p, c_api::How& how) {
+    [](const StridedTensor& x_, void* shape, void* eps, void* p, NormSpec& spec) {
       const auto handle = [](void* o) { return nb::handle(static_cast<PyObject*>(o)); };
-      return served([&](const View& x) { return read_how(x, handle(shape), handle(eps), handle(p), how); }, needed(x_));
+      const SpecArguments arguments{spec.kind, handle(shape), handle(eps), handle(p), spec.flags};
+      return call_with_views([&](const View& x) { return read_spec(x, arguments, spec); }, required(x_));
     },
-    [](const c_api::How& how, const c_api::Strided& x_, const c_api::Strided* weight, const c_api::Strided* bias,
-       const c_api::Strided& y_, const c_api::Strided* residual_, const c_api::Strided* sum_) {
-      return served(
+    [](const NormSpec& spec, const StridedTensor& x_, const StridedTensor* weight, const StridedTensor* bias,
+       const StridedTensor& y_, const StridedTensor* residual_, const StridedTensor* sum_) {
+      return call_with_views(
           [&](const View& x, const View* w, const View* b, const View& y, const View* residual, const View* sum) {
-            Call call(how.norm, x, w, b);
-            return call.accept(how) && forward(call, y, residual, sum);
+            Call call(x, w, b);
+            return call.accept(spec) && run_forward(call, y, residual, sum);
           },
-          needed(x_), optional(weight), optional(bias), needed(y_), optional(residual_), optional(sum_));
+          required(x_), optional(weight), optional(bias), required(y_), optional(residual_), optional(sum_));
     },
-    [](const c_api::How& how, const c_api::Strided& dy_, const c_api::Strided& x_, const c_api::Strided* weight,
-       const c_api::Strided* dx_, const c_api::Strided* plus_, const c_api::Strided* dweight_,
-       const c_api::Strided* dbias_) {
-      return served(
+    [](const NormSpec& spec, const StridedTensor& dy_, const StridedTensor& x_, const StridedTensor* weight,
+       const StridedTensor* dx_, const StridedTensor* plus_, const StridedTensor* dweight_,
+       const StridedTensor* dbias_) {
+      return call_with_views(
           [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
               const View* dbias) {
-            Call call(how.norm, x, w, nullptr);
-            return call.accept(how) && backward(call, dy, dx, plus, dweight, dbias);
+            Call call(x, w, nullptr);
+            return call.accept(spec) && run_backward(call, dy, dx, plus, dweight, dbias);
           },
-          needed(dy_), needed(x_), optional(weight), optional(dx_), optional(plus_), optional(dweight_),
+          required(dy_), required(x_), optional(weight), optional(dx_), optional(plus_), optional(dweight_),
           optional(dbias_));
     },
 };
@@ -91,7 +96,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
     auto* api = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!api) throw nb::python_error();
     if (api->major != 1 || !api->tensor_from_object) return false;
-    exchange = api;
+    dlpack_exchange = api;
     return true;
   });
   m.def("set_way", &set_way);

@@ -1,14 +1,15 @@
-// The norm of a call, call.norm, on views that were read. false: not served.
+// RMSNorm and LayerNorm on views, forward and backward. The functions return false, and have written nothing, if the kernels
+// do not serve such arguments.
 #pragma once
 
 #include "call.h"
 
 namespace rmsnorm {
 
-// With a residual and a sum (RMSNorm alone): x + residual goes to sum, and its norm to y.
-bool forward(const Call& call, const View& y, const View* residual = nullptr, const View* sum = nullptr);
+// y = norm(x), or, with a residual and a sum (RMSNorm only): sum = x + residual and y = norm(sum).
+bool run_forward(const Call& call, const View& y, const View* residual = nullptr, const View* sum = nullptr);
 
-// dx + plus, dweight and dbias, as far as there is where to write them. dy may be float32 where x is of 16 bits.
-bool backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight, const View* dbias);
+// dx + plus, dweight and dbias; null: not wanted. dy may be float32 if x has 16 bits.
+bool run_backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight, const View* dbias);
 
 }  // namespace rmsnorm

@@ -1,5 +1,5 @@
-// Threads. Kernels see one function, parallel_for; behind it stands torch's pool (a C function of libtorch_cpu, set
-// by address), or a small pool of our own for NumPy and older torch. No OpenMP runtime is linked.
+// Threads. Kernels call parallel_for, which uses torch's pool (a C function of libtorch_cpu, set by address), or a
+// small pool of our own for NumPy and older torch. No OpenMP runtime is linked.
 #pragma once
 
 #include <pthread.h>
@@ -19,7 +19,8 @@
 
 namespace rmsnorm {
 
-// Called by threads that are not ours, or that nobody waits in: it must not throw. parallel_for sees to it.
+// Must not throw: it is called by threads that are not ours, and by threads where nothing catches. parallel_for makes
+// it so.
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 // libtorch's torch_parallel_for; 0 means success.
 using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context);
@@ -27,7 +28,7 @@ using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, 
 inline TorchParallelFor torch_parallel_for = nullptr;
 
 inline int default_threads() {
-  // The processors this process may use, not those the machine has.
+  // The processors that this process may use, which may be fewer than the machine has.
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -35,15 +36,15 @@ inline int default_threads() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// Workers start on first use and sleep between jobs. One job runs at a time: a caller that finds the pool busy, or
-// is itself one of the workers, does its job alone. After fork() the child starts a pool of its own.
+// Workers start on first use and sleep between jobs. One job runs at a time: a caller that finds the pool busy, or that
+// is a worker itself, does its job alone. After fork() the child starts a pool of its own.
 class Pool {
  public:
   static Pool& instance() {
     static std::atomic<Pool*> pool{nullptr};
     static std::once_flag registered;
     std::call_once(registered, [] {
-      // The child has the memory of the workers, not the workers. What it forgets here is a few hundred bytes.
+      // The child has the pool's memory but not its threads. The few hundred bytes are not freed.
       pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
     });
     Pool* current = pool.load();
@@ -62,7 +63,7 @@ class Pool {
     return threads_;
   }
 
-  void set_threads(int threads) {  // workers beyond that number stay, and take no piece
+  void set_threads(int threads) {  // surplus workers stay, and take no pieces
     std::lock_guard<std::mutex> job(job_), guard(state_);
     threads_ = threads;
   }
@@ -72,7 +73,8 @@ class Pool {
     if (!job.owns_lock() || threads_ == 1 || end - begin <= grain) return f(begin, end, context);
     {
       std::lock_guard<std::mutex> guard(state_);
-      // Four pieces a thread, taken as they come, even out neighbours that are slowed down by others.
+      // Four pieces for each thread, taken dynamically, so that a thread that is slowed down does not hold up the
+      // others.
       piece_ = std::max(grain, (end - begin + 4 * threads_ - 1) / (4 * threads_));
       end_ = end, f_ = f, context_ = context;
       next_.store(begin);
@@ -91,7 +93,7 @@ class Pool {
     while (workers_ + 1 < threads_) {
       try {
         std::thread([this, index = workers_, seen = generation_] { work(index, seen); }).detach();
-      } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
+      } catch (const std::system_error&) {  // no more threads are available: use those that there are
         return workers_ > 0;
       }
       ++workers_;
@@ -143,8 +145,8 @@ class Pool {
 
 enum class Threads : int { own = 0, torch = 1 };
 
-// f(begin, end) of pieces of a range, on several threads. What a piece throws, the first of it, the caller gets; pieces
-// that have not begun then are left out.
+// Calls f(begin, end) for pieces of a range on several threads. If pieces throw, the first exception is rethrown to the
+// caller, and pieces that have not begun are skipped.
 template <class F>
 void parallel_for(Threads threads, int64_t begin, int64_t end, int64_t grain, F f) {
   if (end - begin <= grain) return f(begin, end);

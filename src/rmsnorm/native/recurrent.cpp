@@ -1,4 +1,4 @@
-// Python's view of the recurrent kernels: the tensors of a layer are read once, then each step is one short call.
+// The module's class for recurrent layers: it reads a layer's tensors once, and each step is one short call.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
@@ -6,15 +6,15 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "python_tensors.h"
 #include "recurrent_backward.h"
-#include "tensors.h"
 
 namespace rmsnorm {
 
 using Segments = std::vector<std::array<int64_t, 3>>;  // (first gate, last gate + 1, elements of the statistic)
 
-// One layer in one direction. Unlike the norms' functions these raise for what they do not serve: who calls them has
-// made all the tensors. Their owner keeps them alive.
+// One layer in one direction. Unlike the norms' functions its methods raise for what they do not serve, because rmsnorm
+// makes all the tensors itself. The caller must keep the tensors alive.
 class Steps {
  public:
   virtual ~Steps() = default;
@@ -35,16 +35,16 @@ constexpr DType dtype_of = std::is_same_v<T, float>    ? DType::float32
                            : std::is_same_v<T, bf16>   ? DType::bfloat16
                                                        : DType::float16;
 
-// A contiguous tensor of T whose last dimension has `width` elements; null for None.
+// A contiguous tensor of T whose last dimension has `width` elements. None: not given.
 template <class T>
-struct Slab {
-  T* data = nullptr;  // null for empty tensors too
+struct LayerRows {
+  T* data = nullptr;
   int64_t rows = 0;
   bool given = false;
-  Slab() = default;
-  Slab(nb::handle h, int64_t width, const char* name) {
+  LayerRows() = default;
+  LayerRows(nb::handle h, int64_t width, const char* name) {
     if (h.is_none()) return;
-    const auto v = read(h);
+    const auto v = read_view(h);
     if (!v || v->dtype != dtype_of<T> || !v->contiguous(0) || v->ndim < 1 || v->shape[v->ndim - 1] != width)
       refuse(std::string(name) + " must be a contiguous CPU tensor of the layer's dtype with " + std::to_string(width) +
              " elements a row");
@@ -52,10 +52,10 @@ struct Slab {
     rows = v->size(0, v->ndim - 1);
     given = true;
   }
-  void holds(int64_t row, int64_t count, const char* name) const {
+  void check_rows(int64_t row, int64_t count, const char* name) const {
     if (row < 0 || count < 0 || (given && row + count > rows))
-      refuse(std::string(name) + " holds " + std::to_string(rows) + " rows, asked for [" + std::to_string(row) + ", " +
-             std::to_string(row + count) + ")");
+      refuse(std::string(name) + " must have the rows [" + std::to_string(row) + ", " + std::to_string(row + count) +
+             "), got " + std::to_string(rows) + " rows");
   }
 };
 
@@ -75,11 +75,11 @@ class StepsOf : public Steps {
     h_before_ = {t.h_before, H, "h_before"}, h_after_ = {t.h_after, H, "h_after"};
     c_before_ = {t.c_before, H, "c_before"}, c_after_ = {t.c_after, H, "c_after"};
     const auto parameter = [](nb::handle h, int64_t n, const char* name) {
-      const Slab<C> slab(h, n, name);
-      if (slab.rows != 1) refuse(std::string(name) + " must be one row in the computation dtype");
-      return static_cast<const C*>(slab.data);
+      const LayerRows<C> values(h, n, name);
+      if (values.rows != 1) refuse(std::string(name) + " must be one row in the computation dtype");
+      return static_cast<const C*>(values.data);
     };
-    layout_ = {input_.data,    state_.data,    h_before_.data,
+    tensors_ = {input_.data,    state_.data,    h_before_.data,
                h_after_.data,  c_before_.data, c_after_.data,
                gates_.data,    parameter(t.input_gain, W, "input_gain"),
                parameter(t.state_gain, W, "state_gain"),
@@ -92,9 +92,9 @@ class StepsOf : public Steps {
 
   void forward(int64_t row, int64_t rows, int64_t state_row) override {
     check(row, rows);
-    state_.holds(state_row, rows, "state");
+    state_.check_rows(state_row, rows, "state");
     nb::gil_scoped_release released;
-    recurrent_step(r_, layout_, row, rows, state_row);
+    recurrent_step(r_, tensors_, row, rows, state_row);
   }
 
   void prepare_backward(nb::handle dh_after, nb::handle dinput, nb::handle dstate, nb::handle dh, nb::handle dc,
@@ -103,23 +103,25 @@ class StepsOf : public Steps {
     dh_after_ = {dh_after, H, "dh_after"}, dh_ = {dh, H, "dh"}, dc_ = {dc, H, "dc"};
     dinput_ = {dinput, W, "dinput"}, dstate_ = {dstate, W, "dstate"};
     if (!gates_.given || !dstate_.given || !dh_.given || input_.given != dinput_.given || (r_.gates == 4) != dc_.given)
-      refuse("backward needs the gates of the forward pass, dstate, dh, dc for an LSTM, and dinput if there is an input");
-    backward_ = {layout_, dh_after_.data, dinput_.data, dstate_.data, dh_.data, dc_.data, bias_inside};
+      refuse("backward needs the gates of the forward pass, dstate, dh, dc for an LSTM, and dinput if there is an "
+             "input");
+    gradients_ = {tensors_, dh_after_.data, dinput_.data, dstate_.data, dh_.data, dc_.data, bias_inside};
     sums_.assign(size_t(tasks_of(dh_.rows) * count_of_sums(r_)), 0.0);
   }
 
   void backward(int64_t row, int64_t rows) override {
     if (!dh_.given) refuse("prepare_backward must be called before backward");
     check(row, rows);
-    state_.holds(row, rows, "state"), dh_after_.holds(row, rows, "dh_after"), dinput_.holds(row, rows, "dinput");
-    dstate_.holds(row, rows, "dstate"), dh_.holds(0, rows, "dh"), dc_.holds(0, rows, "dc");
+    state_.check_rows(row, rows, "state"), dh_after_.check_rows(row, rows, "dh_after");
+    dinput_.check_rows(row, rows, "dinput"), dstate_.check_rows(row, rows, "dstate");
+    dh_.check_rows(0, rows, "dh"), dc_.check_rows(0, rows, "dc");
     nb::gil_scoped_release released;
-    recurrent_step_backward(r_, backward_, row, rows, dh_.rows, sums_.data());
+    recurrent_step_backward(r_, gradients_, row, rows, dh_.rows, sums_.data());
   }
 
   void sums(nb::handle out) override {
     const int64_t count = count_of_sums(r_);
-    const Slab<double> to(out, count, "sums");
+    const LayerRows<double> to(out, count, "sums");
     if (to.rows != 1) refuse("sums must be one row of float64");
     for (int64_t i = 0; i < count; ++i) {
       double total = 0;
@@ -130,34 +132,36 @@ class StepsOf : public Steps {
 
  private:
   void check(int64_t row, int64_t rows) const {
-    input_.holds(row, rows, "input"), gates_.holds(row, rows, "gates");
-    h_before_.holds(row, rows, "h_before"), h_after_.holds(row, rows, "h_after");
-    c_before_.holds(row, rows, "c_before"), c_after_.holds(row, rows, "c_after");
+    input_.check_rows(row, rows, "input"), gates_.check_rows(row, rows, "gates");
+    h_before_.check_rows(row, rows, "h_before"), h_after_.check_rows(row, rows, "h_after");
+    c_before_.check_rows(row, rows, "c_before"), c_after_.check_rows(row, rows, "c_after");
   }
 
   Recurrence r_;
-  Layout<T> layout_;
-  BackwardLayout<T> backward_{};
-  Slab<T> input_, state_, gates_, h_before_, h_after_, c_before_, c_after_, dh_after_, dinput_, dstate_, dh_, dc_;
+  LayerTensors<T> tensors_;
+  LayerGradients<T> gradients_{};
+  LayerRows<T> input_, state_, gates_, h_before_, h_after_, c_before_, c_after_, dh_after_, dinput_, dstate_, dh_, dc_;
   std::vector<double> sums_;
 };
 
 Placement placement(const Segments& segments, int gates, int64_t hidden) {
   Placement p;
   if (segments.size() > 2) refuse("a side has at most two segments");
-  for (const auto& [first, last, k] : segments) {
-    if (first < 0 || first >= last || last > gates || k < 1 || k > (last - first) * hidden)
+  for (const auto& [first, end, k] : segments) {
+    if (first < 0 || first >= end || end > gates || k < 1 || k > (end - first) * hidden)
       refuse("a segment must be a run of the gates, with a statistic of some of its elements");
-    p.segment[p.segments++] = {int(first), int(last), k};
+    p.segment[p.segments++] = {int(first), int(end), k};
   }
   return p;
 }
 
-std::unique_ptr<Steps> make(int gates, int64_t hidden, bool centred, double eps, const Segments& input_segments,
-                            const Segments& state_segments, int64_t cell_count, double update_bias, bool own_threads,
-                            nb::handle input, nb::handle state, nb::handle h_before, nb::handle h_after,
-                            nb::handle c_before, nb::handle c_after, nb::handle gate_slab, nb::handle input_gain,
-                            nb::handle state_gain, nb::handle input_bias, nb::handle state_bias, nb::handle cell_gain) {
+std::unique_ptr<Steps> recurrent_steps(int gates, int64_t hidden, bool centred, double eps,
+                                       const Segments& input_segments, const Segments& state_segments,
+                                       int64_t cell_count, double update_bias, bool own_threads, nb::handle input,
+                                       nb::handle state, nb::handle h_before, nb::handle h_after, nb::handle c_before,
+                                       nb::handle c_after, nb::handle gate_values, nb::handle input_gain,
+                                       nb::handle state_gain, nb::handle input_bias, nb::handle state_bias,
+                                       nb::handle cell_gain) {
   if (gates != 3 && gates != 4) refuse("gates must be 3 (GRU) or 4 (LSTM)");
   if (hidden < 0 || cell_count < 0 || cell_count > hidden) refuse("hidden and cell_count must be sizes");
   Recurrence r;
@@ -165,9 +169,9 @@ std::unique_ptr<Steps> make(int gates, int64_t hidden, bool centred, double eps,
   r.input = placement(input_segments, gates, hidden), r.state = placement(state_segments, gates, hidden);
   r.cell = {0, 1, cell_count};
   r.threads = own_threads ? Threads::own : Threads::torch;
-  const Tensors t{input,   state,      h_before,   h_after,    c_before,   c_after,
-                  gate_slab, input_gain, state_gain, input_bias, state_bias, cell_gain};
-  const auto v = read(h_before);
+  const Tensors t{input,       state,      h_before,   h_after,    c_before,   c_after,
+                  gate_values, input_gain, state_gain, input_bias, state_bias, cell_gain};
+  const auto v = read_view(h_before);
   if (!v) refuse("h_before must be a CPU tensor");
   switch (v->dtype) {
     case DType::float32: return std::make_unique<StepsOf<float>>(r, t);
@@ -186,7 +190,7 @@ void bind_recurrent(nb::module_& m) {
       .def("prepare_backward", &Steps::prepare_backward, none, none, none, none, none, nb::arg())
       .def("backward", &Steps::backward)
       .def("sums", &Steps::sums);
-  m.def("recurrent_steps", &make, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+  m.def("recurrent_steps", &recurrent_steps, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), none, none, none, none, none, none, none, none, none, none, none, none);
 }
 

@@ -1,25 +1,25 @@
 // The backward pass of one step of a normalised GRU or LSTM: through state, gates and norms, to the gradients of both
-// sides' rows, of the state before, and of gains and biases.
+// sides' rows, of the previous state, and of gains and biases.
 #pragma once
 
 #include "recurrent.h"
 
 namespace rmsnorm {
 
-// Sums over rows: float32 within a few rows, float64 beyond, in tasks of a number of rows that depends on the batch
-// alone, so that neither threads nor the number of steps show.
+// Sums over rows are taken in float32 over STEP_LEAF_ROWS rows, and these sums are added in float64. How many rows a
+// task has depends on the batch alone, so neither the number of threads nor of steps changes the result.
 constexpr int64_t STEP_LEAF_ROWS = 8, STEP_TASKS = 32;
 
 template <class T>
-struct BackwardLayout {
-  Layout<T> forward;
-  const T* dh_after;   // (rows, H): what reaches the outputs from outside, or null
-  T *dinput, *dstate;  // (rows, G·H); dinput is null where the input's side is absent
-  T *dh, *dc;          // (batch, H): what reaches the state from the step after; then what goes on to the one before
-  bool bias_inside;    // b_ih stands before the norm of its side
+struct LayerGradients {
+  LayerTensors<T> forward;
+  const T* dh_after;   // (rows, H): the gradients of the outputs, or null
+  T *dinput, *dstate;  // (rows, G·H); dinput is null if the input's side is absent
+  T *dh, *dc;          // (batch, H): the state's gradients from the next step, replaced by those for the previous step
+  bool bias_inside;    // b_ih is added before its side is normalised
 };
 
-// The places of a layer's parameters in one row of sums: dgain_ih, dgain_hh, db_ih, db_hh (G·H each), dgain_cell (H).
+// The sums of a layer's parameters, one after the other: four of G·H numbers, and the cell's of H.
 template <class C>
 struct ParameterSums {
   C *input_gain, *state_gain, *input_bias, *state_bias, *cell_gain;
@@ -28,118 +28,122 @@ struct ParameterSums {
 };
 inline int64_t count_of_sums(const Recurrence& r) { return 4 * r.width() + r.hidden; }
 
-// From the gradient d behind gain and bias to that of the stretch [0, n) before the norm: u = g ⊙ d,
-// dx = rstd (u − m ⊙ x̂ ⟨u, x̂⟩/k − mean(u) [centred]); sums over rows: dgain += d ⊙ x̂, dbias += d (or dx).
+// The backward pass of norm, gain and bias of n elements, d being the gradient of the result. With u = gain ⊙ d, and
+// m = 1 for the first k elements and 0 for the others:
+//   dx = rstd (u − m ⊙ x̂ ⟨u, x̂⟩/k − mean(u) [if centred]),  dgain += d ⊙ x̂,  dbias += d, or dx if bias_inside.
 template <class T, class D, class C>
-RMSNORM_NOINLINE void stretch_backward(const T* x, const C* d, const C* gain, D* dx, C* dgain, C* dbias, int64_t n,
-                                       const Segment& part, const Statistics<C>& s, bool centred, bool bias_inside) {
-  const int64_t k = part.k ? part.k : n;
-  C along = 0, level = 0;
-  if (part.k) {
-    const auto [dot, sum] = reduce<C, 2>(n, [&](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
-      const Vec<C> u = at.get(d) * at.get(gain);
-      total[0] += u * keep_first<C>(normalize_any<C>(at.get(x), s), at.count);  // beyond the row −mean·rstd may be infinite
+RMSNORM_NOINLINE void segment_backward(const T* x, const C* d, const C* gain, D* dx, C* dgain, C* dbias, int64_t n,
+                                       const Segment& segment, const Statistics<C>& s, bool centred, bool bias_inside) {
+  const int64_t k = segment.k ? segment.k : n;
+  C along_xhat = 0, mean = 0;
+  if (segment.k) {
+    const auto [dot, sum] = accumulate<C, 2>(n, [&](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+      const Vec<C> u = at.load(d) * at.load(gain);
+      // Lanes after the end hold −mean·rstd, which may be infinite.
+      total[0] += u * zero_after<C>(normalize_any<C>(at.load(x), s), at.count);
       total[1] += u;
     });
-    along = C(dot / double(k));
-    level = centred ? C(sum / double(n)) : C(0);
+    along_xhat = C(dot / double(k));
+    mean = centred ? C(sum / double(n)) : C(0);
   }
   const C rstd = s.rstd * s.scale;
-  const auto elements = [=, &s](auto term) RMSNORM_INLINE_LAMBDA {  // term(x̂): what x̂ takes from u
+  const auto elements = [=, &s](auto projection) RMSNORM_INLINE_LAMBDA {  // projection(x̂) is subtracted from u
     return [=, &s](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
-      const Vec<C> given = get(d + i, count), xhat = normalize_any<C>(get(x + i, count), s);
-      const Vec<C> through = (given * get(gain + i, count) - term(xhat) - level) * rstd;
-      put(dx + i, through, count);
-      put(dgain + i, get(dgain + i, count) + given * xhat, count);
-      if (dbias) put(dbias + i, get(dbias + i, count) + (bias_inside ? through : given), count);
+      const Vec<C> given = load_n(d + i, count), xhat = normalize_any<C>(load_n(x + i, count), s);
+      const Vec<C> dx_here = (given * load_n(gain + i, count) - projection(xhat) - mean) * rstd;
+      store_n(dx + i, dx_here, count);
+      store_n(dgain + i, load_n(dgain + i, count) + given * xhat, count);
+      if (dbias) store_n(dbias + i, load_n(dbias + i, count) + (bias_inside ? dx_here : given), count);
     };
   };
-  sweep<C>(0, k, elements([=](Vec<C> xhat) RMSNORM_INLINE_LAMBDA { return xhat * along; }));
-  // Not x̂ · 0, which is NaN where x̂ is infinite.
-  if (k < n) sweep<C>(k, n, elements([](Vec<C>) RMSNORM_INLINE_LAMBDA { return Vec<C>{}; }));
+  for_each_vector<C>(0, k, elements([=](Vec<C> xhat) RMSNORM_INLINE_LAMBDA { return xhat * along_xhat; }));
+  // Not x̂ · 0, which is NaN if x̂ is infinite.
+  if (k < n) for_each_vector<C>(k, n, elements([](Vec<C>) RMSNORM_INLINE_LAMBDA { return Vec<C>{}; }));
 }
 
 template <class T, class C>
 void side_backward(const Recurrence& r, const Placement& placement, const Side<T>& side, const C* d, T* dx, C* dgain,
                    C* dbias, bool bias_inside) {
-  const auto stretch = [&](const Segment& part) {
-    const int64_t i = part.first * r.hidden, n = (part.last - part.first) * r.hidden;
-    stretch_backward(side.row + i, d + i, side.gain + i, dx + i, dgain + i, dbias + i, n, part,
-                     side.of_gate[part.first], r.centred, bias_inside);
+  const auto backward = [&](const Segment& segment) {
+    const int64_t i = segment.first_gate * r.hidden, n = (segment.end_gate - segment.first_gate) * r.hidden;
+    segment_backward(side.row + i, d + i, side.gain + i, dx + i, dgain + i, dbias + i, n, segment,
+                     side.of_gate[segment.first_gate], r.centred, bias_inside);
   };
-  if (placement.segments == 0) stretch({0, r.gates, 0});
-  for (int i = 0; i < placement.segments; ++i) stretch(placement.segment[i]);
+  if (placement.segments == 0) backward({0, r.gates, 0});
+  for (int i = 0; i < placement.segments; ++i) backward(placement.segment[i]);
 }
 
-// d_input and d_state: the gradients behind gain and bias of either side, (3·H) each.
+// Writes d_input and d_state, (3·H) each: the gradients of the two sides after norm, gain and bias.
 template <class T, class C>
 RMSNORM_NOINLINE void gru_row_backward(const Recurrence& r, const Side<T>& c, const T* gates, const T* h_before,
                                        const T* dh_after, T* dh, C* d_input, C* d_state) {
   const int64_t H = r.hidden;
-  sweep<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> reset = get(gates + j, count), update = get(gates + H + j, count);
-    const Vec<C> fresh = get(gates + 2 * H + j, count);
-    Vec<C> d = get(dh + j, count);
-    if (dh_after) d += get(dh_after + j, count);
+  for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> reset = load_n(gates + j, count), update = load_n(gates + H + j, count);
+    const Vec<C> fresh = load_n(gates + 2 * H + j, count);
+    Vec<C> d = load_n(dh + j, count);
+    if (dh_after) d += load_n(dh_after + j, count);
     const Vec<C> dfresh = d * (C(1) - update) * (C(1) - fresh * fresh);
-    const Vec<C> dupdate = d * (get(h_before + j, count) - fresh) * update * (C(1) - update);
-    const Vec<C> dreset = dfresh * c.at(2, H, j, count) * reset * (C(1) - reset);
-    put(dh + j, d * update, count);
-    put(d_input + j, dreset, count);
-    put(d_input + H + j, dupdate, count);
-    put(d_input + 2 * H + j, dfresh, count);
-    put(d_state + j, dreset, count);
-    put(d_state + H + j, dupdate, count);
-    put(d_state + 2 * H + j, dfresh * reset, count);
+    const Vec<C> dupdate = d * (load_n(h_before + j, count) - fresh) * update * (C(1) - update);
+    const Vec<C> dreset = dfresh * c.normalized(2, H, j, count) * reset * (C(1) - reset);
+    store_n(dh + j, d * update, count);
+    store_n(d_input + j, dreset, count);
+    store_n(d_input + H + j, dupdate, count);
+    store_n(d_input + 2 * H + j, dfresh, count);
+    store_n(d_state + j, dreset, count);
+    store_n(d_state + H + j, dupdate, count);
+    store_n(d_state + 2 * H + j, dfresh * reset, count);
   });
 }
 
-// d: the gradient behind gain and bias of both sides, (4·H); buffer: 2·H numbers.
+// Writes d, (4·H): the gradient of both sides after norm, gain and bias. buffer: 2·H numbers.
 template <class T, class C>
-RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const Layout<T>& l, int64_t at, const T* dh_after, T* dh,
-                                        T* dc, C* d, C* dcell_gain, C* buffer) {
+RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const LayerTensors<T>& t, int64_t at, const T* dh_after,
+                                        T* dh, T* dc, C* d, C* dcell_gain, C* buffer) {
   const int64_t H = r.hidden;
-  const T *gates = l.gates + at * 4 * H, *c_before = l.c_before + at * H, *c_after = l.c_after + at * H;
+  const T *gates = t.gates + at * 4 * H, *c_before = t.c_before + at * H, *c_after = t.c_after + at * H;
   const auto s = r.cell.k ? r.statistics(c_after, H, r.cell.k) : UNNORMALISED<C>;
-  C *const dcell = buffer, *const dthrough = buffer + H;
-  sweep<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
-    Vec<C> given = get(dh + j, count);
-    if (dh_after) given += get(dh_after + j, count);
-    const Vec<C> v = normalize_any<C>(get(c_after + j, count), s) * get(l.cell_gain + j, count);
-    const Vec<C> t = hyperbolic_tangent<C>(v), out = get(gates + 3 * H + j, count);
-    put(dcell + j, given * out * (C(1) - t * t), count);
-    put(d + 3 * H + j, given * t * out * (C(1) - out), count);
-    put(dh + j, Vec<C>{}, count);
+  C *const dcell = buffer, *const dcell_before_norm = buffer + H;
+  for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
+    Vec<C> given = load_n(dh + j, count);
+    if (dh_after) given += load_n(dh_after + j, count);
+    const Vec<C> v = normalize_any<C>(load_n(c_after + j, count), s) * load_n(t.cell_gain + j, count);
+    const Vec<C> tanh_v = hyperbolic_tangent<C>(v), out = load_n(gates + 3 * H + j, count);
+    store_n(dcell + j, given * out * (C(1) - tanh_v * tanh_v), count);
+    store_n(d + 3 * H + j, given * tanh_v * out * (C(1) - out), count);
+    store_n(dh + j, Vec<C>{}, count);
   });
-  stretch_backward(c_after, dcell, l.cell_gain, dthrough, dcell_gain, static_cast<C*>(nullptr), H, r.cell, s, r.centred,
-                   false);
-  sweep<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> dstate = get(dthrough + j, count) + get(dc + j, count);
-    const Vec<C> in = get(gates + j, count), forget = get(gates + H + j, count), fresh = get(gates + 2 * H + j, count);
-    put(d + j, dstate * fresh * in * (C(1) - in), count);
-    put(d + H + j, dstate * get(c_before + j, count) * forget * (C(1) - forget), count);
-    put(d + 2 * H + j, dstate * in * (C(1) - fresh * fresh), count);
-    put(dc + j, dstate * forget, count);
+  segment_backward(c_after, dcell, t.cell_gain, dcell_before_norm, dcell_gain, static_cast<C*>(nullptr), H, r.cell, s,
+                   r.centred, false);
+  for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> dstate = load_n(dcell_before_norm + j, count) + load_n(dc + j, count);
+    const Vec<C> in = load_n(gates + j, count), forget = load_n(gates + H + j, count);
+    const Vec<C> fresh = load_n(gates + 2 * H + j, count);
+    store_n(d + j, dstate * fresh * in * (C(1) - in), count);
+    store_n(d + H + j, dstate * load_n(c_before + j, count) * forget * (C(1) - forget), count);
+    store_n(d + 2 * H + j, dstate * in * (C(1) - fresh * fresh), count);
+    store_n(dc + j, dstate * forget, count);
   });
 }
 
-// How the rows of a batch are dealt out; rows of a task add to the same sums.
+// The rows of a task are added to the same sums.
 inline int64_t rows_of_task(int64_t batch) {
   return std::max(STEP_LEAF_ROWS, (batch + STEP_TASKS - 1) / STEP_TASKS);
 }
 inline int64_t tasks_of(int64_t batch) { return (batch + rows_of_task(batch) - 1) / rows_of_task(batch); }
 
-// Rows [row, row + rows) of the slabs; sums: (tasks_of(batch), count_of_sums) numbers that are added to.
+// The rows [row, row + rows). Adds to sums, (tasks_of(batch), count_of_sums(r)).
 template <class T>
-void recurrent_step_backward(const Recurrence& r, const BackwardLayout<T>& b, int64_t row, int64_t rows, int64_t batch,
+void recurrent_step_backward(const Recurrence& r, const LayerGradients<T>& g, int64_t row, int64_t rows, int64_t batch,
                              double* sums) {
   using C = compute_t<T>;
   const int64_t H = r.hidden, W = r.width(), task_rows = rows_of_task(batch), count = count_of_sums(r);
-  const auto& l = b.forward;
+  const auto& t = g.forward;
   const int64_t grain = std::max<int64_t>(1, step_grain(r) / task_rows);
   parallel_for(r.threads, 0, (rows + task_rows - 1) / task_rows, grain, [&](int64_t first, int64_t last) {
     const auto memory = allocate<C>(2 * W + 2 * H + count);
-    C *const d_input = memory.get(), *const d_state = d_input + W, *const buffer = d_state + W, *const leaf = buffer + 2 * H;
+    C *const d_input = memory.get(), *const d_state = d_input + W;
+    C *const buffer = d_state + W, *const leaf = buffer + 2 * H;
     const ParameterSums<C> to(leaf, W);
     for (int64_t task = first; task < last; ++task) {
       const int64_t end = std::min(rows, (task + 1) * task_rows);
@@ -147,17 +151,17 @@ void recurrent_step_backward(const Recurrence& r, const BackwardLayout<T>& b, in
         std::fill(leaf, leaf + count, C(0));
         for (int64_t i = begin; i < std::min(end, begin + STEP_LEAF_ROWS); ++i) {
           const int64_t at = row + i;
-          const Side<T> a(r, r.input, l.input ? l.input + at * W : nullptr, l.input_gain, l.input_bias);
-          const Side<T> c(r, r.state, l.state + at * W, l.state_gain, l.state_bias);
-          const T* const dh_after = b.dh_after ? b.dh_after + at * H : nullptr;
+          const Side<T> a(r, r.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
+          const Side<T> c(r, r.state, t.state + at * W, t.state_gain, t.state_bias);
+          const T* const dh_after = g.dh_after ? g.dh_after + at * H : nullptr;
           if (r.gates == 3)
-            gru_row_backward(r, c, l.gates + at * W, l.h_before + at * H, dh_after, b.dh + i * H, d_input, d_state);
+            gru_row_backward(r, c, t.gates + at * W, t.h_before + at * H, dh_after, g.dh + i * H, d_input, d_state);
           else
-            lstm_row_backward(r, l, at, dh_after, b.dh + i * H, b.dc + i * H, d_input, to.cell_gain, buffer);
+            lstm_row_backward(r, t, at, dh_after, g.dh + i * H, g.dc + i * H, d_input, to.cell_gain, buffer);
           const C* const d_of_state = r.gates == 3 ? d_state : d_input;
           if (a.row)
-            side_backward(r, r.input, a, d_input, b.dinput + at * W, to.input_gain, to.input_bias, b.bias_inside);
-          side_backward(r, r.state, c, d_of_state, b.dstate + at * W, to.state_gain, to.state_bias, false);
+            side_backward(r, r.input, a, d_input, g.dinput + at * W, to.input_gain, to.input_bias, g.bias_inside);
+          side_backward(r, r.state, c, d_of_state, g.dstate + at * W, to.state_gain, to.state_bias, false);
         }
         double* const total = sums + task * count;
         for (int64_t i = 0; i < count; ++i) total[i] += double(leaf[i]);

@@ -1,5 +1,17 @@
-// Vectors as wide as the instruction set's registers: arithmetic by the compiler's vector extension, which is
-// plain C++ on every target; intrinsics only where it has no word (half precision, masks, streaming stores).
+// Vectors as wide as the instruction set's registers. Arithmetic uses the compiler's vector extension, which is plain
+// C++ on every target; intrinsics are used only where it has no equivalent (half precision, masks, streaming stores).
+//
+// Functions have the names of Google Highway's operations where they do the same, in lower case:
+//
+//   set                          Set                       all lanes equal
+//   load, store                  LoadU, StoreU             no alignment needed; 16-bit numbers are converted
+//   load_n, store_n              LoadN, StoreN             the first n lanes, 0 < n <= LANES; load_n reads others as 0
+//   stream, stream_fence         Stream, FlushStream
+//   promote, demote_to           PromoteTo, DemoteTo       16 bits to float32, and back
+//   promote_even, promote_odd    PromoteEvenTo, PromoteOddTo
+//   demote_even_odd              (demotes both and interleaves them: the inverse of the two above)
+//   concat_even, concat_odd      ConcatEven, ConcatOdd
+//   reduce_sum                   ReduceSum
 #pragma once
 
 #include "dtype.h"
@@ -47,14 +59,14 @@ typedef uint32_t VecU32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t HalfU16 __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 template <class C>
-RMSNORM_INLINE Vec<C> splat(C value) {
+RMSNORM_INLINE Vec<C> set(C value) {
   return value - Vec<C>{};
 }
 
-// ---- sixteen-bit vectors to and from float ----
+// ---- 16-bit vectors to and from float32 ----
 
-// GCC 12 makes of the general conversions three shuffles where the instruction set has one.
-RMSNORM_INLINE Vec<float> unpack(HalfU16 h, bf16) {
+// GCC 12 compiles the generic conversions to three shuffles; each of these intrinsics is one.
+RMSNORM_INLINE Vec<float> promote(HalfU16 h, bf16) {
 #if defined(RMSNORM_AVX512)
   return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
 #elif defined(RMSNORM_AVX2)
@@ -64,72 +76,73 @@ RMSNORM_INLINE Vec<float> unpack(HalfU16 h, bf16) {
 #endif
 }
 
-RMSNORM_INLINE HalfU16 pack(Vec<float> v, bf16) {
+RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, bf16) {
   const VecU32 bits = (VecU32)v;
   const VecU32 rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
   const VecU32 chosen = (v == v ? rounded : (bits | 0x400000u)) >> 16;
 #if defined(RMSNORM_AVX512)
   return (HalfU16)_mm512_cvtepi32_epi16((__m512i)chosen);
 #elif defined(RMSNORM_AVX2)
-  const __m256i halves = _mm256_packus_epi32((__m256i)chosen, (__m256i)chosen);  // within each 128 bits
+  const __m256i halves = _mm256_packus_epi32((__m256i)chosen, (__m256i)chosen);  // packs within each 128 bits
   return (HalfU16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
 #else
   return __builtin_convertvector(chosen, HalfU16);
 #endif
 }
 
-// Two vectors of bfloat16, taken apart into the even and the odd elements: one instruction each, where a vector of
-// neighbours takes two, one of them a shuffle.
-RMSNORM_INLINE Vec<float> even_of(const bf16* p) {
-  VecU32 both;
-  std::memcpy(&both, p, sizeof both);
-  return (Vec<float>)(both << 16);
+// 2·LANES neighbouring bfloat16 numbers, an even and an odd one in each 32 bits. To promote the even or the odd ones
+// takes one instruction a vector; to promote neighbours takes two, one of them a shuffle.
+RMSNORM_INLINE VecU32 load_pairs(const bf16* p) {
+  VecU32 pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return pairs;
 }
-RMSNORM_INLINE Vec<float> odd_of(const bf16* p) {
-  VecU32 both;
-  std::memcpy(&both, p, sizeof both);
-  return (Vec<float>)(both & 0xffff0000u);
-}
-// Of two vectors of neighbours the even and the odd elements.
-RMSNORM_INLINE void take_apart(Vec<float> a, Vec<float> b, Vec<float>& even, Vec<float>& odd) {
-#if defined(RMSNORM_AVX512)
-  const __m512i place = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  even = (Vec<float>)_mm512_permutex2var_ps((__m512)a, place, (__m512)b);
-  odd = (Vec<float>)_mm512_permutex2var_ps((__m512)a, _mm512_add_epi32(place, _mm512_set1_epi32(1)), (__m512)b);
-#elif defined(RMSNORM_AVX2)
-  const auto joined = [](__m256 v) { return (Vec<float>)_mm256_permute4x64_pd((__m256d)v, 0xd8); };  // was by 128 bits
-  even = joined(_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88));
-  odd = joined(_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd));
-#else
-  constexpr int N = LANES<float>;
-  for (int i = 0; i < N; ++i) {
-    even[i] = 2 * i < N ? a[2 * i] : b[2 * i - N];
-    odd[i] = 2 * i < N ? a[2 * i + 1] : b[2 * i + 1 - N];
-  }
-#endif
-}
-// And back, rounded. A NaN must have the lower half of its bits clear, as those have that come of bfloat16 numbers and
-// of arithmetic itself: rounding would carry others into the sign.
-RMSNORM_INLINE VecU32 joined(Vec<float> even, Vec<float> odd) {
+RMSNORM_INLINE Vec<float> promote_even(VecU32 pairs) { return (Vec<float>)(pairs << 16); }
+RMSNORM_INLINE Vec<float> promote_odd(VecU32 pairs) { return (Vec<float>)(pairs & 0xffff0000u); }
+// The inverse, rounded. The lower 16 bits of a NaN must be 0, or rounding could carry into its sign; they are 0 in NaNs
+// that come from bfloat16 numbers or from arithmetic.
+RMSNORM_INLINE VecU32 demote_even_odd(Vec<float> even, Vec<float> odd) {
   const auto rounded = [](VecU32 bits) RMSNORM_INLINE_LAMBDA { return bits + (((bits >> 16) & 1u) + 0x7fffu); };
   return (rounded((VecU32)even) >> 16) | (rounded((VecU32)odd) & 0xffff0000u);
 }
 
+// The even, or the odd, elements of two neighbouring vectors.
+template <int ODD>
+RMSNORM_INLINE Vec<float> concat_every_second(Vec<float> high, Vec<float> low) {
 #if defined(RMSNORM_AVX512)
-RMSNORM_INLINE Vec<float> unpack(HalfU16 h, f16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
-RMSNORM_INLINE HalfU16 pack(Vec<float> v, f16) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i index = ODD ? _mm512_add_epi32(even, _mm512_set1_epi32(1)) : even;
+  return (Vec<float>)_mm512_permutex2var_ps((__m512)low, index, (__m512)high);
+#elif defined(RMSNORM_AVX2)
+  const __m256 within_128_bits = _mm256_shuffle_ps((__m256)low, (__m256)high, ODD ? 0xdd : 0x88);
+  return (Vec<float>)_mm256_permute4x64_pd((__m256d)within_128_bits, 0xd8);
+#else
+  constexpr int N = LANES<float>;
+  Vec<float> v;
+  for (int i = 0; i < N; ++i) v[i] = 2 * i < N ? low[2 * i + ODD] : high[2 * i + ODD - N];
+  return v;
+#endif
+}
+RMSNORM_INLINE Vec<float> concat_even(Vec<float> high, Vec<float> low) { return concat_every_second<0>(high, low); }
+RMSNORM_INLINE Vec<float> concat_odd(Vec<float> high, Vec<float> low) { return concat_every_second<1>(high, low); }
+
+#if defined(RMSNORM_AVX512)
+RMSNORM_INLINE Vec<float> promote(HalfU16 h, f16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
+RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, f16) {
   return (HalfU16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 #elif defined(RMSNORM_AVX2)
-RMSNORM_INLINE Vec<float> unpack(HalfU16 h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
-RMSNORM_INLINE HalfU16 pack(Vec<float> v, f16) { return (HalfU16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
-#else  // element by element; as a call, since a copy in every loop would make the module's code ten times as long
-RMSNORM_NOINLINE inline Vec<float> unpack(HalfU16 h, f16) {
+RMSNORM_INLINE Vec<float> promote(HalfU16 h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
+RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, f16) {
+  return (HalfU16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#else  // Element by element. Not inlined: a copy in every loop would make the module's code ten times as long.
+RMSNORM_NOINLINE inline Vec<float> promote(HalfU16 h, f16) {
   Vec<float> v;
   for (int i = 0; i < LANES<float>; ++i) v[i] = widen(f16{h[i]});
   return v;
 }
-RMSNORM_NOINLINE inline HalfU16 pack(Vec<float> v, f16) {
+RMSNORM_NOINLINE inline HalfU16 demote_to(Vec<float> v, f16) {
   HalfU16 h;
   for (int i = 0; i < LANES<float>; ++i) h[i] = to_f16(v[i]).bits;
   return h;
@@ -143,7 +156,7 @@ RMSNORM_INLINE Vec<compute_t<T>> load(const T* p) {
   if constexpr (sizeof(T) == 2) {
     HalfU16 h;
     std::memcpy(&h, p, sizeof h);
-    return unpack(h, T{});
+    return promote(h, T{});
   } else {
     Vec<T> v;
     std::memcpy(&v, p, sizeof v);
@@ -154,29 +167,29 @@ RMSNORM_INLINE Vec<compute_t<T>> load(const T* p) {
 template <class T>
 RMSNORM_INLINE void store(T* p, Vec<compute_t<T>> v) {
   if constexpr (sizeof(T) == 2) {
-    const HalfU16 h = pack(v, T{});
+    const HalfU16 h = demote_to(v, T{});
     std::memcpy(p, &h, sizeof h);
   } else {
     std::memcpy(p, &v, sizeof v);
   }
 }
 
-// Past the caches; p must be aligned to the bytes written.
+// A store that bypasses the caches. p must be aligned to the number of bytes written.
 template <class T>
 RMSNORM_INLINE void stream(T* p, Vec<compute_t<T>> v) {
 #if defined(RMSNORM_AVX512)
   if constexpr (sizeof(T) == 2)
-    _mm256_stream_si256((__m256i*)p, (__m256i)pack(v, T{}));
+    _mm256_stream_si256((__m256i*)p, (__m256i)demote_to(v, T{}));
   else
     _mm512_stream_si512((__m512i*)p, (__m512i)v);
 #elif defined(RMSNORM_AVX2)
   if constexpr (sizeof(T) == 2)
-    _mm_stream_si128((__m128i*)p, (__m128i)pack(v, T{}));
+    _mm_stream_si128((__m128i*)p, (__m128i)demote_to(v, T{}));
   else
     _mm256_stream_si256((__m256i*)p, (__m256i)v);
 #elif defined(__x86_64__)
   if constexpr (sizeof(T) == 2)
-    store(p, v);  // eight bytes: no vector store that streams
+    store(p, v);  // 8 bytes: there is no streaming store of that size
   else
     _mm_stream_si128((__m128i*)p, (__m128i)v);
 #else
@@ -202,65 +215,67 @@ RMSNORM_INLINE void stream_fence() {
 #endif
 }
 
-// ---- the first m lanes, 0 < m < LANES: a row's tail; lanes beyond are read as zero and never written ----
+// ---- the first n lanes, 0 < n <= LANES: the end of a row. Other lanes are read as 0, and never written ----
 
 template <class T>
-RMSNORM_INLINE Vec<compute_t<T>> load_first(const T* p, int m) {
+RMSNORM_INLINE Vec<compute_t<T>> load_n(const T* p, int n) {
+  if (n == LANES<compute_t<T>>) return load(p);
 #if defined(RMSNORM_AVX512)
   if constexpr (sizeof(T) == 2)
-    return unpack((HalfU16)_mm256_maskz_loadu_epi16(__mmask16((1u << m) - 1u), p), T{});
+    return promote((HalfU16)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1u), p), T{});
   else if constexpr (sizeof(T) == 4)
-    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << m) - 1u), p);
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1u), p);
   else
-    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << m) - 1u), p);
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1u), p);
 #else
-  T row[LANES<compute_t<T>>] = {};
-  for (int i = 0; i < m; ++i) row[i] = p[i];
-  return load(row);
+  T lanes[LANES<compute_t<T>>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
 #endif
 }
 
 template <class T>
-RMSNORM_INLINE void store_first(T* p, Vec<compute_t<T>> v, int m) {
+RMSNORM_INLINE void store_n(T* p, Vec<compute_t<T>> v, int n) {
+  if (n == LANES<compute_t<T>>) return store(p, v);
 #if defined(RMSNORM_AVX512)
   if constexpr (sizeof(T) == 2)
-    _mm256_mask_storeu_epi16(p, __mmask16((1u << m) - 1u), (__m256i)pack(v, T{}));
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1u), (__m256i)demote_to(v, T{}));
   else if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(p, __mmask16((1u << m) - 1u), (__m512)v);
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1u), (__m512)v);
   else
-    _mm512_mask_storeu_pd(p, __mmask8((1u << m) - 1u), (__m512d)v);
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
 #else
-  T row[LANES<compute_t<T>>];
-  store(row, v);
-  for (int i = 0; i < m; ++i) p[i] = row[i];
+  T lanes[LANES<compute_t<T>>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
 #endif
 }
 
-// v with zeros beyond the first count lanes.
+// v with 0 in all lanes after the first n.
 template <class C>
-RMSNORM_INLINE Vec<C> keep_first(Vec<C> v, int count) {
-  if (count == LANES<C>) return v;
+RMSNORM_INLINE Vec<C> zero_after(Vec<C> v, int n) {
+  if (n == LANES<C>) return v;
 #if defined(RMSNORM_AVX512)
   if constexpr (sizeof(C) == 4)
-    return (Vec<C>)_mm512_maskz_mov_ps(__mmask16((1u << count) - 1u), (__m512)v);
+    return (Vec<C>)_mm512_maskz_mov_ps(__mmask16((1u << n) - 1u), (__m512)v);
   else
-    return (Vec<C>)_mm512_maskz_mov_pd(__mmask8((1u << count) - 1u), (__m512d)v);
+    return (Vec<C>)_mm512_maskz_mov_pd(__mmask8((1u << n) - 1u), (__m512d)v);
 #else
-  for (int i = count; i < LANES<C>; ++i) v[i] = 0;
+  for (int i = n; i < LANES<C>; ++i) v[i] = 0;
   return v;
 #endif
 }
 
-// v as it would be after a trip through T in memory.
+// v rounded to T, as if it had been stored as T and loaded again.
 template <class T>
 RMSNORM_INLINE Vec<compute_t<T>> round_to(Vec<compute_t<T>> v) {
   if constexpr (sizeof(T) == 2)
-    return unpack(pack(v, T{}), T{});
+    return promote(demote_to(v, T{}), T{});
   else
     return v;
 }
 
-// v as a finished product: what is added to it next is not fused with the multiplication before.
+// v itself, but the compiler cannot fuse the multiplication that made it with an addition that follows.
 template <class V>
 RMSNORM_INLINE V unfused(V v) {
 #if defined(RMSNORM_AVX512)
@@ -274,7 +289,7 @@ RMSNORM_INLINE V unfused(V v) {
 }
 
 template <class C>
-RMSNORM_INLINE C lanes_sum(Vec<C> v) {
+RMSNORM_INLINE C reduce_sum(Vec<C> v) {
 #if defined(RMSNORM_AVX512)
   if constexpr (sizeof(C) == 4)
     return _mm512_reduce_add_ps((__m512)v);

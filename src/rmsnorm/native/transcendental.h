@@ -1,4 +1,4 @@
-// The exponential, the logistic function and tanh on vectors of float and double.
+// The exponential, the logistic function and tanh, on vectors of float and double.
 #pragma once
 
 #include "simd.h"
@@ -7,17 +7,17 @@ namespace rmsnorm {
 
 typedef int64_t VecI64 __attribute__((vector_size(VECTOR_BYTES)));
 
-// What e^x = 2^n (1 + em1(r)), x = n ln 2 + r, |r| <= 0.35, needs of a type. ln 2 comes in two parts, the first of so
-// few bits that its product with n is exact. tail: (e^r − 1 − r)/r² as the polynomial of Chebyshev's nodes on that
-// interval, highest power first.
+// Constants for e^x = 2^n (1 + em1(r)) with x = n ln 2 + r, |r| <= 0.35. ln 2 is the sum of two parts, the first of
+// which has few enough bits for its product with n to be exact. TAIL approximates (e^r − 1 − r)/r²: the polynomial that
+// interpolates at Chebyshev's nodes of that interval, highest power first.
 template <class C>
-struct exponential;
+struct ExponentialConstants;
 
 template <>
-struct exponential<float> {
+struct ExponentialConstants<float> {
   using Bits = VecI32;
   static constexpr int MANTISSA = 23, BIAS = 127;
-  static constexpr float MAGIC = 0x1.8p23f;  // what is added to it is rounded to an integer, in its last bits
+  static constexpr float MAGIC = 0x1.8p23f;  // a number added to it is rounded to an integer, which is in the last bits
   static constexpr float LOW = -87.0f, HIGH = 88.0f;
   static constexpr float LOG2_E = 0x1.715476p+0f, LN2_HIGH = 0x1.62e4p-1f, LN2_LOW = 0x1.7f7d1cp-20f;
   static constexpr float TAIL[] = {0x1.a1256cp-13f, 0x1.6d43aep-10f, 0x1.1110e0p-7f,
@@ -25,7 +25,7 @@ struct exponential<float> {
 };
 
 template <>
-struct exponential<double> {
+struct ExponentialConstants<double> {
   using Bits = VecI64;
   static constexpr int MANTISSA = 52, BIAS = 1023;
   static constexpr double MAGIC = 0x1.8p52;
@@ -37,42 +37,42 @@ struct exponential<double> {
                                     1.66666666666666710e-1,  0.5};
 };
 
-// 2^n and em1(r) = e^r − 1, of x within [LOW, HIGH] (what lies beyond is moved to the limit; NaN stays).
+// 2^n and em1(r) = e^r − 1. x is clamped to [LOW, HIGH]; NaN stays NaN.
 template <class C>
 struct Power {
   Vec<C> power, em1;
   RMSNORM_INLINE explicit Power(Vec<C> x) {
-    using E = exponential<C>;
-    x = x < E::LOW ? splat<C>(E::LOW) : x;
-    x = x > E::HIGH ? splat<C>(E::HIGH) : x;
+    using E = ExponentialConstants<C>;
+    x = x < E::LOW ? set<C>(E::LOW) : x;
+    x = x > E::HIGH ? set<C>(E::HIGH) : x;
     const Vec<C> shifted = x * E::LOG2_E + E::MAGIC, n = shifted - E::MAGIC;
     const Vec<C> r = (x - n * E::LN2_HIGH) - n * E::LN2_LOW;
-    Vec<C> tail = splat<C>(E::TAIL[0]);
+    Vec<C> tail = set<C>(E::TAIL[0]);
 #pragma GCC unroll 16
     for (size_t i = 1; i < sizeof E::TAIL / sizeof(C); ++i) tail = tail * r + E::TAIL[i];
     em1 = r + r * r * tail;
-    // The last bits of MAGIC + n are n, and the shift leaves of it no more than n's place in an exponent.
+    // n is in the last bits of MAGIC + n; the shift moves it into the exponent's place, and all other bits out.
     using Bits = typename E::Bits;
     const auto one = decltype(E::MANTISSA + Bits{}[0])(E::BIAS) << E::MANTISSA;
     power = (Vec<C>)(((Bits)shifted << E::MANTISSA) + one);
   }
 };
 
-// e^x, x moved to within [−87, 88] (double: [−708, 709]): 1.2 units in the last place.
+// e^x to 1.2 units in the last place, x clamped to [−87, 88] (double: [−708, 709]).
 template <class C>
-RMSNORM_INLINE Vec<C> exponential_of(Vec<C> x) {
+RMSNORM_INLINE Vec<C> exponential(Vec<C> x) {
   const Power<C> e(x);
   return e.power + e.power * e.em1;
 }
 
-// σ(x) = 1 / (1 + e^−x), right in its last places for large negative x too.
+// σ(x) = 1 / (1 + e^−x), accurate for large negative x too.
 template <class C>
 RMSNORM_INLINE Vec<C> sigmoid(Vec<C> x) {
-  return C(1) / (C(1) + exponential_of<C>(-x));
+  return C(1) / (C(1) + exponential<C>(-x));
 }
 
-// tanh x = −(e^−2|x| − 1) / (e^−2|x| + 1) with x's sign; what is subtracted is never rounded first, so that small x
-// lose nothing.
+// tanh x = −(e^−2|x| − 1) / (e^−2|x| + 1) with x's sign. e^−2|x| − 1 is computed without rounding e^−2|x| first, so
+// small x lose no accuracy.
 template <class C>
 RMSNORM_INLINE Vec<C> hyperbolic_tangent(Vec<C> x) {
   const Vec<C> magnitude = x < C(0) ? -x : x;

@@ -59,15 +59,15 @@ int dtype_code(const Tensor& t) {
 }
 
 // A tensor as the kernels take it, which judge it: whatever it is, all of it is said. Undefined: absent.
-struct Described : c_api::Strided {
-  explicit Described(const Tensor& t) : Strided{nullptr, -1, 0, nullptr, nullptr}, defined(t.defined()) {
+struct Described : c_api::StridedTensor {
+  explicit Described(const Tensor& t) : StridedTensor{nullptr, -1, 0, nullptr, nullptr}, defined(t.defined()) {
     if (!defined) return;
     dtype = dtype_code(t);
     ndim = int(t.dim()), shape = t.sizes().data(), strides = t.strides().data();
     data = t.data_ptr();
     if (!t.storage().data()) data = nullptr;  // freed: else the address is the offset alone
   }
-  const c_api::Strided* get() const { return defined ? this : nullptr; }
+  const c_api::StridedTensor* get() const { return defined ? this : nullptr; }
   bool defined;
 };
 
@@ -93,7 +93,7 @@ const Tensor& or_undefined(const OptionalTensor& t) {
 // ---- the node ----
 
 struct Call {
-  c_api::How how;
+  NormSpec spec;
   double p;
 };
 
@@ -108,10 +108,10 @@ struct Node : torch::autograd::Function<Node> {
     const bool sums = residual.has_value();
     ctx->save_for_backward({sums ? outputs.made[1] : input, or_undefined(weight), or_undefined(bias)});
     ctx->set_materialize_grads(false);
-    const auto& how = call.how;
-    ctx->saved_data["numbers"] = c10::List<double>({how.eps, call.p});
+    const auto& spec = call.spec;
+    ctx->saved_data["numbers"] = c10::List<double>({spec.eps, call.p});
     ctx->saved_data["counts"] = c10::List<int64_t>(
-        {int(how.norm), how.flags, how.dims, how.n, how.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
+        {int(spec.kind), spec.flags, spec.dims, spec.n, spec.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
     return outputs.made;
   }
 
@@ -153,7 +153,7 @@ struct Node : torch::autograd::Function<Node> {
       if (wants_weight) dweight = fresh_like(weight);
       if (wants_bias) dbias = fresh_like(bias);
       const Described d(dy), of_x(x), of_weight(weight), of_dx(dx), of_plus(plus), of_dweight(dweight), of_dbias(dbias);
-      if (kernels->backward(call.how, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
+      if (kernels->backward(call.spec, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
                             of_dbias.get()))
         return;
     }
@@ -171,10 +171,10 @@ struct Node : torch::autograd::Function<Node> {
       throw error;
     };
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-        gradients, "iOOOOOi(NNN)ddNs", int(call.how.norm), object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
-        object(saved[1]).ptr(), object(saved[2]).ptr(), call.how.dims, PyBool_FromLong(wants_dx),
-        PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.how.eps, call.p,
-        PyBool_FromLong(call.how.flags & ZERO_CENTERED), call.how.flags & ROUND_FIRST ? "llama" : "once"));
+        gradients, "iOOOOOi(NNN)ddNs", int(call.spec.kind), object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
+        object(saved[1]).ptr(), object(saved[2]).ptr(), call.spec.dims, PyBool_FromLong(wants_dx),
+        PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.spec.eps, call.p,
+        PyBool_FromLong(call.spec.flags & ZERO_CENTERED), call.spec.flags & ROUND_FIRST ? "llama" : "once"));
     if (!found) fail();
     Tensor* to[3] = {&dx, &dweight, &dbias};
     for (int i = 0; i < 3; ++i) {
@@ -227,22 +227,22 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
   // With Llama's casting parameters of another dtype change the result's: norm.eager.output_dtype.
   const auto changes = [&](const Described& t) { return t.defined && t.dtype != x.dtype; };
-  if (call.how.flags & ROUND_FIRST && (changes(w) || changes(b))) return {};
-  if (!kernels->read(x, shape, eps, p, call.how)) return {};
+  if (call.spec.flags & ROUND_FIRST && (changes(w) || changes(b))) return {};
+  if (!kernels->read_spec(x, shape, eps, p, call.spec)) return {};
   const bool differentiable = at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(residual) ||
                                                              requires_grad(weight) || requires_grad(bias));
   // What was made in inference mode cannot be saved for the backward pass: operation.saveable.
   if (differentiable && (is_inference(input) || is_inference(weight) || is_inference(bias))) return {};
   if (out && (differentiable || out->requires_grad())) return {};
   if (out && out->is_inference() && !c10::InferenceMode::is_enabled()) return {};
-  if (out) call.how.flags &= ~FRESH;
+  if (out) call.spec.flags &= ~FRESH;
   at::RecordFunction guard(at::RecordScope::FUNCTION);
   if (guard.isActive()) guard.before(name, differentiable ? int64_t(at::sequence_number::peek()) : -1);
   Outputs outputs;
   outputs.made.push_back(out ? *out : fresh_like(input));
   if (residual) outputs.made.push_back(fresh_like(*residual));
   const Described y(outputs.made[0]), sum(outputs.made.back());
-  if (!kernels->forward(call.how, x, w.get(), b.get(), y, r.get(), residual ? sum.get() : nullptr)) return {};
+  if (!kernels->forward(call.spec, x, w.get(), b.get(), y, r.get(), residual ? sum.get() : nullptr)) return {};
   if (out && !out->is_inference()) out->unsafeGetTensorImpl()->bump_version();  // as in-place operations do
   if (!differentiable) return std::move(outputs.made);
   return Node::apply(input, residual, weight, bias, call, outputs);
@@ -254,9 +254,9 @@ PyObject* rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 9, "rms_norm takes 9 arguments");
   OptionalTensor input, weight, bias, out;
   Call call;
-  call.how.norm = NormKind::rms;
+  call.spec.kind = NormKind::rms;
   if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
-      !unpack(args[8], true, out) || !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.how.flags))
+      !unpack(args[8], true, out) || !read_number(args[5], call.p) || !read_flags(args[6], args[7], call.spec.flags))
     Py_RETURN_NONE;
   const auto made = run("rmsnorm::rms_norm", call, args[1], args[4], args[5], *input, {}, weight, bias, out);
   if (made.empty()) Py_RETURN_NONE;
@@ -270,7 +270,7 @@ PyObject* layer_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 6, "layer_norm takes 6 arguments");
   OptionalTensor input, weight, bias, out;
   Call call;
-  call.how.norm = NormKind::layer, call.how.flags = usual_flags | FRESH, call.p = 1;
+  call.spec.kind = NormKind::layer, call.spec.flags = usual_flags | FRESH, call.p = 1;
   if (!unpack(args[0], false, input) || !unpack(args[2], true, weight) || !unpack(args[3], true, bias) ||
       !unpack(args[5], true, out))
     Py_RETURN_NONE;
@@ -287,9 +287,9 @@ PyObject* add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   TORCH_CHECK(count == 9, "add_rms_norm takes 9 arguments");
   OptionalTensor input, residual, weight, bias;
   Call call;
-  call.how.norm = NormKind::rms;
+  call.spec.kind = NormKind::rms;
   if (!unpack(args[0], false, input) || !unpack(args[1], false, residual) || !unpack(args[3], true, weight) ||
-      !unpack(args[4], true, bias) || !read_number(args[6], call.p) || !read_flags(args[7], args[8], call.how.flags))
+      !unpack(args[4], true, bias) || !read_number(args[6], call.p) || !read_flags(args[7], args[8], call.spec.flags))
     Py_RETURN_NONE;
   const auto made = run("rmsnorm::add_rms_norm", call, args[2], args[5], args[6], *input, residual, weight, bias);
   if (made.empty()) Py_RETURN_NONE;

@@ -1,5 +1,5 @@
-// From Python objects to Views. A tensor is either a tuple (address, dtype, shape, strides), or an object of a
-// framework that exports DLPack's C exchange API (torch >= 2.10), which tells the same in about 30 ns.
+// From Python objects to Views. A tensor is a tuple (address, dtype, shape, strides), or an object of a framework that
+// exports DLPack's C exchange API (torch >= 2.10), which describes it in about 30 ns.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -10,7 +10,7 @@ namespace rmsnorm {
 
 namespace nb = nanobind;
 
-// The part of DLPack 1.2's ABI that is read here.
+// The part of DLPack 1.2's ABI that is used here.
 namespace dlpack {
 struct Tensor {
   void* data;
@@ -28,23 +28,23 @@ struct Exchange {
   uint32_t major, minor;
   Exchange* previous;
   void *allocate, *managed_from_object, *managed_to_object;
-  int (*tensor_from_object)(void* object, Tensor* out);  // borrows; null where not offered
+  int (*tensor_from_object)(void* object, Tensor* out);  // a borrowed description; may be null
   void* current_stream;
 };
 }  // namespace dlpack
 
-inline const dlpack::Exchange* exchange = nullptr;
+inline const dlpack::Exchange* dlpack_exchange = nullptr;
 
-// One tensor of a framework that exports the interface; borrowed. false: no such tensor, and no Python error.
-inline bool borrow(PyObject* o, dlpack::Tensor& t) {
-  if (exchange && exchange->tensor_from_object(o, &t) == 0) return true;
+// The description of a tensor, valid while the object lives. False if the framework gives none; no Python error is set.
+inline bool borrow_tensor(PyObject* o, dlpack::Tensor& t) {
+  if (dlpack_exchange && dlpack_exchange->tensor_from_object(o, &t) == 0) return true;
   PyErr_Clear();
   return false;
 }
 
-// The address of the first element; null for a wrapper, for torch's zeros that are nowhere, and for a view of a storage
-// that was freed (`resize_(0)`, as FSDP does), whose address is its offset alone. No memory lies below 2^40 bytes by
-// itself, so that an ordinary tensor is not asked.
+// The address of the first element. It is null if the tensor has no memory: wrappers, torch's zero tensors, and views
+// of a storage that was freed (`resize_(0)`, as FSDP does). The address of such a view is its offset alone. Memory lies
+// above 2^40 bytes, so ordinary tensors skip the check.
 inline void* address(PyObject* o, const dlpack::Tensor& t) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
   if (first < uintptr_t(1) << 40) {
@@ -62,16 +62,21 @@ inline int dtype_code(const dlpack::Tensor& t) {
   if (t.code == dlpack::INT) return t.bits == 8 ? int(DType::int8) : -1;
   if (t.code == dlpack::BFLOAT) return t.bits == 16 ? int(DType::bfloat16) : -1;
   if (t.code != dlpack::FLOAT) return -1;
-  return t.bits == 32 ? int(DType::float32) : t.bits == 64 ? int(DType::float64) : t.bits == 16 ? int(DType::float16) : -1;
+  switch (t.bits) {
+    case 16: return int(DType::float16);
+    case 32: return int(DType::float32);
+    case 64: return int(DType::float64);
+    default: return -1;
+  }
 }
 
-// What a tuple says: address, dtype, shape, strides.
-struct Described {
+// A tuple (address, dtype, shape, strides).
+struct TupleTensor {
   void* data;
   int dtype, ndim;
   int64_t shape[MAX_DIMS], stride[MAX_DIMS];
 };
-inline bool describe(PyObject* o, Described& d) {
+inline bool read_tuple(PyObject* o, TupleTensor& d) {
   PyObject* item[4];
   if (PyTuple_GET_SIZE(o) != 4) return false;
   for (int i = 0; i < 4; ++i) item[i] = PyTuple_GET_ITEM(o, i);
@@ -87,61 +92,61 @@ inline bool describe(PyObject* o, Described& d) {
   return true;
 }
 
-// Nothing means "not for the kernels": Python then says why, or finds another way.
-inline std::optional<View> read(nb::handle h, bool eight_bit = false) {
+// Nothing if the kernels do not serve such a tensor.
+inline std::optional<View> read_view(nb::handle h, bool eight_bit = false) {
   PyObject* o = h.ptr();
   if (PyTuple_CheckExact(o)) {
-    Described d;
-    return describe(o, d) ? View::of(d.data, d.dtype, d.ndim, d.shape, d.stride, eight_bit) : std::nullopt;
+    TupleTensor d;
+    return read_tuple(o, d) ? View::of(d.data, d.dtype, d.ndim, d.shape, d.stride, eight_bit) : std::nullopt;
   }
   dlpack::Tensor t;
-  if (!borrow(o, t) || t.device_type != dlpack::CPU) return std::nullopt;
+  if (!borrow_tensor(o, t) || t.device_type != dlpack::CPU) return std::nullopt;
   return View::of(address(o, t), dtype_code(t), t.ndim, t.shape, t.strides, eight_bit);
 }
 
-// An argument that must be a tensor, and one that may be None, as they were read; kernels get them from `served` alone.
-class Needed {
+// An argument that must be a tensor, and one that may be None. Only call_with_views reads their views.
+class RequiredArgument {
  public:
-  explicit Needed(std::optional<View> view) : view_(std::move(view)) {}
-  explicit Needed(nb::handle h, bool eight_bit = false) : view_(read(h, eight_bit)) {}
+  explicit RequiredArgument(std::optional<View> view) : view_(std::move(view)) {}
+  explicit RequiredArgument(nb::handle h, bool eight_bit = false) : view_(read_view(h, eight_bit)) {}
 
  private:
   template <class F, class... A>
-  friend bool served(F f, const A&... arguments);
+  friend bool call_with_views(F f, const A&... arguments);
   bool was_read() const { return view_.has_value(); }
-  const View& get() const { return *view_; }
+  const View& view() const { return *view_; }
   std::optional<View> view_;
 };
-class Optional {
+class OptionalArgument {
  public:
-  explicit Optional(nb::handle h) : given_(!h.is_none()), view_(given_ ? read(h) : std::nullopt) {}
-  Optional(bool given, std::optional<View> view) : given_(given), view_(std::move(view)) {}
+  explicit OptionalArgument(nb::handle h) : given_(!h.is_none()), view_(given_ ? read_view(h) : std::nullopt) {}
+  OptionalArgument(bool given, std::optional<View> view) : given_(given), view_(std::move(view)) {}
 
  private:
   template <class F, class... A>
-  friend bool served(F f, const A&... arguments);
+  friend bool call_with_views(F f, const A&... arguments);
   bool was_read() const { return !given_ || view_; }
-  const View* get() const { return view_ ? &*view_ : nullptr; }
+  const View* view() const { return view_ ? &*view_ : nullptr; }
   bool given_;
   std::optional<View> view_;
 };
 
-// f of the views, a reference for what is needed and a pointer, null for None, for what is optional, if every argument
-// could be read; f says whether it serves them.
+// f(views...) if every argument could be read, else false. f takes a reference for a RequiredArgument, and a pointer
+// for an OptionalArgument, which is null for None. It returns whether it serves them.
 template <class F, class... A>
-bool served(F f, const A&... arguments) {
-  return (arguments.was_read() && ...) && f(arguments.get()...);
+bool call_with_views(F f, const A&... arguments) {
+  return (arguments.was_read() && ...) && f(arguments.view()...);
 }
 
-// Whether a tensor says that it is on a CPU and has elements, but no memory.
+// Whether a tensor is on a CPU and has elements, but no memory.
 inline bool has_no_memory(nb::handle h) {
   dlpack::Tensor t;
-  return borrow(h.ptr(), t) && t.device_type == dlpack::CPU && !address(h.ptr(), t) &&
+  return borrow_tensor(h.ptr(), t) && t.device_type == dlpack::CPU && !address(h.ptr(), t) &&
          std::all_of(t.shape, t.shape + t.ndim, [](int64_t n) { return n > 0; });
 }
 
-// The normalised shape: an int or a sequence of ints that are the last dimensions of x.
-inline bool trailing(nb::handle normalized_shape, const View& x, int& dims, int64_t& n) {
+// Reads an int, or a tuple or list of ints, that must equal the last dimensions of x.
+inline bool read_normalized_shape(nb::handle normalized_shape, const View& x, int& dims, int64_t& n) {
   PyObject* o = normalized_shape.ptr();
   if (PyLong_Check(o)) {
     dims = 1;

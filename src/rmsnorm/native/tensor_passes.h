@@ -1,0 +1,179 @@
+// The norms of whole tensors: which variant of the passes, rows in batches or groups, on several threads.
+#pragma once
+
+#include "batch.h"
+#include "row_passes.h"
+
+namespace rmsnorm {
+
+// Outputs of at least this size are streamed past the caches, unless they are fresh. An ordinary store first reads the
+// line that it overwrites (32 MiB: 3.1 ms, streamed 2.1 ms). Smaller outputs are better kept in the caches. Fresh ones
+// are there already, because the system has just cleared them (5.1 ms, streamed 7.0 ms).
+constexpr int64_t STREAM_BYTES = 32 << 20;
+// Short rows are read, then written, this many bytes at a time: streaming stores between loads cost 250 ns a row (n =
+// 64).
+constexpr int64_t BATCH_BYTES = 8192;
+// Rows of at most this size are short to the backward pass: a group of them and of their gradients fits the first-level
+// cache.
+constexpr int64_t SHORT_ROW_BYTES = 1024;
+
+template <class T, class Y>
+struct ForwardTensors {
+  Tensor<const T> x;
+  Tensor<Y> y;
+  // add_rms_norm: x + residual is rounded to T and written to sum, and sum is normalised.
+  Tensor<const T> residual;
+  Tensor<T> sum;
+  Affine<compute_t<T>> affine;
+};
+
+template <class T>
+RMSNORM_NOINLINE void add_rows(const T* a, const T* b, T* sum, int64_t n) {
+  using C = compute_t<T>;
+  for_each_place<C, PAIRED<T>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v[] = {at.load(a) + at.load(b)...};
+    store_at(sum, v, at...);
+  });
+}
+
+template <class Norm, unsigned V, bool STREAM, class T, class Y>
+void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
+  using C = compute_t<T>;
+  const int64_t n = problem.spec.n;
+  const int64_t batch = std::clamp<int64_t>(BATCH_BYTES / (n * int64_t(sizeof(T))), 1, MAX_BATCH);
+  parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+    auto x = tensors.x.from(begin);
+    auto y = tensors.y.from(begin);
+    auto residual = tensors.residual.from(begin);
+    auto sum = tensors.sum.from(begin);
+    Head head(problem, begin);
+    const T* input[MAX_BATCH];
+    Statistics<C> statistics[MAX_BATCH];
+    for (int64_t row = begin; row < end; row += batch) {
+      const int64_t rows = std::min(batch, end - row);
+      for (int64_t i = 0; i < rows; ++i, ++x, ++residual, ++sum) {
+        input[i] = *x;
+        if (*residual) {
+          add_rows(*x, *residual, *sum, n);
+          input[i] = *sum;
+        }
+      }
+      Norm::batch_statistics(input, rows, problem.spec, statistics);
+      for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
+        const auto& s = statistics[i];
+        const auto affine = tensors.affine.from(*head * n);
+        if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
+          normalize_row<Norm, V, STREAM>(ScaledRow<T>{input[i], 1}, *y, n, s, affine);
+        else
+          normalize_row_generic<Norm>(ScaledRow<T>{input[i], s.scale}, *y, n, s, affine);
+      }
+    }
+    if (STREAM) stream_fence();
+  });
+}
+
+template <class Norm, class T, class Y>
+void normalize_tensor(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
+  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y) * (PAIRED<T> && PAIRED<Y> ? 2 : 1);
+  const bool streamed = !problem.fresh() && problem.rows * problem.spec.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
+                        reinterpret_cast<uintptr_t>(tensors.y.data) % bytes == 0 &&
+                        tensors.y.rows.aligned(sizeof(Y), bytes);
+  const auto& affine = tensors.affine;
+  const auto run = [&](auto variant) {
+    constexpr unsigned V = decltype(variant)::value;
+    streamed ? normalize_all_rows<Norm, V, true>(problem, tensors)
+             : normalize_all_rows<Norm, V, false>(problem, tensors);
+  };
+  if constexpr (std::is_same_v<T, Y>) {  // Y differs from T only with round_first
+    if (!affine.round_first && affine.gain && affine.bias) return run(std::integral_constant<unsigned, GAIN | BIAS>{});
+    if (!affine.round_first && affine.gain && !affine.bias) return run(std::integral_constant<unsigned, GAIN>{});
+    if (!affine.round_first && !affine.gain && !affine.bias) return run(std::integral_constant<unsigned, PLAIN>{});
+  }
+  normalize_all_rows<Norm, GENERIC, false>(problem, tensors);
+}
+
+template <class T, class D>
+struct BackwardTensors {
+  Tensor<const D> dy;
+  Tensor<const T> x;
+  Tensor<T> dx;
+  Tensor<const T> plus;
+  Affine<compute_t<T>> affine;
+  double *dweight, *dbias;  // heads·n sums each; null: not wanted
+};
+
+// The rows [begin, end). dweight and dbias: heads·n sums each, to which these rows are added; null: not wanted.
+template <class Norm, unsigned V, class T, class D>
+void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors, int64_t begin, int64_t end,
+                   compute_t<T>* dweight, compute_t<T>* dbias) {
+  using C = compute_t<T>;
+  auto x = tensors.x.from(begin);
+  auto dy = tensors.dy.from(begin);
+  auto dx = tensors.dx.from(begin);
+  auto plus = tensors.plus.from(begin);
+  const NormSpec& spec = problem.spec;
+  const int64_t n = spec.n;
+  Head head(problem, begin);
+  const bool one_sweep = !Norm::centred && !(V & GENERIC) && spec.k == n;
+  const int64_t group_size = one_sweep && n * int64_t(sizeof(T)) <= SHORT_ROW_BYTES ? GROUP : 1;
+  for (int64_t row = begin; row < end; row += group_size) {
+    RowGroup<T, D> group;
+    group.count = std::min(group_size, end - row);
+    for (int64_t i = 0; i < group.count; ++i, ++x, ++dy, ++head) {
+      group.x[i] = *x, group.dy[i] = *dy, group.parameter_offset[i] = *head * n;
+      group.gain[i] = tensors.affine.from(group.parameter_offset[i]).gain;
+    }
+    group.x[group.count] = *x, group.dy[group.count] = *dy;  // perhaps after the last row: a prefetch does no harm
+    if (one_sweep) statistics_and_projections<bool(V & GAIN)>(group, spec);
+    for (int64_t i = 0; i < group.count; ++i, ++dx, ++plus) {
+      const int64_t offset = group.parameter_offset[i];
+      const auto affine = tensors.affine.from(offset);
+      const Gradients<T, C> out{*dx, *plus, dweight ? dweight + offset : nullptr, dbias ? dbias + offset : nullptr};
+      const bool usual = group.usual[i];
+      const Statistics<C> s = usual ? group.statistics[i] : Norm::statistics(group.x[i], spec);
+      BackwardInputs<T, D> in{{group.x[i], 1}, group.dy[i], group.x[i + 1], group.dy[i + 1]};
+      if ((V & GENERIC) || __builtin_expect(s.scale != 1, 0)) {
+        in.x.scale = s.scale;
+        backward_row_generic<Norm>(in, spec, s, affine, out);
+        continue;
+      }
+      const Projection<C> projection = usual ? group.projection[i] : project<Norm, V>(in, spec, s, affine.gain);
+      backward_row<Norm, V>(in, spec, s, projection, affine, out);
+    }
+  }
+}
+
+template <class Norm, unsigned V, class T, class D>
+void backward_all_rows(const Problem& problem, const BackwardTensors<T, D>& tensors) {
+  using C = compute_t<T>;
+  const int sums = (tensors.dweight != nullptr) + (tensors.dbias != nullptr);
+  if (!sums) {
+    parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+      backward_rows<Norm, V>(problem, tensors, begin, end, nullptr, nullptr);
+    });
+    return;
+  }
+  double* const totals[] = {tensors.dweight ? tensors.dweight : tensors.dbias, tensors.dbias};
+  const int64_t dbias_offset = (sums - 1) * problem.heads * problem.spec.n;
+  sum_over_rows<C>(problem, sums, totals, [&](int64_t begin, int64_t end, C* leaf) {
+    backward_rows<Norm, V>(problem, tensors, begin, end, tensors.dweight ? leaf : nullptr,
+                           tensors.dbias ? leaf + dbias_offset : nullptr);
+  });
+}
+
+template <class Norm, class T, class D>
+void backward_tensor(const Problem& problem, const BackwardTensors<T, D>& tensors) {
+  const auto& affine = tensors.affine;
+  const bool plain = !affine.round_first && !tensors.plus.data && tensors.dx.data;
+  const auto is = [&](bool gain, bool dweight, bool dbias) {
+    return plain && gain == bool(affine.gain) && dweight == bool(tensors.dweight) && dbias == bool(tensors.dbias);
+  };
+  if constexpr (std::is_same_v<T, D>) {
+    constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
+    if (is(true, true, Norm::centred)) return backward_all_rows<Norm, TRAINING>(problem, tensors);
+    if (is(false, false, false)) return backward_all_rows<Norm, DX>(problem, tensors);
+  }
+  backward_all_rows<Norm, GENERIC>(problem, tensors);
+}
+
+}  // namespace rmsnorm
