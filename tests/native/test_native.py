@@ -202,3 +202,21 @@ def test_sums_are_rounded_once(dtype):
         dy[40] *= -1
         (found,) = torch.autograd.grad(rms_norm(x, (1,), weight, 0.0), weight, dy)
         assert found.item() == sign
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_strides_of_parameters_change_no_bit_of_their_gradients(dtype):
+    """Contiguous gradients are written without the walk over strides that others take."""
+    generator = torch.Generator().manual_seed(3)
+    x, dy = (torch.randn(7, 33, 5, generator=generator).to(dtype) for _ in range(2))
+    found = []
+    for order in ((0, 1), (1, 0)):
+        weight, bias = (torch.randn(33, 5, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (4, 5))
+        weight, bias = (v.permute(order).contiguous().permute(order).requires_grad_() for v in (weight, bias))
+        y = layer_norm(x, (33, 5), weight, bias)
+        found.append(torch.autograd.grad(y, (weight, bias), dy))
+    assert [g.stride() for g in found[0]] == [(5, 1)] * 2
+    assert [g.stride() for g in found[1]] == [(1, 33)] * 2
+    for contiguous, strided in zip(*found, strict=True):
+        assert torch.equal(contiguous, strided)
