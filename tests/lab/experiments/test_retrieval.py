@@ -195,7 +195,7 @@ def test_too_little_data_is_refused(tmp_path):
         retrieval.load(written(tmp_path, train=5, valid=9, test=9), RECIPE)
     with pytest.raises(UserError, match=r"the test part of '.*' must have 2 images or more"):
         retrieval.load(written(tmp_path, train=6, valid=9, test=1), RECIPE)
-    with pytest.raises(UserError, match=r"data.fold must be at least 2, to search among; got 1"):
+    with pytest.raises(UserError, match=r"data\.fold must be at least 2; got 1"):
         retrieval.load(None, replace(RECIPE, data=replace(RECIPE.data, fold=1)))
 
 
