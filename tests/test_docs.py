@@ -16,7 +16,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 API = ROOT / "docs" / "api.md"
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci/run"),
-    *("docs", "src/rmsnorm/native", "src/rmsnorm/reference", "src/rmsnorm/torch", "src/rmsnorm_lab", "tests", "tools"),
+    *("docs", "src", "tests", "tools"),
 ]
 """Files and folders whose English is checked."""
 
