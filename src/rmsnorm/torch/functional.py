@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function
 
 from rmsnorm.spec import NormSpec, check_spec, norm_spec
 from rmsnorm.torch import checks
@@ -100,6 +101,11 @@ def rms_norm(
         y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
         if y is not None:
             return y
+    if _records(input):
+        args = input, normalized_shape, weight, eps
+        return handle_torch_function(
+            rms_norm, args, *args, bias=bias, p=p, zero_centered=zero_centered, casting=casting, out=out
+        )
     spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
     way = eager_way(input, weight, bias)
     if way == KERNEL and out is None:
@@ -158,6 +164,9 @@ def layer_norm(
         y = nodes.layer_norm(input, normalized_shape, weight, bias, eps, out)
         if y is not None:
             return y
+    if _records(input):
+        args = input, normalized_shape, weight, bias, eps
+        return handle_torch_function(layer_norm, args, *args, out=out)
     spec = norm_spec("layer", normalized_shape, eps)
     way = eager_way(input, weight, bias)
     if way == KERNEL and out is None:
@@ -222,6 +231,11 @@ def add_rms_norm(
         pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
         if pair is not None:
             return pair
+    if _records(input):
+        args = input, residual, normalized_shape, weight, eps
+        return handle_torch_function(
+            add_rms_norm, args, *args, bias=bias, p=p, zero_centered=zero_centered, casting=casting
+        )
     spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
     tensors = input, residual, weight, bias
     way = eager_way(*tensors)
@@ -285,6 +299,9 @@ def rms_norm_gated(
         if graph_way(input) == OPERATOR:
             return _ops.rms_norm_gated(input, gate, _extents(normalized_shape), weight, *how)
         return _checked_composite(GATED, check_gated_spec(normalized_shape, *how), tensors)[0]
+    if _records(input):
+        args = input, gate, normalized_shape, weight, eps
+        return handle_torch_function(rms_norm_gated, args, *args, norm_before_gate=norm_before_gate, groups=groups, p=p)
     spec = gated_spec(normalized_shape, *how)
     way = eager_way(*tensors)
     if way == AUTOGRAD:
@@ -393,6 +410,11 @@ def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
     )
     checks.check_inplace(input, residual, y.dtype, weight, bias)
     return input.copy_(y), residual.copy_(total)
+
+
+def _records(input: object) -> bool:
+    """Whether ``input`` is no tensor but records what is done with it, as ``torch.fx``'s proxies do."""
+    return not isinstance(input, Tensor) and hasattr(type(input), "__torch_function__")
 
 
 def _extents(normalized_shape: int | Sequence[int]) -> list[int]:
