@@ -51,11 +51,9 @@ def test_a_rehearsal_reaches_every_kind_of_stage(tmp_path):
     assert {"session.jsonl", "summary.md"} <= names <= {"session.jsonl", "summary.md", "winners.json"}
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["this Triton", "Triton 3.6.0"])
-def test_kernels_are_compiled_without_a_device(older, tmp_path):
-    folder = ROOT / "build/triton-3.6.0"
-    if older and not folder.is_dir():
-        pytest.skip("needs build/triton-3.6.0: make test")
+def test_kernels_are_compiled_without_a_device(tmp_path):
+    folder = ROOT / "build/triton-3.6.0"  # what the lent machines have; `make test` puts it there
+    older = folder.is_dir()
     _, found = rehearse(tmp_path, "build", **({"PYTHONPATH": str(folder)} if older else {}))
     assert {line["triton"] for line in found} == {"3.6.0" if older else triton.__version__}
 

@@ -1,7 +1,7 @@
 """The shipped launch choices compiled ahead of time, without a GPU: nothing spills, the gradients' grid is resident.
 
-Here a sample that has every choice of every kernel and dtype once, by two Tritons; `make triton` compiles all of them
-for all chips.
+Here a sample that has every choice of every kernel and dtype once, shared between two Tritons, each of which compiles
+every kernel; `make triton` compiles all of them for all chips by both.
 """
 
 import os
@@ -26,18 +26,20 @@ OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
 PARTS = 8
 
 
+def shares():
+    """(version, part): the parts in turn by the installed Triton and the oldest that is served; all by one if alone."""
+    versions = ["installed", *(version for version, folder in OLDEST.items() if folder.is_dir())]
+    return [(versions[part % len(versions)], part) for part in range(1, PARTS + 1)]
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-@pytest.mark.parametrize("part", range(1, PARTS + 1))
-@pytest.mark.parametrize("version", ["installed", *OLDEST])
+@pytest.mark.parametrize(("version", "part"), shares())
 def test_no_spills(version, part, run_python, tmp_path):
-    """By the installed Triton and the oldest that is served, which `make test` puts beside the environment."""
     folder = OLDEST.get(version)
-    if folder and not folder.is_dir():
-        pytest.skip(f"{folder} is not there: make {folder.relative_to(ROOT)}")
     said = run_python(
         f"import compile_kernels; assert compile_kernels.main(['check', '--part', '{part}/{PARTS}']) == 0",
         PYTHONPATH=os.pathsep.join([*([str(folder)] if folder else []), str(ROOT / "tools")]),
@@ -56,6 +58,12 @@ def test_programs_that_do_not_fit_would_be_seen(monkeypatch):
     loose = replace(choices.backward(4096, 2), programs=4, registers=None)
     monkeypatch.setattr(choices, "backward", lambda *a: loose)
     assert "resident" in compile_kernels.fault(("sm_90", Variant("rms_norm backward", 4096, BF16)))
+
+
+def test_each_share_has_every_kernel():
+    halves = [compile_kernels.sample()[first::2] for first in (0, 1)]
+    names = [{variant.kernel(variant.choice(32).looped).__name__ for _, variant in half} for half in halves]
+    assert names[0] == names[1]
 
 
 def test_every_choice_is_in_the_sample():
