@@ -136,7 +136,7 @@ def test_without_a_device_the_command_says_so(capsys):
 
 
 # The peers' functions and all of their parameters, from their sources: liger-kernel 0.8.5, quack-kernels 0.6.5,
-# flash-attn's and apex's main branches of 2025. "=" marks those with a default.
+# one commit of flash-attn; apex's are not checked against a release. "=" marks those with a default.
 PEERS = {
     "liger_kernel.transformers.functional": {
         "liger_rms_norm": "X W eps offset= casting_mode= in_place=",
