@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from rmsnorm.spec import check_same
 from rmsnorm.torch.bindings import FAKE
 from rmsnorm.torch.dispatch import forward_mode, transformed
+from rmsnorm.torch.onnx import exporting
 from rmsnorm.torch.operation import Operation, Tensors, Wants, run, run_composite, wanted
 
 library = torch.library.Library("rmsnorm", "DEF")
@@ -44,10 +46,23 @@ def register(
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
     library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
     library.impl(name, expression, "FuncTorchBatched")
-    # torch.onnx.export reads this table for operators that it cannot translate. Fake tensors of symbolic sizes do so
-    # too, unless they find the operator's fake among torch's own. Inductor has another table.
-    torch._decomp.decomposition_table[operator] = expression
-    torch._decomp.meta_table[operator] = fake
+    # An entry in torch's table of decompositions would do the same, but fake tensors of symbolic sizes and Inductor
+    # (where the environment sets CI) read that table too, and fail.
+    torch.library.register_torch_dispatch(
+        f"rmsnorm::{name}", ProxyTorchDispatchMode, _expanded(expression), lib=library
+    )
+
+
+def _expanded(expression: Callable) -> Callable:
+    """How a graph is traced over the operator: as one node, and as its expression for ``torch.onnx.export``."""
+
+    def trace(mode, operator, types, args, kwargs):
+        if not exporting():
+            return mode.__torch_dispatch__(operator, types, args, kwargs)
+        with mode:
+            return expression(*args)
+
+    return trace
 
 
 def _on_one_device(operator: Any, function: Callable) -> Callable:
