@@ -36,6 +36,21 @@ class Names(NamedTuple):
     bias: str | None
 
 
+class Ranks(NamedTuple):
+    """The numbers of an input's dimensions at which a module was compared; elsewhere its own forward runs."""
+
+    all: tuple[int, ...] = ()
+    with_equal_extents: tuple[int, ...] = ()
+    """Those at which an outer extent was also that of the normalised dimension."""
+
+    def hold(self, shape: torch.Size) -> bool:
+        """Whether an input of this shape is like one that was compared."""
+        return len(shape) in (self.with_equal_extents if shape[-1] in shape[:-1] else self.all)
+
+
+NOT_COMPARED = Ranks()
+
+
 @dataclass(frozen=True)
 class Convention:
     """The one of :func:`rms_norm` or :func:`layer_norm` that reproduces a module, with its arguments."""
@@ -51,6 +66,7 @@ class Convention:
     p: float = 1.0
     shape: tuple[int, ...] | None = None
     """The normalised dimensions; None: the last one, whatever its length."""
+    ranks: Ranks = NOT_COMPARED
     pairs: tuple[tuple[Pair, str], ...] = ()
     """The pairs of dtypes that were verified, and the casting of each."""
 
@@ -73,7 +89,7 @@ class Convention:
             bias = module._parameters.get(self.names.bias)
             if bias is None:
                 return None
-        if not isinstance(x, Tensor) or not x.is_cpu or not x.dim():
+        if not isinstance(x, Tensor) or not x.is_cpu:
             return None
         casting = self.castings.get((x.dtype, x.dtype if weight is None else weight.dtype))
         if casting is None or not self._fits(x, weight):
@@ -100,6 +116,8 @@ class Convention:
 
     def _fits(self, x: Tensor, weight: Tensor | None) -> bool:
         """The module itself says what is wrong with other shapes, or broadcasts them."""
+        if not self.ranks.hold(x.shape):
+            return False
         shape = self.shape or ()
         if weight is not None and weight.dim() > len(shape):  # a gain for each head
             shape = weight.shape

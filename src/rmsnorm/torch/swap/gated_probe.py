@@ -19,6 +19,7 @@ from rmsnorm.torch.swap.samples import (
     seeded,
 )
 from rmsnorm.torch.swap.shadow import Left, given, run
+from rmsnorm.torch.swap.shapes import verified
 
 
 def takes_a_gate(module: nn.Module) -> bool:
@@ -46,7 +47,7 @@ def judge_gated(module: nn.Module) -> GatedConvention:
             for norm_before_gate in (True, False):
                 convention = GatedConvention(Names(name, None), eps, eps_name, n, groups, norm_before_gate, activation)
                 if _reproduces(module, convention):
-                    return _with_pairs(module, convention)
+                    return _with_pairs(module, _with_ranks(module, convention))
     raise Left("no convention with a gate reproduces its results")
 
 
@@ -54,10 +55,13 @@ def _eps(module: nn.Module, name: str, n: int, activation: str) -> tuple[float, 
     """As without a gate, whose value is known here."""
     x, gate = torch.zeros(1, 2, n), torch.full((1, 2, n), 40.0)
     x[..., ::2], x[..., 1::2] = 1e-15, -1e-15
-    y = run(module, {name: torch.ones(n)}, x, gate)
     factor = ACTIVATIONS[activation](gate)[..., 0].double()
-    root = factor * x[..., 0].double() / y[..., 0].double()
-    return named_eps(module, (root**2).mean().item(), smallest=(1e-15 * factor.max().item()) ** 2)
+
+    def measure(module: nn.Module) -> float:
+        y = run(module, {name: torch.ones(n)}, x, gate)
+        return ((factor * x[..., 0].double() / y[..., 0].double()) ** 2).mean().item()
+
+    return named_eps(module, measure, smallest=(1e-15 * factor.max().item()) ** 2)
 
 
 def _groups(module: nn.Module, n: int) -> Iterator[int]:
@@ -81,12 +85,8 @@ def _arguments(convention: GatedConvention, seed: int, wide: bool = True) -> tup
 def _reproduces(module: nn.Module, convention: GatedConvention) -> bool:
     """In float32: results in both modes, and gradients once."""
     name = convention.names.weight or ""
-    x, gate, weight = _arguments(convention, 0)
-    ours = convention.compute(x, gate, weight, "once", convention.eps).double()
-    for training in (False, True):
-        theirs = run(module, {name: weight}, x, gate, training=training)
-        if theirs.dtype != torch.float32 or not ((theirs - ours).abs() <= TOLERANCE * ours.abs() + 1e-30).all():
-            return False
+    if not _close(module, convention, *_arguments(convention, 0)):
+        return False
     x, gate, weight = (t.requires_grad_() for t in _arguments(convention, 1, wide=False))
     theirs, ours = run(module, {name: weight}, x, gate), convention.compute(x, gate, weight, "once", convention.eps)
     if not theirs.requires_grad:
@@ -98,6 +98,28 @@ def _reproduces(module: nn.Module, convention: GatedConvention) -> bool:
         a is not None and bool((a - b).abs().max() <= GRADIENT_TOLERANCE * b.abs().max())
         for a, b in zip(g, h, strict=True)
     )
+
+
+def _close(module: nn.Module, convention: GatedConvention, x: Tensor, gate: Tensor, weight: Tensor) -> bool:
+    ours = convention.compute(x, gate, weight, "once", convention.eps).double()
+    for training in (False, True):
+        theirs = run(module, {convention.names.weight or "": weight}, x, gate, training=training)
+        if theirs.dtype != torch.float32 or not ((theirs - ours).abs() <= TOLERANCE * ours.abs() + 1e-30).all():
+            return False
+    return True
+
+
+def _with_ranks(module: nn.Module, convention: GatedConvention) -> GatedConvention:
+    """The convention with the ranks of inputs at which it reproduces the module."""
+
+    gate, weight = (torch.randn(convention.n, generator=seeded(seed)) for seed in (4, 5))
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        gates = gate.expand_as(x).contiguous()
+        ours = convention.compute(x, gates, weight, "once", convention.eps)
+        return ours, run(module, {convention.names.weight or "": weight}, x, gates)
+
+    return replace(convention, ranks=verified(both, (convention.n,)))
 
 
 def _with_pairs(module: nn.Module, convention: GatedConvention) -> GatedConvention:

@@ -20,9 +20,10 @@ from rmsnorm.torch.swap.samples import (
     seeded,
 )
 from rmsnorm.torch.swap.shadow import Left, given, run
+from rmsnorm.torch.swap.shapes import verified
 
-FREE_LENGTHS = 64, 48
-"""Of the rows for a module whose own shape does not say one."""
+FREE_LENGTHS = 64, 48, 16384
+"""Of the rows for a module whose own shape does not say one. A row of n has elements up to √n: a clamp shows there."""
 
 
 def judge(module: nn.Module) -> Convention:
@@ -43,7 +44,7 @@ def judge(module: nn.Module) -> Convention:
                 if norm == "layer":  # has neither p nor a gain of its own around zero
                     convention = replace(convention, p=1.0, gain="weight" if gain == "weight" else "(1 + weight)")
                 if _reproduces(module, convention, wide):
-                    return _with_pairs(module, convention, wide)
+                    return _with_pairs(module, _with_ranks(module, convention, wide), wide)
     raise Left(reasons[0] if len(reasons) == tried else "no convention reproduces its results")
 
 
@@ -77,9 +78,12 @@ def _eps(module: nn.Module, names: Names, gain: str, wide: tuple[int, ...]) -> t
     """From rows so small that their result is x / √eps, and the attribute that it is read from."""
     x = torch.zeros(2, *wide)
     x[..., 0], x[..., 1] = 1e-15, -1e-15
-    y = run(module, gain_of_one(names, gain, wide), x)
-    root = (x[..., 0].double() / y[..., 0].double()).flatten()
-    return named_eps(module, (root**2).mean().item(), smallest=2e-30 / wide[-1])
+
+    def measure(module: nn.Module) -> float:
+        y = run(module, gain_of_one(names, gain, wide), x)
+        return ((x[..., 0].double() / y[..., 0].double()) ** 2).mean().item()
+
+    return named_eps(module, measure, smallest=2e-30 / wide[-1])
 
 
 def _partial(module: nn.Module, names: Names, gain: str, eps: float, wide: tuple[int, ...]) -> float:
@@ -108,7 +112,7 @@ def _reproduces(module: nn.Module, convention: Convention, wide: tuple[int, ...]
         x, parameters = make_rows(lengths, generator), make_parameters(convention.names, lengths, generator)
         if convention.eps:  # eps is added to the mean square, which is of its size here
             x = torch.cat([x, convention.eps**0.5 * torch.randn(8, *lengths, generator=generator)])
-        if not _close(module, convention, x, parameters):
+        if not _close(module, convention, x, parameters) or not _keeps_nan(module, convention, x, parameters):
             return False
     x = torch.randn(8, *wide, generator=generator)
     return _gradients_close(module, convention, x, parameters, torch.randn(8, *wide, generator=generator))
@@ -135,6 +139,27 @@ def _close(module: nn.Module, convention: Convention, x: Tensor, parameters: dic
         if theirs.dtype != torch.float32 or not ((theirs.double() - ours).abs() <= TOLERANCE * size).all():
             return False
     return True
+
+
+def _keeps_nan(module: nn.Module, convention: Convention, x: Tensor, parameters: dict[str, Tensor]) -> bool:
+    """A row with a NaN comes out as ours does."""
+    x = x.clone()
+    x[0, ..., 0] = math.nan
+    weight, bias = (parameters.get(name or "") for name in convention.names)
+    ours = convention.compute(x, weight, bias, "once", convention.eps)
+    return torch.equal(run(module, parameters, x).isnan(), ours.isnan())
+
+
+def _with_ranks(module: nn.Module, convention: Convention, wide: tuple[int, ...]) -> Convention:
+    """The convention with the ranks of inputs at which it reproduces the module."""
+
+    parameters = make_parameters(convention.names, wide, seeded(2))
+    weight, bias = (parameters.get(name or "") for name in convention.names)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        return convention.compute(x, weight, bias, "once", convention.eps), run(module, parameters, x)
+
+    return replace(convention, ranks=verified(both, wide))
 
 
 def _gradients_close(
@@ -178,7 +203,11 @@ def _casting(
 ) -> str | None:
     generator = seeded(1)
     count = max(32, -(-4096 // math.prod(wide)))
-    x = torch.randn(count, *wide, generator=generator).to(x_dtype)
+    x = torch.randn(count, *wide, generator=generator)
+    if convention.eps:  # a module may have another eps for another dtype
+        x = torch.cat([x, convention.eps**0.5 * torch.randn(count, *wide, generator=generator)])
+    x[0], x[0, ..., 0] = x[0].sign(), 40 * math.prod(wide) ** 0.5  # and a clamp
+    x = x.to(x_dtype)
     parameters = {n: t.to(w_dtype) for n, t in make_parameters(convention.names, wide, generator).items()}
     try:
         theirs = run(module, parameters, x)

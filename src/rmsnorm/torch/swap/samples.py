@@ -5,12 +5,13 @@ The thresholds lie in a gap: a right convention is within 2 units in the last pl
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from rmsnorm.torch.swap.conventions import Names
-from rmsnorm.torch.swap.shadow import Left
+from rmsnorm.torch.swap.shadow import Left, with_attribute
 
 TOLERANCE = 16 * 2.0**-23
 """Of a float32 result, relative to the sizes that it is made of."""
@@ -49,8 +50,9 @@ def gain_of_one(names: Names, gain: str, wide: tuple[int, ...]) -> dict[str, Ten
     return {name: t for name, t in zip(names, (weight, torch.zeros(wide)), strict=True) if name is not None}
 
 
-def named_eps(module: nn.Module, measured: float, smallest: float) -> tuple[float, str | None]:
-    """The eps that was ``measured`` as an attribute of the module, or as a number of two digits."""
+def named_eps(module: nn.Module, measure: Callable[[nn.Module], float], smallest: float) -> tuple[float, str | None]:
+    """The eps that ``measure`` finds: as the attribute of the module that changes it, or as a number of two digits."""
+    measured = measure(module)
     if not math.isfinite(measured) or measured > 1:
         raise Left("rows near zero do not come out as x / √eps")
     if measured < 4 * smallest:  # the row's own mean square
@@ -60,7 +62,9 @@ def named_eps(module: nn.Module, measured: float, smallest: float) -> tuple[floa
     }
     for name, value in attributes.items():
         if value >= 0 and math.isclose(value, measured, rel_tol=1e-3):
-            return value, name
+            other = 4 * value or 1e-6
+            if math.isclose(measure(with_attribute(module, name, other)), other, rel_tol=1e-3):
+                return value, name
     epsilon = torch.finfo(torch.float32).eps
     for value in (0.0, float(f"{measured:.1e}"), epsilon):
         if math.isclose(value, measured, rel_tol=1e-3):
