@@ -1,6 +1,7 @@
 """The paper's Table 1 and §4.2: what is measured, and that the measurement can fail."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from rmsnorm import reference  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.analysis import gradients, invariance, layers  # noqa: E402
-from rmsnorm_lab.analysis.layers import Draw, Sizes  # noqa: E402
+from rmsnorm_lab.analysis import gradients, invariance, normed_layer  # noqa: E402
+from rmsnorm_lab.analysis.normed_layer import Draw, Sizes  # noqa: E402
 from rmsnorm_lab.experiments import norms  # noqa: E402
+from rmsnorm_lab.experiments.norms.base import Normaliser  # noqa: E402
 
 SIZES = (Sizes(), Sizes(8, 8, 8), Sizes(9, 31, 100))
 
@@ -24,15 +26,16 @@ def draw(sizes=Sizes(9, 31, 20), seed=0):  # noqa: B008  # frozen
 
 def test_the_papers_table_is_the_papers():
     """Read off PAPER.md's Table 1 once more, as marks: a slip in either copy shows."""
-    marks = {norm: "".join("✗✓"[kept] for kept in row) for norm, row in invariance.PAPER.items()}
+    marks = {norm: "".join("✗✓"[kept] for kept in row) for norm, row in invariance.TABLE_1.items()}
     assert marks == {"batch": "✓✗✓✓✓✗", "weight": "✓✗✓✗✗✗", "layer": "✓✓✗✓✗✓", "rms": "✓✗✗✓✗✓", "prms": "✓✗✗✓✗✓"}
+    assert tuple(marks) == normed_layer.IN_TABLE_1
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_every_cell_agrees_with_the_paper_and_none_is_near_the_line(sizes, seed):
     table = invariance.measure(sizes, trials=2, seed=seed)
-    assert tuple(table) == layers.NORMS
+    assert tuple(table) == (*normed_layer.IN_TABLE_1, "none", "l2", "group", "dyt")
     for row in table.values():
         for cell in row.values():
             assert cell.agrees
@@ -50,13 +53,15 @@ def test_the_layers_are_the_oracles():
         "prms": reference.rms_norm(a, g, b, k=2, eps=0),  # ⌈20 / 16⌉
         "l2": reference.rms_norm(a, g / 20**0.5, b, eps=0),
         "batch": reference.layer_norm(a.T, eps=0).T * g + b,
-        "group": reference.layer_norm(a.reshape(9, 2, 10), eps=0).reshape(9, 20) * g + b,
+        "group": reference.layer_norm(a.reshape(9, 4, 5), eps=0).reshape(9, 20) * g + b,
         "weight": a / np.sqrt((case.w_OI.numpy() ** 2).sum(1)) * g + b,
         "dyt": np.tanh(a / 2) * g + b,
     }
-    assert set(expected) == set(layers.NORMS)
+    layers = normed_layer.layers(Sizes(9, 31, 20))
+    assert set(expected) == set(layers)
     for norm, y in expected.items():
-        np.testing.assert_allclose(layers.output(norm, case, case.x_NI, case.w_OI), y, rtol=1e-12, atol=1e-12)
+        found = layers[norm].output(case, case.x_NI, case.w_OI).detach()
+        np.testing.assert_allclose(found, y, rtol=1e-12, atol=1e-12)
 
 
 def test_the_gradient_is_the_papers():
@@ -68,7 +73,8 @@ def test_the_gradient_is_the_papers():
         rms = np.sqrt(np.mean(a * a))
         r = (np.eye(len(a)) - np.outer(a, a) / (len(a) * rms**2)) / rms
         expected += np.outer(r @ (case.g_O.numpy() * u), x)
-    np.testing.assert_allclose(layers.gradient("rms", case, case.x_NI, case.w_OI), expected, rtol=1e-11, atol=1e-11)
+    layer = normed_layer.layers(Sizes(9, 31, 20))["rms"]
+    np.testing.assert_allclose(layer.gradient(case, case.x_NI, case.w_OI), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -77,7 +83,7 @@ def test_gradients_follow_the_powers_that_the_paper_derives(sizes):
     exponents = {norm: (each.inputs.exponent, each.weights.exponent) for norm, each in found.items()}
     after_product = dict.fromkeys(("batch", "layer", "rms", "prms", "l2", "group"), (0, -1))
     assert exponents == {**after_product, "weight": (1, -1), "none": (1, 0), "dyt": (None, None)}
-    assert all(exponents[norm] == powers for norm, powers in gradients.PAPER.items())
+    assert all(exponents[norm] == powers for norm, powers in gradients.DERIVED.items())
     for norm, each in found.items():
         assert (each.along_weights < 1e-12) == (norm not in ("none", "dyt"))
         assert each.inputs.length[12] == pytest.approx(1)  # δ = 1
@@ -85,13 +91,22 @@ def test_gradients_follow_the_powers_that_the_paper_derives(sizes):
     assert found["rms"].weights.length[-1] == pytest.approx(1e-3)
 
 
-def damaged(a):
-    """RMSNorm with an eps, which no scale leaves alone."""
-    return a / (a.square().mean(1, keepdim=True) + 1e-3).sqrt()
+def put_for_rms(monkeypatch, function):
+    """``function`` in the place of RMSNorm."""
+
+    class Function(torch.nn.Module):
+        def forward(self, a):
+            return function(a)
+
+    class Damaged(Normaliser):
+        def make_layer(self, width):
+            return Function()
+
+    monkeypatch.setitem(norms.REGISTRY, "rms", replace(norms.REGISTRY["rms"], implementation=Damaged))
 
 
 def test_a_wrong_normaliser_is_seen(monkeypatch, capsys):
-    monkeypatch.setitem(layers._NORMS, "rms", layers._after_product(damaged))
+    put_for_rms(monkeypatch, lambda a: a / (a.square().mean(1, keepdim=True) + 1e-3).sqrt())
     assert main(["invariance"]) == 1
     said = capsys.readouterr().out
     assert "27 of 30 cells are as in the paper's Table 1; ≠ marks the others" in said
@@ -100,7 +115,7 @@ def test_a_wrong_normaliser_is_seen(monkeypatch, capsys):
 
 
 def test_nan_breaks_an_invariance(monkeypatch):
-    monkeypatch.setitem(layers._NORMS, "rms", layers._after_product(lambda a: a * float("nan")))
+    put_for_rms(monkeypatch, lambda a: a * float("nan"))
     assert not any(cell.invariant for cell in invariance.measure(Sizes(), 2, 0)["rms"].values())
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, gradient
+from rmsnorm_lab.analysis.normed_layer import Draw, Sizes, layers
 
 DELTAS = tuple(10 ** (exponent / 4) for exponent in range(-12, 13))
 """1/1000 to 1000, four a decade."""
 POWER_WITHIN = 1e-9
 """If a gradient follows a power of δ, the deviation is rounding, about 1e-15; if not, it is some percent."""
-PAPER = {"rms": (0, -1)}
+DERIVED = {"rms": (0, -1)}
 """The exponents of δ that §4.2 derives, for x and for W."""
 
 
@@ -49,11 +49,11 @@ def measure(sizes: Sizes, seed: int) -> dict[str, Gradients]:
     """Every normaliser on one random layer."""
     draw = Draw.random(sizes, torch.Generator().manual_seed(seed))
     found = {}
-    for norm in NORMS:
-        start = gradient(norm, draw, draw.x_NI, draw.w_OI)
+    for norm, layer in layers(sizes).items():
+        start = layer.gradient(draw, draw.x_NI, draw.w_OI)
         found[norm] = Gradients(
-            inputs=_sweep(start, [gradient(norm, draw, draw.x_NI * delta, draw.w_OI) for delta in DELTAS]),
-            weights=_sweep(start, [gradient(norm, draw, draw.x_NI, draw.w_OI * delta) for delta in DELTAS]),
+            inputs=_sweep(start, [layer.gradient(draw, draw.x_NI * delta, draw.w_OI) for delta in DELTAS]),
+            weights=_sweep(start, [layer.gradient(draw, draw.x_NI, draw.w_OI * delta) for delta in DELTAS]),
             along_weights=float((start * draw.w_OI).sum().abs() / (start.norm() * draw.w_OI.norm())),
         )
     return found

@@ -7,11 +7,12 @@ decides. Source: Zhang & Sennrich (2019), §4.1 and Table 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rmsnorm_lab.analysis.layers import NORMS, Draw, Sizes, output
+from rmsnorm_lab.analysis.normed_layer import Draw, Sizes, layers
 
 KEPT_BELOW = 1e-9
 """Where an invariance holds, rounding in float64 moves the output by less than 1e-12; where not, by over 1e-3."""
@@ -50,7 +51,7 @@ TRANSFORMATIONS: dict[str, Transform] = {
 }
 """W' = δW; every row of W + γ; one row of W times δ; x' = δx; every case + γ; one case times δ."""
 
-PAPER = {
+TABLE_1 = {
     "batch": (True, False, True, True, True, False),
     "weight": (True, False, True, False, False, False),
     "layer": (True, True, False, True, False, True),
@@ -78,20 +79,25 @@ class Cell:
         return self.paper in (None, self.invariant)
 
 
+@torch.no_grad()
 def measure(sizes: Sizes, trials: int, seed: int) -> dict[str, dict[str, Cell]]:
     """The table: normaliser -> transformation -> :class:`Cell`, every normaliser on the same draws."""
     generator = torch.Generator().manual_seed(seed)
-    deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in NORMS}
+    measured = layers(sizes)
+    deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in measured}
     for _ in range(trials):
         draw = Draw.random(sizes, generator)
         changed = {name: change(draw.x_NI, draw.w_OI, generator) for name, change in TRANSFORMATIONS.items()}
         for norm, row in deviations.items():
-            before = output(norm, draw, draw.x_NI, draw.w_OI)
+            output = partial(measured[norm].output, draw)
+            before = output(draw.x_NI, draw.w_OI)
             for name, (x_NI, w_OI) in changed.items():
-                moved = (output(norm, draw, x_NI, w_OI) - before).abs().max() / before.abs().max()
+                moved = (output(x_NI, w_OI) - before).abs().max() / before.abs().max()
                 row[name] = max(row[name], float(moved.nan_to_num(nan=math.inf)))  # max() would lose a NaN
     return {
-        norm: {name: Cell(row[name], said) for name, said in zip(row, PAPER.get(norm, (None,) * len(row)), strict=True)}
+        norm: {
+            name: Cell(row[name], said) for name, said in zip(row, TABLE_1.get(norm, (None,) * len(row)), strict=True)
+        }
         for norm, row in deviations.items()
     }
 

@@ -18,8 +18,8 @@ LARGEST = 4096
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.description = (
-        "Apply the six transformations of the paper's Table 1 to random layers (float64, eps = 0) and show which "
-        "normaliser's output stays the same. Then show what re-scaling does to the gradient of the weights. "
+        "Apply the six transformations of the paper's Table 1 to random layers (float64, eps as good as 0) and show "
+        "which normaliser's output stays the same. Then show what re-scaling does to the gradient of the weights. "
         "The exit status is 1 if a measured cell differs from the paper's."
     )
     for name, (default, text) in SIZES.items():
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Returns 0, or 1 if the measured table differs from the paper's."""
     _check(args)
     from rmsnorm_lab.analysis import gradients, gradients_figure, invariance, invariance_tables
-    from rmsnorm_lab.analysis.layers import Sizes
+    from rmsnorm_lab.analysis.normed_layer import Sizes
 
     sizes = Sizes(args.cases, args.inputs, args.outputs)
     table = invariance.measure(sizes, args.trials, args.seed)
@@ -62,7 +62,9 @@ def _check(args: argparse.Namespace) -> None:
         if not 8 <= getattr(args, name) <= LARGEST:
             raise UserError(f"--{name} must be 8 to {LARGEST}; got {getattr(args, name)}. Pass a number in this range.")
     if args.outputs % 2:
-        raise UserError(f"--outputs must be even, for GroupNorm's two groups; got {args.outputs}. Pass an even number.")
+        raise UserError(
+            f"--outputs must be even, so that GroupNorm has groups; got {args.outputs}. Pass an even number."
+        )
     if not 1 <= args.trials <= 1000:
         raise UserError(f"--trials must be 1 to 1000; got {args.trials}. Pass a number in this range.")
     if not 0 <= args.seed < 2**63:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rmsnorm_lab.analysis import gradients, invariance
 from rmsnorm_lab.analysis.gradients import Gradients, Sweep
 from rmsnorm_lab.analysis.gradients_figure import power
-from rmsnorm_lab.analysis.layers import DYT_ALPHA, GROUPS
+from rmsnorm_lab.analysis.normed_layer import EPS, IN_TABLE_1
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.recipes.common import P
 from rmsnorm_lab.table import Cell, Row, Table
@@ -30,18 +30,17 @@ def show(trials: int, measured: dict[str, dict[str, invariance.Cell]], found: di
 def invariance_table(trials: int, measured: dict[str, dict[str, invariance.Cell]]) -> Table:
     """The paper's Table 1."""
     rows = [
-        Row(norms.label(norm), [_kept(cell) for cell in row.values()], ends_section=norm == list(invariance.PAPER)[-1])
+        Row(norms.label(norm), [_kept(cell) for cell in row.values()], ends_section=norm == IN_TABLE_1[-1])
         for norm, row in measured.items()
     ]
     agreeing, compared = invariance.agreement(measured)
     notes = [
         f"✓ stays, ✗ changes; the number is the largest max|y' − y| / max|y| over {trials} random "
         f"layer{'s' if trials > 1 else ''},",
-        f"float64, eps = 0; ✓ below {invariance.KEPT_BELOW:g}. "
-        f"pRMSNorm of the first {100 * P:g} %, GroupNorm of {GROUPS} groups, DyT with α = {DYT_ALPHA:g}",
+        f"float64, eps = {EPS:g}; ✓ below {invariance.KEPT_BELOW:g}. pRMSNorm of the first {100 * P:g} %",
         f"{agreeing} of {compared} cells are as in the paper's Table 1"
         + ("" if agreeing == compared else "; ≠ marks the others")
-        + "; the last four rows are not in it",
+        + "; the others are not in it",
     ]
     return Table(
         headings=["norm", *(name.replace(" ", "\n") for name in invariance.TRANSFORMATIONS)],
@@ -64,7 +63,7 @@ def gradient_table(found: dict[str, Gradients]) -> Table:
     for norm, each in found.items():
         cosine = f"{'0 ' if each.along_weights < ZERO_BELOW else ''}({each.along_weights:.0e})"
         sweeps = (part for sweep in (each.inputs, each.weights) for part in (law(sweep), f"{sweep.deviation:.0e}"))
-        rows.append(Row(norms.label(norm), [*sweeps, cosine], ends_section=norm == list(invariance.PAPER)[-1]))
+        rows.append(Row(norms.label(norm), [*sweeps, cosine], ends_section=norm == IN_TABLE_1[-1]))
     first, last = gradients.DELTAS[0], gradients.DELTAS[-1]
     return Table(
         headings=["norm", "x times δ", "deviation", "W times δ", "deviation", "|cos(∂L/∂W, W)|"],
@@ -95,7 +94,7 @@ def as_json(
         },
         "gradients": {
             "deltas": gradients.DELTAS,
-            "paper_exponents": gradients.PAPER,
+            "paper_exponents": gradients.DERIVED,
             "norms": {norm: asdict(each) for norm, each in found.items()},
         },
     }

@@ -9,7 +9,7 @@ import jinja2
 
 from rmsnorm_lab.analysis import gradients, invariance
 from rmsnorm_lab.analysis.invariance_tables import gradient_table, invariance_table
-from rmsnorm_lab.analysis.layers import Sizes
+from rmsnorm_lab.analysis.normed_layer import Sizes
 from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record

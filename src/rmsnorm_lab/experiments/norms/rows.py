@@ -126,10 +126,10 @@ class L2(Rows):
 class L2Norm(nn.Module):
     """y = x / √(Σ x² + eps) ⊙ weight by this project's kernel: RMSNorm with the gain weight / √n and eps / n."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[-1]
-        return rms_norm(x, (n,), self.weight / math.sqrt(n), EPS / n)
+        return rms_norm(x, (n,), self.weight / math.sqrt(n), self.eps / n)
