@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import rmsnorm.numpy
-from rmsnorm import info
+from rmsnorm import info, timing
 
 SRC = Path(info.__file__).parents[1]
 if not (SRC / "rmsnorm_lab").is_dir():
@@ -24,6 +24,7 @@ TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in
 FLOORS = (
     "rmsnorm.reference",
     "rmsnorm.spec",
+    "rmsnorm.timing",
     "rmsnorm.native",
     "rmsnorm.numpy",
     "rmsnorm.torch",
@@ -107,6 +108,7 @@ PUBLIC = {
     "rmsnorm.torch": public_of_torch(),
     "rmsnorm.numpy": rmsnorm.numpy.__all__,
     "rmsnorm.spec": ["partial_count"],  # k = ⌈n·p⌉: what pRMSNorm is, for an implementation in another framework
+    "rmsnorm.timing": [name for name in vars(timing) if not name.startswith("_")],
     "rmsnorm.info": [name for name in vars(info) if not name.startswith("_")],
 }
 

@@ -60,7 +60,7 @@ def test_kernels_are_compiled_without_a_device(tmp_path):
 
 def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     from gpu_stages import shapes
-    from rmsnorm_lab import timing
+    from rmsnorm import timing
     from rmsnorm_lab.bench import cuda
 
     monkeypatch.setattr(cuda, "DEVICE", "cpu")

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+from rmsnorm.timing import Plan, wall_clock
 from rmsnorm_lab.bench import cuda
-from rmsnorm_lab.bench.calls import Plan
-from rmsnorm_lab.timing import wall_clock
 
 IN_REHEARSAL = 7  # every seventh item: a minute in all on two processors
 STICKY = 75  # exit status: the device no longer answers, and the other items need a new process

@@ -11,13 +11,12 @@ from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
+from rmsnorm.timing import measure, paired_ratios
 from rmsnorm.torch.triton import choices, plans
 from rmsnorm.torch.triton.choices import Choice
 from rmsnorm_lab.bench import cuda, runner
-from rmsnorm_lab.bench.calls import measure
 from rmsnorm_lab.bench.cases import DTYPES, Case
 from rmsnorm_lab.bench.torch_providers import Ours
-from rmsnorm_lab.timing import paired_ratios
 
 FILE = "winners.json"
 ENOUGH = 0.98  # another choice wins if it takes at most this share of the default's time

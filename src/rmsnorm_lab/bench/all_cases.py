@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rmsnorm_lab.bench.calls import Plan
+from rmsnorm.timing import Plan
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.provider import Provider
 from rmsnorm_lab.bench.records import Record

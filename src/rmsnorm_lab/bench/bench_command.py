@@ -96,7 +96,8 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
     """Time the cases one by one; show and keep each as soon as it is finished."""
     from rich.console import Console
 
-    from rmsnorm_lab.bench import all_cases, calls, case_tables, cuda, providers, records, runner
+    from rmsnorm import timing
+    from rmsnorm_lab.bench import all_cases, case_tables, cuda, providers, records, runner
 
     usable = machine.usable_threads()
     choices = _choices(args, usable)
@@ -108,7 +109,7 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
     selected = cases.choose(known_cases, choices)
     known = providers.all_providers(max(case.threads for case in selected))
     wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))
-    plan = calls.QUICK if args.quick else calls.Plan()
+    plan = timing.QUICK if args.quick else timing.Plan()
     missing = {provider.name: reason for provider in wanted if (reason := provider.missing())}
     installed = [provider for provider in wanted if provider.name not in missing]
     minutes = sum(runner.seconds(case, installed, plan) for case in selected) / 60

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from rmsnorm.timing import Call
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.timing import Call
 
 DEVICE = "cuda"
 MOST_COPIES = 16

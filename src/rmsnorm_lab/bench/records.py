@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rmsnorm.timing import paired_ratios, quartiles
 from rmsnorm_lab import machine
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.files import append_whole
 from rmsnorm_lab.plain import ADDED, from_plain, to_plain
-from rmsnorm_lab.timing import paired_ratios, quartiles
 
 SCHEMA = "rmsnorm-bench/1"
 

@@ -7,15 +7,14 @@ from time import perf_counter
 
 import torch
 
+from rmsnorm.timing import Call, Plan, measure, wall_clock
 from rmsnorm_lab import machine
 from rmsnorm_lab.bench import cuda, device_oracle, oracle, recurrent_oracle
-from rmsnorm_lab.bench.calls import Plan, measure
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
-from rmsnorm_lab.timing import Call, wall_clock
 
 
 def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:

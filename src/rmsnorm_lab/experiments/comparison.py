@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rmsnorm.timing import FEWEST, Spread
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data.official import is_official
 from rmsnorm_lab.experiments.learner import Setup
@@ -14,7 +15,6 @@ from rmsnorm_lab.experiments.record import Record, timings_of
 from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Cell, Row, Table
-from rmsnorm_lab.timing import FEWEST, Spread
 
 SETTINGS = {
     "unfused": "time, unfused: every norm in framework operators, as the paper had it",

@@ -2,7 +2,7 @@
 
 Forward: the calls of what norms/base.py marks, modules and functions that modules keep as ``normalise``. Backward: the
 autograd nodes that those calls made, found by their sequence numbers. The profiler's own cost makes such a step slower
-than a plain one. The share by ablation (rmsnorm_lab.timing.saved) is of plain steps and cannot say where their time
+than a plain one. The share by ablation (rmsnorm.timing.saved) is of plain steps and cannot say where their time
 went.
 """
 

@@ -1,6 +1,6 @@
 """The time of a training step with each normaliser.
 
-In one process, each round takes one step of every normaliser on the same batch (see :mod:`rmsnorm_lab.timing`).
+In one process, each round takes one step of every normaliser on the same batch (see :mod:`rmsnorm.timing`).
 
 The learning rate is 0: forward, backward, clipping and the optimizer do all of their work, and the weights stay those
 of the start, so that none is timed on infinities or subnormal numbers.
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from rmsnorm.timing import interleave, wall_clock
 from rmsnorm_lab.experiments.learner import Learner, Setup
 from rmsnorm_lab.experiments.task import Task
-from rmsnorm_lab.timing import interleave, wall_clock
 
 
 def measure(

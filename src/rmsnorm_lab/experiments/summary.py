@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rmsnorm.timing import Spread, saved, spread
 from rmsnorm_lab.experiments.record import Record, RunRecord, TimingRecord
-from rmsnorm_lab.timing import Spread, saved, spread
 
 MOST_NAMED = 3
 """The most commits and versions to list."""

@@ -1,5 +1,6 @@
 """The report's tables of one experiment, with the paper's figures beneath those measured here."""
 
+from rmsnorm.timing import Spread
 from rmsnorm_lab.experiments import hidden_states, norms
 from rmsnorm_lab.experiments.comparison import SETTINGS
 from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
@@ -7,7 +8,6 @@ from rmsnorm_lab.experiments.record import Metric, TimingRecord
 from rmsnorm_lab.experiments.summary import QualityRow, quality_row, time_row
 from rmsnorm_lab.report.collect import Experiment, processor
 from rmsnorm_lab.table import Cell, Row, Table
-from rmsnorm_lab.timing import Spread
 
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from rmsnorm import cli
+from rmsnorm import cli, timing
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import calls, cases
+from rmsnorm_lab.bench import cases
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.errors import UserError
 
@@ -50,12 +50,12 @@ def test_measure_fits_the_repeats_to_the_cost():
         samples.append((call(), repeats))
         return costs[call()]
 
-    plan = calls.Plan(budget_ns=0, sample_ns=1e6, lead_ns=5e7, rounds=(12, 20))
-    times = calls.measure({name: lambda name=name: name for name in costs}, plan, sample=clock, drop=_refuse_to_drop)
+    plan = timing.Plan(budget_ns=0, sample_ns=1e6, lead_ns=5e7, rounds=(12, 20))
+    times = timing.measure({name: lambda name=name: name for name in costs}, plan, sample=clock, drop=_refuse_to_drop)
     assert times == {name: [cost] * 12 for name, cost in costs.items()}, "no budget gives the fewest rounds"
     leads_and_samples = [("fast", 256), ("fast", 1000), ("middle", 2), ("middle", 10), ("slow", 1)]
     assert Counter(samples[-12 * 5 :]) == dict.fromkeys(leads_and_samples, 12), "a long call needs no lead-in"
-    assert calls.measure({}, plan, sample=clock, drop=_refuse_to_drop) == {}
+    assert timing.measure({}, plan, sample=clock, drop=_refuse_to_drop) == {}
 
 
 def test_a_call_that_fails_while_timed_costs_nobody_else():
@@ -67,10 +67,10 @@ def test_a_call_that_fails_while_timed_costs_nobody_else():
             raise RuntimeError(f"{name} is out of memory")
 
     named = {name: partial(call, name, last) for name, last in {"early": 0, "late": 4, "good": 10**9}.items()}
-    times = calls.measure(
+    times = timing.measure(
         named,
-        calls.Plan(budget_ns=0, sample_ns=1, lead_ns=0, rounds=(5, 5)),
-        sample=lambda call, repeats: call() or calls.STEP_NS,
+        timing.Plan(budget_ns=0, sample_ns=1, lead_ns=0, rounds=(5, 5)),
+        sample=lambda call, repeats: call() or timing.STEP_NS,
         drop=lambda name, error: dropped.append((name, str(error))),
     )
     assert list(times) == ["good"]
@@ -80,8 +80,8 @@ def test_a_call_that_fails_while_timed_costs_nobody_else():
 
 def test_untimed_calls_go_on_until_they_are_steady():
     costs = iter([1e6, 8e6, 4e6, 1.1e6, 1.0e6] + [9e6] * 9 + [7e6])
-    plan = calls.Plan(budget_ns=0, sample_ns=1, lead_ns=5e7, rounds=(2, 2))
-    times = calls.measure({"call": lambda: None}, plan, sample=lambda call, repeats: next(costs), drop=_refuse_to_drop)
+    plan = timing.Plan(budget_ns=0, sample_ns=1, lead_ns=5e7, rounds=(2, 2))
+    times = timing.measure({"call": lambda: None}, plan, sample=lambda call, repeats: next(costs), drop=_refuse_to_drop)
     # The first costs the warm-up; 8 and 4 ms are not steady, 1.1 is; 1.0 is timed. Then 6 × 9 ms exceed the limit.
     assert times == {"call": [1.0e6, 9e6]}
     assert list(costs) == [9e6, 9e6, 7e6]
@@ -90,8 +90,8 @@ def test_untimed_calls_go_on_until_they_are_steady():
 def test_rounds_follow_the_budget_and_the_order_changes():
     seen = []
     named = {name: lambda name=name: seen.append(name) for name in "abcd"}
-    plan = calls.Plan(budget_ns=1e12, sample_ns=1.0, lead_ns=0.5, rounds=(3, 10))
-    times = calls.measure(named, plan, sample=lambda call, repeats: call() or 1e6, drop=_refuse_to_drop)
+    plan = timing.Plan(budget_ns=1e12, sample_ns=1.0, lead_ns=0.5, rounds=(3, 10))
+    times = timing.measure(named, plan, sample=lambda call, repeats: call() or 1e6, drop=_refuse_to_drop)
     rounds = [tuple(seen[start : start + 4]) for start in range(len(seen) - 40, len(seen), 4)]
     assert len(times["a"]) == 10, "an ample budget gives the most rounds"
     assert all(sorted(turn) == list("abcd") for turn in rounds), "each once a round"
@@ -165,7 +165,7 @@ def test_wrong_input_is_refused_by_name(arguments, said, capsys, tmp_path, monke
 
 
 def _run(case, *chosen):
-    return runner.run_case(case, chosen, calls.QUICK, lambda _: None)
+    return runner.run_case(case, chosen, timing.QUICK, lambda _: None)
 
 
 class Fake(provider.Provider):
@@ -202,7 +202,7 @@ def test_right_numbers_are_timed():
     record = _run(CASE, fake := Fake())
     assert record.wrong == {}
     assert record.results["fake"].errors["y"] < 1
-    assert len(record.results["fake"].times_ns) == calls.QUICK.rounds[0]
+    assert len(record.results["fake"].times_ns) == timing.QUICK.rounds[0]
     assert fake.calls > 3
 
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rmsnorm import cli
-from rmsnorm_lab import timing
+from rmsnorm import cli, timing
 from rmsnorm_lab.bench import (
-    calls,
     case_tables,
     cases,
     cuda,
@@ -43,7 +41,7 @@ def test_a_case_is_verified_and_timed(op, direction, fake_device, monkeypatch):
     build = torch_providers.Ours.build
     monkeypatch.setattr(torch_providers.Ours, "build", lambda *a: built.append(a[2]["x"].data_ptr()) or build(*a))
     known = [p for p in providers.all_providers(1) if p.name in ("rmsnorm", "F.rms_norm", "copy", "numpy")]
-    record = runner.run_case(case, known, calls.QUICK, lambda what: None)
+    record = runner.run_case(case, known, timing.QUICK, lambda what: None)
     assert not record.wrong
     assert "rmsnorm" in record.results
     assert "copy" in record.results
@@ -81,7 +79,7 @@ def test_a_wrong_provider_is_not_timed(fake_device):
             return lambda: inputs["x"] * 2
 
     case = Case("rms_norm", "forward", "float32", 8, 32, device="cuda")
-    record = runner.run_case(case, [Wrong()], calls.QUICK, lambda what: None)
+    record = runner.run_case(case, [Wrong()], timing.QUICK, lambda what: None)
     assert "off the float64 oracle" in record.wrong["wrong"]
 
 

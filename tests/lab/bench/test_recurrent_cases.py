@@ -8,8 +8,8 @@ import torch
 
 import plain_rnn
 from rmsnorm.cli import main
+from rmsnorm.timing import QUICK
 from rmsnorm_lab.bench import cases, providers, recurrent_oracle
-from rmsnorm_lab.bench.calls import QUICK
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.bench.runner import run_case
 

@@ -2,10 +2,11 @@
 
 import math
 import random
+from contextlib import contextmanager
 
 import pytest
 
-from rmsnorm_lab import timing
+from rmsnorm import timing
 
 
 def test_every_round_takes_each_sample_once_in_changing_order():
@@ -79,3 +80,21 @@ def test_the_interval_covers_the_median_in_95_of_100_cases():
         low, high = timing.spread([draw.expovariate(1) for _ in range(100)]).interval
         hits += low <= math.log(2) <= high
     assert 0.94 < hits / 2000 < 0.98
+
+
+def test_a_context_is_entered_once_a_sample_and_outside_of_the_clock(monkeypatch):
+    seen = []
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: seen.append("clock") or len(seen))
+
+    @contextmanager
+    def context():
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    call = timing.Within(lambda: seen.append("call"), context)
+    timing.wall_clock(call, 2)
+    assert seen == ["in", "clock", "call", "call", "clock", "out"]
+    seen.clear()
+    call()
+    assert seen == ["in", "call", "out"]
