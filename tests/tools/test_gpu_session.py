@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,8 +35,21 @@ def session(out, scratch, deadline=400.0, only=None):
     return gpu_session.Session(out, deadline, True, only, scratch)
 
 
-def rehearse(out, *stages, **environment):
-    command = [sys.executable, ROOT / "tools/gpu_session.py", "--rehearse", "--out", out, "--deadline", "3000"]
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python with this one's packages, but with none of this package's C++: what a lent machine has.
+
+    It does not run the start-up files of the packages, one of which makes the editable install known.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin" / "python"
+
+
+def rehearse(bare_python, out, *stages, **environment):
+    command = [bare_python, ROOT / "tools/gpu_session.py", "--rehearse", "--out", out, "--deadline", "3000"]
     said = subprocess.run(
         [*command, "--only", *stages], capture_output=True, text=True, env=os.environ | environment, check=True
     )
@@ -43,18 +59,19 @@ def rehearse(out, *stages, **environment):
     return said.stdout, found
 
 
-def test_a_rehearsal_reaches_every_kind_of_stage(tmp_path):
-    said, found = rehearse(tmp_path, "machine", "host", "sweep")
+def test_a_rehearsal_reaches_every_kind_of_stage(bare_python, tmp_path):
+    said, found = rehearse(bare_python, tmp_path, "machine", "host", "sweep")
+    assert found[0]["machine"]["isa"] is None  # nothing was built
     assert "| sweep |" in said
     assert any(line.get("ratios") for line in found)
     names = {p.name for p in tmp_path.iterdir()}
     assert {"session.jsonl", "summary.md"} <= names <= {"session.jsonl", "summary.md", "winners.json"}
 
 
-def test_kernels_are_compiled_without_a_device(tmp_path):
+def test_kernels_are_compiled_without_a_device(bare_python, tmp_path):
     folder = ROOT / "build/triton-3.6.0"  # what the lent machines have; `make test` puts it there
     older = folder.is_dir()
-    _, found = rehearse(tmp_path, "build", **({"PYTHONPATH": str(folder)} if older else {}))
+    _, found = rehearse(bare_python, tmp_path, "build", **({"PYTHONPATH": str(folder)} if older else {}))
     assert {line["triton"] for line in found} == {"3.6.0" if older else triton.__version__}
 
 
@@ -83,7 +100,7 @@ def test_the_kernels_to_compile_are_those_of_the_cases(setting, monkeypatch):
     monkeypatch.setattr(cases, "SHAPES", (4096,))
     monkeypatch.setattr(cases, "SWEPT", (4096,))
     monkeypatch.setattr(cases, "PARTIAL", (16384,))
-    jobs = build.wanted(setting)
+    jobs = list(build.wanted(setting))
     assert len(set(jobs)) == len(jobs)
     names = {job[0].fn.__name__ for job in jobs}
     assert {"forward_kernel", "backward_kernel", "finish_kernel", "gated_kernel", "quantized_kernel"} <= names
@@ -118,6 +135,36 @@ def test_an_item_that_fails_costs_itself_alone(setting, tmp_path):
     assert [line.get("error") for line in ended] == [None, "RuntimeError: no", None]
     assert stage.run("s", items, tmp_path / "late.jsonl", -1, 1, setting) == 0
     assert ["not reached" in line["error"] for line in lines(tmp_path / "late.jsonl")] == [True, True]
+
+
+def test_a_kernel_that_is_left_out_is_told(setting, tmp_path):
+    def fall_back():
+        warnings.warn("rmsnorm: torch's operations serve these tensors", stacklevel=1)
+        return {}
+
+    path = tmp_path / "lines.jsonl"
+    stage.run("s", [("a", fall_back)], path, 60, 0, setting)
+    assert lines(path)[-1]["warned"] == ["rmsnorm: torch's operations serve these tensors"]
+    assert "warned: rmsnorm: torch's" in summary.markdown(lines(path))
+
+
+def test_each_test_of_the_last_stage_has_a_line(tmp_path):
+    (tmp_path / "test_a.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    path = tmp_path / "lines.jsonl"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gpu_stages.tests"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools"), "GPU_SESSION_LINES": str(path)}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # of a worker that runs this test
+    subprocess.run([*command, "test_a.py"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert {line["item"]: line.get("error") for line in lines(path)} == {
+        "test_a.py::test_good": None,
+        "test_a.py::test_bad": "assert 1 == 2",
+    }
+
+
+def test_a_summary_that_fails_costs_the_session_nothing(tmp_path):
+    (tmp_path / "session.jsonl").write_text('{"no": "stage"}\n')
+    session(tmp_path, tmp_path)._summarise()
+    assert "no summary: KeyError" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_device_that_answers_nothing_ends_the_process(tmp_path):

@@ -7,9 +7,9 @@ asked for. So the list needs no device, and it is exactly what the cases will as
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 from unittest import mock
@@ -25,19 +25,18 @@ Job = tuple[Any, ...]  # the arguments of launch.launcher, without the device
 
 
 def items(setting: Setting) -> Iterator[Item]:
-    jobs = wanted(setting)
-    if setting.rehearsal:
-        jobs = jobs[::IN_REHEARSAL]
     major, minor = (9, 0) if setting.rehearsal else torch.cuda.get_device_capability()
     arch = 10 * major + minor
     pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), mp_context=get_context("spawn"))
-    futures = [pool.submit(compile_job, named(job), arch) for job in jobs]
-    for job, future in zip(jobs, futures, strict=True):
-        yield describe(job), partial(future.result)
+    # A job is submitted as soon as it is known: the list takes some seconds, in which others compile.
+    jobs = islice(wanted(setting), 0, None, IN_REHEARSAL if setting.rehearsal else 1)
+    futures = [(job, pool.submit(compile_job, named(job), arch)) for job in jobs]
+    for job, future in futures:
+        yield describe(job), future.result
     pool.shutdown()
 
 
-def wanted(setting: Setting) -> list[Job]:
+def wanted(setting: Setting) -> Iterator[Job]:
     """The kernels of all stages, each once, in the order of their use."""
     from rmsnorm.torch.triton import plans
     from rmsnorm_lab.bench.oracle import make_inputs
@@ -52,29 +51,32 @@ def wanted(setting: Setting) -> list[Job]:
     every = [*cases.smoke(), *cases.shapes(setting), *cases.host(), *cases.swept(setting), *cases.partial(setting)]
     few = dict.fromkeys(replace(case, rows=ROWS) for case in every)
     swept = dict.fromkeys(replace(case, rows=ROWS) for case in cases.swept(setting))
+    told = 0
     with _on_a_cpu(launcher):
-        for case in few:
-            plans.plans.clear()
-            Ours().build(case, make_inputs(case)).call()
-        for case in swept:
-            for choice in sweep.candidates(case):
+        for case, made in [*((case, [None]) for case in few), *((case, sweep.candidates(case)) for case in swept)]:
+            inputs = make_inputs(case)
+            for choice in made:
                 plans.plans.clear()
-                with sweep.chosen(case, choice):
-                    Ours().build(case, make_inputs(case)).call()
+                with nullcontext() if choice is None else sweep.chosen(case, choice):
+                    Ours().build(case, inputs).call()
+            yield from islice(found, told, None)
+            told = len(found)
         plans.plans.clear()
-    return list(found)
 
 
 @contextmanager
 def _on_a_cpu(launcher: Any) -> Iterator[None]:
     """Every call of the package's functions goes to Triton's, with ``launcher`` in place of the real one."""
-    from rmsnorm.torch import functional, operation
+    from rmsnorm.torch import dispatch, functional, operation
     from rmsnorm.torch.norm import eager
     from rmsnorm.torch.triton import functions, launch
 
     with ExitStack() as stack:
         for module in (operation, eager):
             stack.enter_context(mock.patch.object(module, "kernels_of", return_value=functions))
+        for module in (operation, functional):  # where no C++ was built, no CPU call asks for a kernel
+            stack.enter_context(mock.patch.object(module, "eager_way", dispatch._cuda_way))
+        stack.enter_context(mock.patch.object(dispatch, "why_no_triton", None))
         stack.enter_context(mock.patch.object(functional, "nodes", None))
         stack.enter_context(mock.patch.object(launch, "INTERPRETED", True))
         stack.enter_context(mock.patch.object(launch, "launcher", launcher))

@@ -5,8 +5,7 @@ import io
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,40 +23,41 @@ METRICS = (
     "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
     "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
 )
-COUNTED = (1024, 4096, 16384, 131072)
+COUNTED = ((4096,), (1024, 16384, 131072))  # the lengths of a process: the most important one is not kept waiting
+KERNELS = "regex:^(forward|backward|finish|rows|columns|head|stream)"  # torch's have other names
+SECONDS = 25  # for a process, of which importing torch takes some
 PROGRAM = """
-import sys
-from pathlib import Path
-from gpu_stages.stage import Setting
 from rmsnorm_lab.bench import runner
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.torch_providers import Ours
-case = Case(*{case!r}, device="cuda")
-call = Ours().build(case, runner.make_inputs(case)).call
-call(), call()
+for fields in {cases!r}:
+    case = Case(*fields, device="cuda")
+    call = Ours().build(case, runner.make_inputs(case)).call
+    call(), call()
 """
 
 
 def items(setting: Setting) -> Iterator[Item]:
-    for case in cases.shapes(setting):
-        if case.n in COUNTED and not case.adds:
-            yield str(case), partial(_counted, setting, replace(case, rows=max(1, case.rows // 2)))
+    plain = [case for case in cases.shapes(setting) if not case.adds]
+    for lengths in COUNTED:
+        name = "n = " + ", ".join(map(str, lengths))
+        yield name, partial(_counted, setting, [case for n in lengths for case in plain if case.n == n])
 
 
-def _counted(setting: Setting, case: Case) -> dict[str, Any]:
+def _counted(setting: Setting, counted: Sequence[Case]) -> dict[str, Any]:
     ncu = shutil.which("ncu")
     if ncu is None or setting.rehearsal:
         return {"skipped": "Nsight Compute (ncu) is not installed" if ncu is None else "needs a device"}
-    program = PROGRAM.format(case=(case.op, case.direction, case.dtype, case.rows, case.n))
-    command = [ncu, "--csv", "--clock-control", "none", "--kernel-name", "regex:.*(ward|finish).*_kernel"]
-    command += ["--metrics", ",".join(METRICS), sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+    fields = [(case.op, case.direction, case.dtype, max(1, case.rows // 2), case.n) for case in counted]
+    command = [ncu, "--csv", "--clock-control", "none", "--kernel-name", KERNELS]
+    command += ["--metrics", ",".join(METRICS), sys.executable, "-c", PROGRAM.format(cases=fields)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
     rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
     if not rows:
         return {"error": (done.stdout + done.stderr)[-500:]}
     kernels: dict[str, dict[str, str]] = {}
-    for row in rows:  # the last launch of each kernel counts
+    for row in rows:
         own = kernels.setdefault(f"{row['ID']} {row['Kernel Name']}", {})
         own[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
     return {"kernels": kernels}

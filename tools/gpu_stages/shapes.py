@@ -8,22 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpu_stages import cases, sweep
+from gpu_stages import cases, host, sweep
 from gpu_stages.stage import Item, Setting
-from rmsnorm_lab.bench import providers, records, runner
+from rmsnorm_lab.bench import gpu_providers, providers, records, runner, torch_providers
 from rmsnorm_lab.bench.cases import Case
 
 RECORDS = "records.jsonl"
 AGAIN = "records-winners.jsonl"
+COMPILED = "records-compiled.jsonl"
+OWN = {"rmsnorm": torch_providers.Ours(), "rmsnorm-full": torch_providers.OursFull()}
+SHORT = 1 << 24  # bytes
 PEERS = ("rmsnorm", "rmsnorm-full", "F.rms_norm", "F.layer_norm", "liger", "copy")
 
 
 def items(setting: Setting) -> Iterator[Item]:
-    """Stage 3."""
+    """Stage 3; torch.compile comes last, because it takes seconds a case."""
     for case in cases.shapes(setting):
-        compiled = case.n in cases.COMPILED and not case.adds and not setting.rehearsal
-        names = (*PEERS, "torch.compile") if compiled else PEERS
-        yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
+        yield str(case), partial(_measured, setting, case, PEERS, setting.folder / RECORDS)
+    for case in cases.shapes(setting):
+        if case.n in cases.COMPILED and not case.adds and not setting.rehearsal:
+            names = ("rmsnorm", "torch.compile", "copy")
+            yield f"{case}, torch.compile", partial(_measured, setting, case, names, setting.folder / COMPILED)
 
 
 def with_winners(setting: Setting) -> Iterator[Item]:
@@ -33,13 +38,15 @@ def with_winners(setting: Setting) -> Iterator[Item]:
         if (choice := winners.get(sweep.key(case))) is not None:
             yield str(case), partial(_chosen, setting, case, choice)
     for case in cases.partial(setting):
-        names = ("rmsnorm", "rmsnorm-full", "copy")
-        yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
+        yield str(case), partial(_partial, setting, case)
 
 
 def beside_quack(setting: Setting) -> Iterator[Item]:
     """Stage 8, in a process of its own: newer torch uses quack's kernels for F.rms_norm once they can be imported."""
     names = ("rmsnorm", "quack", "copy")
+    if why := gpu_providers.Quack().missing():
+        yield "quack", lambda: {"skipped": why}
+        return
     for case in cases.shapes(setting):
         if case.direction != "backward" or not case.adds:
             yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
@@ -48,6 +55,15 @@ def beside_quack(setting: Setting) -> Iterator[Item]:
 def _chosen(setting: Setting, case: Case, choice: Any) -> dict[str, Any]:
     with sweep.chosen(case, choice):
         return _measured(setting, case, ("rmsnorm", "copy"), setting.folder / AGAIN)
+
+
+def _partial(setting: Setting, case: Case) -> dict[str, Any]:
+    """pRMSNorm beside RMSNorm. Calls shorter than the host's cost are also replayed from a CUDA graph."""
+    names = ("rmsnorm", "rmsnorm-full", "copy")
+    found = _measured(setting, case, names, setting.folder / RECORDS)
+    if case.bytes <= SHORT and not setting.rehearsal:
+        found["graph_us"] = {name: host.replayed(case, provider) for name, provider in OWN.items()}
+    return found
 
 
 def _measured(setting: Setting, case: Case, names: Iterable[str], path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -80,11 +81,15 @@ def run(name: str, items: Iterable[Item], path: Path, seconds: float, skip: int,
                 continue
             write(index=index, item=item, begin=True)
             start = time.monotonic()
-            try:
-                found = call()
-                setting.synchronize()
-            except Exception as error:  # an item that fails loses only itself
-                found = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+            with warnings.catch_warnings(record=True) as warned:  # a kernel that does not compile, say
+                warnings.simplefilter("always")
+                try:
+                    found = call()
+                    setting.synchronize()
+                except Exception as error:  # an item that fails loses only itself
+                    found = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+            if said := [text for w in warned if (text := str(w.message)).startswith("rmsnorm")]:
+                found = {**found, "warned": [text[:500] for text in said[:3]]}
             write(index=index, item=item, seconds=round(time.monotonic() - start, 3), **found)
             try:
                 setting.synchronize()

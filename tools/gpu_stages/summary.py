@@ -49,6 +49,7 @@ def _failures(lines: Sequence[Line], most: int = 40) -> str:
         for line in lines
         for name, why in line.get("wrong", {}).items()
     ]
+    said += [f"- {line['stage']}: {line['item']}: warned: {text}" for line in lines for text in line.get("warned", ())]
     kinds = Counter(text.split(": ", 2)[-1][:80] for text in said)
     shown = said[:most] + ([f"- and {len(said) - most} more of {len(kinds)} kinds"] if len(said) > most else [])
     return "**Failed**\n\n" + "\n".join(shown) if shown else ""
