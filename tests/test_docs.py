@@ -123,7 +123,7 @@ def test_command_lines_parse(page):
 @pytest.mark.parametrize("page", named(PAGES))
 def test_commands_and_flags_in_text_exist(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-    for command, rest in re.findall(r"`rmsnorm ([a-z]+)([^`]*)`", prose):
+    for command, rest in re.findall(r"`rmsnorm ([a-z-]+)([^`]*)`", prose):
         assert command in cli.COMMANDS, f"{page.name}: rmsnorm {command}"
         flags = {flag for action in cli.parser_of(command)._actions for flag in action.option_strings}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags, f"{page.name}: rmsnorm {command}{rest}"

@@ -29,6 +29,7 @@ FLOORS = (
     "rmsnorm.numpy",
     "rmsnorm.torch",
     "rmsnorm.info",
+    "rmsnorm.build_nodes",
     "rmsnorm.cli",
 )
 LAB_FLOORS = ("rmsnorm_lab.bench", "rmsnorm_lab.experiments", "rmsnorm_lab.analysis", "rmsnorm_lab.report")

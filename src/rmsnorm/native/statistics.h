@@ -91,9 +91,15 @@ struct Statistics {
   C scale = 1, mean = 0, rstd = 0, shift = 0;
 };
 
-// Of a scaled row: 1 / sqrt(mean_square + eps·scale²). eps·scale² may overflow, so hypot takes the root of eps first.
+// √(a² + b²) for a, b ≥ 0, without overflow. Not std::hypot: its symbol needs glibc 2.35, and nothing else does.
+inline double length(double a, double b) {
+  const double large = a > b ? a : b, ratio = (a > b ? b : a) / large;
+  return ratio > 0 ? large * std::sqrt(1 + ratio * ratio) : a + b;  // also of zeros, infinities and NaN
+}
+
+// Of a scaled row: 1 / sqrt(mean_square + eps·scale²). eps·scale² may overflow, so the root of eps comes first.
 inline double reciprocal_rms(double mean_square, double eps, double scale) {
-  return scale == 1 ? 1 / std::sqrt(mean_square + eps) : 1 / std::hypot(std::sqrt(mean_square), std::sqrt(eps) * scale);
+  return scale == 1 ? 1 / std::sqrt(mean_square + eps) : 1 / length(std::sqrt(mean_square), std::sqrt(eps) * scale);
 }
 
 // Short rows run in batches of at most MAX_BATCH. The square roots and divisions of GROUP rows run as vectors and cost

@@ -7,7 +7,6 @@ import ctypes
 import glob
 import os
 from collections.abc import Callable
-from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rmsnorm import native
-from rmsnorm.torch import dispatch
+from rmsnorm.torch import dispatch, node_files
 
 _DTYPES = {getattr(torch, name): code for code, name in enumerate(native.DTYPES)}
 _NOT_SERVED = ()
@@ -119,17 +118,17 @@ def handle(t: Tensor | None) -> object:
 def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | None]:
     """The module, or why there is none; ``gradients``: what a node calls in a backward pass that is not ordinary.
 
-    The build makes it where it finds torch (``pip install --no-build-isolation``), for that version alone: torch's C++
-    interface changes with each. Without it the calls go through Python, with the same results.
+    The build makes it where it finds torch, and ``rmsnorm build-nodes`` for another torch. Without it the calls go
+    through Python, with the same results.
     """
     if native.missing:
         return None, native.missing
     try:
-        module = import_module("rmsnorm.torch._nodes")
-    except ImportError:  # not built, or for another torch: then symbols are missing
-        return None, "not built for this torch; `pip install --no-build-isolation .` beside torch builds them"
-    if torch.__version__.partition("+")[0] != module.built_for.partition("+")[0]:
-        return None, f"built for torch {module.built_for}, this is {torch.__version__}; build them again"
+        module = node_files.find()
+    except ImportError as error:
+        return None, f"their module for torch {torch.__version__} cannot be loaded ({error}); run `rmsnorm build-nodes`"
+    if module is None:
+        return None, f"there are none for torch {torch.__version__}; `rmsnorm build-nodes` compiles them"
     if not module.connect(native.kernels.c_api, gradients, FLAGS):
         return None, "of another version of rmsnorm than its kernels; install it again"
     return module, None

@@ -3,18 +3,23 @@
 //
 // What is not usual (subclasses, transforms, modes, tracing, other devices and layouts, wrong arguments) gets None and
 // goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
-// the same Python function. Serves the torch it was built with and no other (see bindings.py).
+// the same Python function. Serves the torch it was built with and no other (see node_files.py).
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/version.h>
 
 #include <algorithm>
 
 #include "../native/c_api.h"
+
+// RMSNORM_NODES: the module's name, which has torch's version (node_files.py).
+#define RMSNORM_STRING(name) RMSNORM_QUOTED(name)
+#define RMSNORM_QUOTED(name) #name
+#define RMSNORM_CONCATENATED(a, b) RMSNORM_PASTED(a, b)
+#define RMSNORM_PASTED(a, b) a##b
 
 namespace rmsnorm::torch_nodes {
 namespace {
@@ -319,13 +324,10 @@ PyMethodDef methods[] = {
     {"connect", connect, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_nodes", nullptr, -1, methods};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, RMSNORM_STRING(RMSNORM_NODES), nullptr, -1, methods};
 
 }  // namespace
 }  // namespace rmsnorm::torch_nodes
 
-PyMODINIT_FUNC PyInit__nodes() {
-  PyObject* module = PyModule_Create(&rmsnorm::torch_nodes::definition);
-  if (module && PyModule_AddStringConstant(module, "built_for", TORCH_VERSION) < 0) return nullptr;
-  return module;
-}
+#define RMSNORM_INIT(name) RMSNORM_CONCATENATED(PyInit_, name)
+PyMODINIT_FUNC RMSNORM_INIT(RMSNORM_NODES)() { return PyModule_Create(&rmsnorm::torch_nodes::definition); }
