@@ -6,12 +6,15 @@ The gradient at the layer's output is fixed, so that only the normaliser's part 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rmsnorm_lab.analysis.normed_layer import Draw, Sizes, layers
+from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import norms
 
 DELTAS = tuple(10 ** (exponent / 4) for exponent in range(-12, 13))
 """1/1000 to 1000, four a decade."""
@@ -45,12 +48,17 @@ class Gradients:
     """|⟨∂L/∂W, W⟩| / (‖∂L/∂W‖ ‖W‖): 0 if a gradient step never shortens W."""
 
 
-def measure(sizes: Sizes, seed: int) -> dict[str, Gradients]:
-    """Every normaliser on one random layer."""
+def measure(sizes: Sizes, seed: int, own: Sequence[str] = ()) -> dict[str, Gradients]:
+    """Every normaliser, and the user's ``own``, on one random layer."""
     draw = Draw.random(sizes, torch.Generator().manual_seed(seed))
     found = {}
-    for norm, layer in layers(sizes).items():
+    for norm, layer in layers(sizes, own).items():
         start = layer.gradient(draw, draw.x_NI, draw.w_OI)
+        if not 0 < start.norm() < math.inf:
+            raise UserError(
+                f"{norms.label(norm)} must have a finite gradient other than 0; ‖∂L/∂W‖ is {start.norm():g} on random "
+                "data. Its output is constant, or not finite."
+            )
         found[norm] = Gradients(
             inputs=_sweep(start, [layer.gradient(draw, draw.x_NI * delta, draw.w_OI) for delta in DELTAS]),
             weights=_sweep(start, [layer.gradient(draw, draw.x_NI, draw.w_OI * delta) for delta in DELTAS]),

@@ -5,7 +5,7 @@ decides. Source: Zhang & Sennrich (2019), §4.1 and Table 1.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,10 +80,11 @@ class Cell:
 
 
 @torch.no_grad()
-def measure(sizes: Sizes, trials: int, seed: int) -> dict[str, dict[str, Cell]]:
-    """The table: normaliser -> transformation -> :class:`Cell`, every normaliser on the same draws."""
+def measure(sizes: Sizes, trials: int, seed: int, own: Sequence[str] = ()) -> dict[str, dict[str, Cell]]:
+    """The table: normaliser -> transformation -> :class:`Cell`, every normaliser on the same draws; the user's ``own``
+    come last."""
     generator = torch.Generator().manual_seed(seed)
-    measured = layers(sizes)
+    measured = layers(sizes, own)
     deviations = {norm: dict.fromkeys(TRANSFORMATIONS, 0.0) for norm in measured}
     for _ in range(trials):
         draw = Draw.random(sizes, generator)

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments import arguments, norms
 from rmsnorm_lab.figure_files import check_figure
 from rmsnorm_lab.files import named
 
@@ -21,6 +22,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Apply the six transformations of the paper's Table 1 to random layers (float64, eps as good as 0) and show "
         "which normaliser's output stays the same. Then show what re-scaling does to the gradient of the weights. "
         "The exit status is 1 if a measured cell differs from the paper's."
+    )
+    parser.add_argument(
+        "--norm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NORM",
+        help="measure these norms too: FILE.py:NAME or package.module:NAME, classes or functions of the width",
     )
     for name, (default, text) in SIZES.items():
         parser.add_argument(
@@ -45,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
     from rmsnorm_lab.analysis import gradients, gradients_figure, invariance, invariance_tables
     from rmsnorm_lab.analysis.normed_layer import Sizes
 
+    own = arguments.own_norms(args.norm)
     sizes = Sizes(args.cases, args.inputs, args.outputs)
-    table = invariance.measure(sizes, args.trials, args.seed)
-    found = gradients.measure(sizes, args.seed)
+    table = invariance.measure(sizes, args.trials, args.seed, own)
+    found = gradients.measure(sizes, args.seed, own)
     if args.plot:
         gradients_figure.write(args.plot, found)
     if args.json:
@@ -58,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if built_in := [name for name in args.norm if not arguments.is_own(name)]:
+        raise UserError(
+            f"--norm must be FILE.py:NAME or package.module:NAME; got {built_in[0]!r}. "
+            f"{', '.join(norms.REGISTRY)} are measured anyway."
+        )
     for name in SIZES:
         if not 8 <= getattr(args, name) <= LARGEST:
             raise UserError(f"--{name} must be 8 to {LARGEST}; got {getattr(args, name)}. Pass a number in this range.")

@@ -3,6 +3,7 @@
 Legend of the shape suffixes: N cases, I inputs, O outputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,11 +84,15 @@ class NormedLayer(nn.Module):
     def gradient(self, draw: Draw, x_NI: Tensor, w_OI: Tensor) -> Tensor:
         """∂L/∂W, (O, I), for a loss whose gradient at the output is the draw's, whatever x and W are."""
         weight = w_OI.detach().requires_grad_()
-        (found,) = torch.autograd.grad(self.output(draw, x_NI, weight), weight, draw.u_NO)
+        y_NO = self.output(draw, x_NI, weight)
+        if not y_NO.requires_grad:  # the user's own norm may be a constant
+            return torch.zeros_like(weight)
+        (found,) = torch.autograd.grad(y_NO, weight, draw.u_NO, materialize_grads=True)
         return found
 
 
-def layers(sizes: Sizes) -> dict[str, NormedLayer]:
-    """The layer of every normaliser: those of the paper's Table 1, then the others in the order of tables."""
-    names = [*IN_TABLE_1, *(name for name in norms.REGISTRY if name not in IN_TABLE_1)]
+def layers(sizes: Sizes, own: Sequence[str] = ()) -> dict[str, NormedLayer]:
+    """The layer of each normaliser: the paper's Table 1, the others in the order of tables, the user's ``own``."""
+    others = (name for name in norms.REGISTRY if name not in IN_TABLE_1 and not norms.own_source(name))
+    names = [*IN_TABLE_1, *others, *own]
     return {name: NormedLayer(norms.made(name, "rmsnorm"), sizes) for name in names}

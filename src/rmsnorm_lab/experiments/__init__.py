@@ -20,14 +20,17 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> "Trained":
         run = rmsnorm_lab.experiments.load("runs/translation-rms-seed0-0123456789ab.jsonl")
         run.translate(["Monday, November 23, 2026"])
 
-    No data are read, and nothing but tensors and plain values is unpickled (``weights_only=True``).
+    No data are read, and nothing but tensors and plain values is unpickled (``weights_only=True``). If the run was
+    trained with a norm of your own (``--norm my_norm.py:MyNorm``), that file is imported; a relative path is one from
+    the current folder.
 
     Args:
         run: a record that ``rmsnorm train`` has written (its network lies beside it), or a folder with one such run.
         device: where the network goes.
 
     Raises:
-        rmsnorm_lab.errors.UserError: there is no such run, or one of its files is missing or damaged.
+        rmsnorm_lab.errors.UserError: there is no such run, one of its files is missing or damaged, or its own norm is
+            missing or has changed.
     """
     from rmsnorm_lab.experiments import trained
 

@@ -97,11 +97,14 @@ def loaded(args: argparse.Namespace) -> "Trained":
 
 
 def norms_help() -> str:
-    """The normalisers of each task; tasks with the same ones together."""
+    """The normalisers of each task; tasks with the same ones together. Then what others there can be."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for task in tasks.TASKS:
         alike.setdefault(norms.of_task(task), []).append(task)
-    return "; ".join(f"{', '.join(of)}: {' '.join(names)}" for names, of in alike.items())
+    return "; ".join(f"{', '.join(of)}: {' '.join(names)}" for names, of in alike.items()) + f"; {OWN}"
+
+
+OWN = "or your own, FILE.py:NAME or package.module:NAME"
 
 
 def tasks_of(args: argparse.Namespace, named: Sequence[str], several: Sequence[str], *more: str) -> list[str]:
@@ -154,15 +157,28 @@ def numbers(flag: str, values: Sequence[str] | None) -> list[float] | None:
 
 
 def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
-    """The chosen normalisers of a task in the order of its table; 'rms layer' and 'rms,layer' are the same."""
+    """The chosen normalisers of a task in the order of its table, then the user's own; 'rms layer' and 'rms,layer' are
+    the same."""
     allowed = norms.of_task(task)
-    chosen = {name for part in names or norms.by_default(task) for name in part.split(",") if name}
-    must = f"--norm must name some of {', '.join(allowed)} for {task}"
+    given = [name for part in names or norms.by_default(task) for name in part.split(",") if name]
+    chosen = {name for name in given if not is_own(name)}
+    must = f"--norm must name some of {', '.join(allowed)} for {task}, {OWN}"
     if unknown := sorted(chosen - set(allowed)):
         raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or ' Pass one of these.'}")
-    if not chosen:
+    if not given:
         raise UserError(f"{must}; got none. Pass one of these.")
-    return [name for name in allowed if name in chosen]
+    return [*(name for name in allowed if name in chosen), *own_norms(given)]
+
+
+def is_own(name: str) -> bool:
+    """Whether a value of ``--norm`` is a norm of the user's own."""
+    return ":" in name or name.endswith(".py")
+
+
+def own_norms(names: Sequence[str]) -> list[str]:
+    """Import and register the user's own norms among the values of ``--norm``; their names in the registry."""
+    quiet_torch()
+    return list(dict.fromkeys(norms.of_user(name) for name in names if is_own(name)))
 
 
 def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str], times: bool) -> Recipe:
@@ -190,8 +206,12 @@ def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str], times:
 
 def imported(first: str, *others: str) -> ModuleType:
     """A module of rmsnorm_lab.experiments. ``others`` are imported too, so that a missing package is reported now."""
-    # Before torch is imported: its C++ code reports every start and stop of the profiler to stderr.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    quiet_torch()
     found, *_ = (importlib.import_module(f"rmsnorm_lab.experiments.{name}") for name in (first, *others))
     return found
+
+
+def quiet_torch() -> None:
+    """Before torch is imported: its C++ code reports every start and stop of the profiler to stderr."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")

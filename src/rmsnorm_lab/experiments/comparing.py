@@ -17,6 +17,7 @@ from rmsnorm_lab.experiments.curves import draw
 from rmsnorm_lab.experiments.devices import setup_of
 from rmsnorm_lab.experiments.jobs import Job, TrainingJob, do_all, timings, training
 from rmsnorm_lab.experiments.learner import Setup
+from rmsnorm_lab.experiments.norms import own_source
 from rmsnorm_lab.experiments.progress import ProgressReport
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.record import Record, runs_of, timings_of
@@ -40,6 +41,9 @@ def _compare(
     found: list[dict[str, Any]] = []
     # Load all data and read all records before the first training, so that an error does not come after hours of work.
     loaded = {name: tasks.load(name, args.data, recipe) for name, recipe in recipes.items()}
+    for name, task in loaded.items():
+        for norm in filter(own_source, norms_of[name]):
+            task.model(norm, setup.kernels)  # checks that it takes the network's widths
     of_task = {name: _planned(args, task, setup, norms_of[name]) for name, task in loaded.items()}
     if not args.overwrite:
         for planned in of_task.values():

@@ -174,6 +174,9 @@ def _about_quality(comparison: Comparison) -> list[str]:
     ]
     if "prms" in (each.norm for each in comparison.quality):
         found.append(f"pRMSNorm: the RMS is taken of the first {100 * recipe.p:g} % of the elements")
+    for norm in (each.norm for each in comparison.quality):
+        if source := norms.own_source(norm):
+            found.append(f"{norms.label(norm)}: {source}, the same module with all kernels")
     if references := comparison.task.references:
         measured = headline.label.replace("\n", " ")
         listed = ", ".join(f"{name} {value:{headline.form}}" for name, value in references.items())

@@ -54,7 +54,12 @@ class TrainingJob:
         """The record of the result, made on this machine."""
         task = self.task
         return RunRecord(
-            task=task.name, source_name=task.source.name, machine=Machine.here(), identity=self.identity, result=result
+            task=task.name,
+            source_name=task.source.name,
+            machine=Machine.here(),
+            identity=self.identity,
+            result=result,
+            norm_source=norms.own_source(self.identity.norm),
         )
 
 

@@ -1,7 +1,7 @@
 """The content of a record (schema 3): one finished run or timing, with everything that identifies it.
 
 ``identity`` decides a record: two with the same one are the same run. JSON holds each field under its own name
-(rmsnorm_lab.plain); runs.py keeps the files.
+(rmsnorm_lab.plain); store.py keeps the files.
 """
 
 from collections.abc import Sequence
@@ -200,6 +200,8 @@ class RunRecord(_Finished):
 
     identity: RunIdentity
     result: RunResult
+    norm_source: str | None = field(default=None, metadata=ADDED)
+    """Where the user's own norm is from: "my_norm.py:MyNorm". Its name in the identity has the hash of its source."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import devices, networks, store, tasks
+from rmsnorm_lab.experiments import devices, networks, norms, store, tasks
 from rmsnorm_lab.experiments.arguments import MOST
 from rmsnorm_lab.experiments.data.subwords import LONGEST
 from rmsnorm_lab.experiments.learner import Setup, fabric_for
@@ -173,6 +173,8 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
     if not isinstance(record, RunRecord):
         raise UserError(f"RUN must be the record of a training; {str(path)!r} is of a timing. Pass another one.")
     identity, network = record.identity, networks.read(path)
+    if record.norm_source is not None:
+        _import_norm(record.norm_source, identity.norm, path)
     recipe = _recipe(record, path)
     module = tasks.module(record.task)
     try:
@@ -191,6 +193,19 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Trained:
         files=files,
         sizes=network.sizes,
     )
+
+
+def _import_norm(source: str, name: str, path: Path) -> None:
+    """Register the user's own norm that a run was trained with, if it is still the same."""
+    try:
+        found = norms.of_user(source)
+    except UserError as error:
+        raise UserError(f"{path} was trained with the norm {source}, which must be there as it was: {error}") from None
+    if found != name:
+        raise UserError(
+            f"{path} was trained with the norm {source} as {name}; it is {found} now: its source has changed. "
+            "Put the file back as it was, or train again."
+        )
 
 
 def _record_of(run: Path) -> Path:

@@ -191,6 +191,8 @@ def _notes(experiment: Experiment, kernels: str) -> list[str]:
             "3.8 BLEU and RMSNorm climbs from 3.0 to 16.8"
         )
     notes += [f"pRMSNorm of the first {100 * line.p:g} %" for line in main if line.p is not None]
+    sources = {norms.label(line.norm): line.records[0].norm_source for line in main}
+    notes += [f"{name} is {source}" for name, source in sources.items() if source is not None]
     form = experiment.result.metrics[0].form
     notes += [f"{name} would give {value:{form}}" for name, value in experiment.result.references.items()]
     others = [line for line in experiment.lines[kernels] if line not in main]

@@ -63,10 +63,15 @@ def alone(text, tmp_path_factory):
     return result(out)
 
 
-@pytest.mark.parametrize(("strategy", "parts"), [("ddp", 1), ("ddp", 3), ("fsdp", 3)])
-def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy, parts):
+@pytest.mark.parametrize(("strategy", "parts", "own"), [("ddp", 1, False), ("ddp", 3, True), ("fsdp", 3, False)])
+def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy, parts, own):
     accumulate = f"train.accumulate={parts}"
-    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy))
+    norm = []
+    if own:
+        path = tmp_path / "my_norm.py"
+        path.write_text("import torch\n\ndef Same(width):\n    return torch.nn.RMSNorm(width, eps=1e-5)\n")
+        norm = ["--norm", f"{path}:Same"]
+    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy, *norm))
     both = result(tmp_path)
     assert both["curve"]["step"] == alone["curve"]["step"]
     for key in ("train_loss", "valid"):

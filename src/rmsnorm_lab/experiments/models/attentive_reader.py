@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm_lab.experiments.models.recurrent import Ragged, active, initialise, lstm_layer
-from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
 from rmsnorm_lab.experiments.recipes.reading import ModelConfig
 
 
@@ -56,7 +56,7 @@ class AttentiveReader(nn.Module):
             initialise(layer, "weight_hh", partial(nn.init.orthogonal_, gain=0.05))
             for bias in ("bias_ih_l0", "bias_hh_l0"):
                 nn.init.zeros_(layer.get_parameter(bias))
-        for module in self.modules():
+        for _, module in outside_norms(self):
             if isinstance(module, nn.Embedding | nn.Linear):
                 uniform(module.weight)
                 if isinstance(module, nn.Linear) and module.bias is not None:

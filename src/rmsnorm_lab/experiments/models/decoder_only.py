@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
 from rmsnorm_lab.experiments.recipes.language import ModelConfig
 
 
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-        for name, module in self.named_modules():
+        for name, module in outside_norms(self):
             if isinstance(module, nn.Linear):
                 residual = math.sqrt(2 * config.layers) if name.endswith(".out") else 1.0
                 nn.init.normal_(module.weight, std=1 / (math.sqrt(module.in_features) * residual))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.experiments.data.subwords import BEGIN, PAD
 from rmsnorm_lab.experiments.models.search import Tensors
-from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
 from rmsnorm_lab.experiments.recipes.transformer import ModelConfig
 
 
@@ -114,7 +114,7 @@ class EncoderDecoder(nn.Module):
         width, last = config.width, config.pre_norm
         self.encoder_norm = norm.layer(width) if last else nn.Identity()
         self.decoder_norm = norm.layer(width) if last else nn.Identity()
-        for module in self.modules():
+        for _, module in outside_norms(self):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)

@@ -10,8 +10,9 @@ of the state-side after it (with ``norm="none"`` this is torch's own GRU and LST
     LSTM   a = N(W_ih x + b_ih), c = N(W_hh h) + b_hh       one statistic for the four gates i, f, g, o
            m' = σ(a_f + c_f) ⊙ m + σ(a_i + c_i) ⊙ tanh(a_g + c_g), h' = σ(a_o + c_o) ⊙ tanh(N(m'))
 
-Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell; "weight" is torch's parametrization of
-the two weights. Functions that draw weights go through :func:`initialise`, which minds that.
+Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell; a norm with parameters of its own has
+them in ``norms`` instead of gains; "weight" is torch's parametrization of the two weights, which :func:`initialise`
+heeds when it draws them.
 """
 
 import math
@@ -63,11 +64,18 @@ class _Recurrent(nn.Module):
             nn.init.uniform_(self.parameter(name), -bound, bound)
         for name in ("weight_ih", "weight_hh"):
             norm.parametrise(self, name + self.suffix)
-        self.normalise = norm.vector() if norm.of_activations and not norm.over_examples else None
+        self.normalise = norm.vector() if self.gain_sizes() and not norm.over_examples else None
+        if norm.own_parameters:
+            self.norms = nn.ModuleDict({name: norm.layer(size) for name, size in self.vector_sizes().items()})
 
     def gain_sizes(self) -> dict[str, int]:
         width = self.gates * self.hidden_size
-        return {"gain_ih": width, "gain_hh": width} if self.norm.of_activations else {}
+        gained = self.norm.of_activations and not self.norm.own_parameters
+        return {"gain_ih": width, "gain_hh": width} if gained else {}
+
+    def vector_sizes(self) -> dict[str, int]:
+        """The vectors that are normalised, each with one statistic."""
+        raise NotImplementedError
 
     def parameter(self, name: str) -> Tensor:
         """The parameter, its suffix left out; a weight under parametrization is computed again by each call."""
@@ -91,19 +99,25 @@ class _GRU(_Recurrent):
         The gates' part of b_hh, which is added to the sum of both sides, is added here: once instead of at every step.
         """
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
-        gates, proposal = self._normalise(a, "gain_ih")
+        gates, proposal = self._normalise(a, "ih")
         return gates + self.parameter("bias_hh")[: 2 * self.hidden_size], proposal
 
     def hidden_side(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """N(W_hh h) of (..., H), its bias not yet added: the gates' part (..., 2H), the proposal's (..., H)."""
-        return self._normalise(nn.functional.linear(h, self.parameter("weight_hh")), "gain_hh")
+        return self._normalise(nn.functional.linear(h, self.parameter("weight_hh")), "hh")
 
-    def _normalise(self, a: Tensor, gain: str) -> tuple[Tensor, Tensor]:
+    def vector_sizes(self) -> dict[str, int]:
+        sizes = {"gates": 2 * self.hidden_size, "proposal": self.hidden_size}
+        return {f"{side}_{part}": size for side in ("ih", "hh") for part, size in sizes.items()}
+
+    def _normalise(self, a: Tensor, side: str) -> tuple[Tensor, Tensor]:
         cut = 2 * self.hidden_size
         gates, proposal = a[..., :cut], a[..., cut:]
+        if self.norm.own_parameters:
+            return self.norms[f"{side}_gates"](gates), self.norms[f"{side}_proposal"](proposal)
         if self.normalise is None:
             return gates, proposal
-        g = self.parameter(gain)
+        g = self.parameter(f"gain_{side}")
         return self.normalise(gates, g[:cut]), self.normalise(proposal, g[cut:])
 
     def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
@@ -146,7 +160,14 @@ class _LSTM(_Recurrent):
         gains = super().gain_sizes()
         return gains | {"gain_cell": self.hidden_size} if gains else gains
 
-    def _normalise(self, x: Tensor, gain: str, rows: Tensor | None = None, step: int = 0) -> Tensor:
+    def vector_sizes(self) -> dict[str, int]:
+        width = self.gates * self.hidden_size
+        return {"ih": width, "hh": width, "cell": self.hidden_size}
+
+    def _normalise(self, x: Tensor, place: str, rows: Tensor | None = None, step: int = 0) -> Tensor:
+        if self.norm.own_parameters:
+            return self.norms[place](x)
+        gain = f"gain_{place}"
         if self.norm.over_examples:
             return self.batch_norms[gain](x, self.parameter(gain), rows, step)
         return x if self.normalise is None else self.normalise(x, self.parameter(gain))
@@ -154,16 +175,16 @@ class _LSTM(_Recurrent):
     def input_side(self, x: Tensor) -> Tensor:
         """N(W_ih x + b_ih), (..., I) -> (..., G), all steps at once; batch norm is left to each step."""
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
-        return a if self.norm.over_examples else self._normalise(a, "gain_ih")
+        return a if self.norm.over_examples else self._normalise(a, "ih")
 
     def step(
         self, a_BG: Tensor, state: tuple[Tensor, Tensor], weight_hh: Tensor, rows: Tensor | None = None, step: int = 0
     ) -> tuple[Tensor, Tensor]:
         h_BH, m_BH = state
-        a_BG = self._normalise(a_BG, "gain_ih", rows, step) if self.norm.over_examples else a_BG
-        c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "gain_hh", rows, step)
+        a_BG = self._normalise(a_BG, "ih", rows, step) if self.norm.over_examples else a_BG
+        c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "hh", rows, step)
         sides_BG = a_BG + c_BG + self.parameter("bias_hh")
-        return lstm_step(sides_BG, m_BH, lambda m: self._normalise(m, "gain_cell", rows, step))
+        return lstm_step(sides_BG, m_BH, lambda m: self._normalise(m, "cell", rows, step))
 
 
 class LoopLSTM(_LSTM):

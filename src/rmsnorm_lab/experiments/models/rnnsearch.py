@@ -22,18 +22,19 @@ from torch.nn.utils import parametrize
 from rmsnorm_lab.experiments.data.subwords import BEGIN, PAD
 from rmsnorm_lab.experiments.models.recurrent import LoopGRUCell, Ragged, gru_layer, initialise
 from rmsnorm_lab.experiments.models.search import Tensors
-from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
 from rmsnorm_lab.experiments.recipes.translation import ModelConfig
 
 
 class NormedLinear(nn.Module):
-    """N(W x) ⊙ g, the bias left to the caller: several of them share one sum."""
+    """N(W x) ⊙ g, where N has no gain of its own; the bias left to the caller: several of them share one sum."""
 
     def __init__(self, inputs: int, outputs: int, norm: Normaliser) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         norm.parametrise(self)
-        self.normalise = norm.vector() if norm.of_activations else None
+        self.norm = norm.layer(outputs) if norm.own_parameters else None
+        self.normalise = norm.vector() if norm.of_activations and not norm.own_parameters else None
         self.gain = None if self.normalise is None else nn.Parameter(torch.ones(outputs))
 
     def set_weight(self, weight: Tensor) -> None:
@@ -44,6 +45,8 @@ class NormedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.linear(x, self.weight)
+        if self.norm is not None:
+            return self.norm(y)
         return y if self.normalise is None or self.gain is None else self.normalise(y, self.gain)
 
 
@@ -99,7 +102,7 @@ class RNNSearch(nn.Module):
             for name, parameter in module.named_parameters():
                 if name.startswith("bias"):
                     nn.init.zeros_(parameter)
-        for module in self.modules():
+        for _, module in outside_norms(self):
             if isinstance(module, NormedLinear):
                 drawn = torch.empty_like(module.weight)
                 draw(drawn)

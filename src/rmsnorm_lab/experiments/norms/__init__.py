@@ -1,10 +1,12 @@
 """The normalisers under comparison: one entry each, which the command line, networks, timing, tables and figures read.
 
-A new one is a subclass of :class:`base.Normaliser` and its entry, below or by :func:`register` at run time. Nothing
-heavy is imported here, so that the command line can refuse a wrong name at once.
+A new one is a subclass of :class:`base.Normaliser` and its entry, below or by :func:`register` at run time; own.py
+registers norms from the user's files. Nothing heavy is imported here, so that the command line can refuse a wrong name
+at once.
 """
 
 import importlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ class Norm:
     """The tasks that compare it unless the user names others."""
     takes_p: bool = False
     """Whether the recipe's p decides what it computes."""
+    source: str | None = None
+    """Where it is from if it is the user's own: "my_norm.py:MyNorm", as the command line had it."""
 
     def made(self, kernels: str, p: float) -> "Normaliser":
         """What models are given.
@@ -66,8 +70,21 @@ def register(norm: Norm) -> None:
 
 
 def entry(name: str) -> Norm:
-    """The normaliser of that name; of a record that another program made, one that can be shown and not trained."""
-    return REGISTRY.get(name) or Norm(name, label=name, colour="#444444", line="-", implementation=_unknown(name))
+    """The normaliser of that name; if it is not registered, one that can be shown and not trained."""
+    if name in REGISTRY:
+        return REGISTRY[name]
+    colour, line = look_of_other(name)
+    return Norm(name, label=name, colour=colour, line=line, implementation=_unknown(name))
+
+
+_COLOURS = ("#444444", "#882255", "#332288", "#117733", "#999933", "#AA4499")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1)))
+
+
+def look_of_other(name: str) -> tuple[str, Any]:
+    """Colour and line style of a normaliser without an entry below: by its name, so the same in every figure."""
+    number = zlib.crc32(name.encode())
+    return _COLOURS[number % len(_COLOURS)], _LINES[number // len(_COLOURS) % len(_LINES)]
 
 
 def _unknown(name: str) -> Callable[[str, float], "Normaliser"]:
@@ -87,6 +104,11 @@ def label(name: str) -> str:
     return entry(name).label
 
 
+def own_source(name: str) -> str | None:
+    """Where the normaliser is from if it is the user's own."""
+    return entry(name).source
+
+
 def place(name: str) -> int:
     """Where it is in the order of tables; an unknown one comes last."""
     return list(REGISTRY).index(name) if name in REGISTRY else len(REGISTRY)
@@ -95,6 +117,12 @@ def place(name: str) -> int:
 def of_task(task: str) -> tuple[str, ...]:
     """The names of the normalisers that make sense in a task, in the order of tables."""
     return tuple(name for name, norm in REGISTRY.items() if task in norm.tasks)
+
+
+def of_user(source: str) -> str:
+    """The name of a norm of the user's own, "my_norm.py:MyNorm", which is imported and registered."""
+    name: str = importlib.import_module(f"{__name__}.own").registered(source)
+    return name
 
 
 def by_default(task: str) -> tuple[str, ...]:

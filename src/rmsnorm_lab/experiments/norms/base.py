@@ -1,6 +1,6 @@
 """What a model needs from a normaliser, and "no normaliser", which does nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ class Normaliser:
     """False: nothing between the layers is normalised, and they keep their biases."""
     over_examples = False
     """True: the statistics are of the examples of a batch, so a recurrence takes ``step_norm``."""
+    own_parameters = False
+    """True: it is a module with its own parameters, so a recurrence takes a ``layer`` for each vector, and no gains."""
 
     def __init__(self, kernels: str, p: float) -> None:
         self.kernels, self.p = kernels, p
@@ -64,6 +66,13 @@ class Normaliser:
 
     def _marked(self, module: nn.Module) -> nn.Module:
         return mark(module) if self.of_activations else module
+
+
+def outside_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``model.named_modules()`` without the norms and what is in them: a network does not draw their weights."""
+    marked = (module for module in model.modules() if getattr(module, "normalises", False))
+    inside = {part for module in marked for part in module.modules()}
+    return ((name, module) for name, module in model.named_modules() if module not in inside)
 
 
 def mark(module: nn.Module) -> nn.Module:
