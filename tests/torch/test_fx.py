@@ -5,7 +5,16 @@ import torch
 from torch import fx
 
 from rmsnorm import torch as rt
-from rmsnorm.torch import LayerNorm, RMSNorm, RMSNormGated, add_rms_norm, layer_norm, rms_norm, rms_norm_gated
+from rmsnorm.torch import (
+    LayerNorm,
+    RMSNorm,
+    RMSNormGated,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+    rms_norm_gated,
+    rms_norm_quantized,
+)
 
 
 class Step(torch.nn.Module):
@@ -36,6 +45,56 @@ def test_a_norm_is_one_node(name):
     traced = fx.symbolic_trace(module)
     assert functions <= {node.target for node in traced.graph.nodes if node.op == "call_function"}
     assert torch.equal(traced(*args), module(*args))
+
+
+class OfWeights(torch.nn.Module):
+    """The norm of a constant: only its gain is a proxy."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+        self.x, self.z = torch.randn(3, 7), torch.randn(3, 7)
+
+    def forward(self, weight):
+        return self.norm(self.x, self.z, weight)
+
+
+@pytest.mark.parametrize(
+    ("norm", "function", "shape"),
+    [
+        (lambda x, z, w: rms_norm(x, 7, w), rms_norm, (7,)),
+        (lambda x, z, w: rms_norm(x, 7, bias=w), rms_norm, (7,)),
+        (lambda x, z, w: layer_norm(x, 7, None, w), layer_norm, (7,)),
+        (lambda x, z, w: add_rms_norm(x, z, 7, w)[0], add_rms_norm, (7,)),
+        (lambda x, z, w: add_rms_norm(x, w, 7)[0], add_rms_norm, (3, 7)),
+        (lambda x, z, w: rms_norm_gated(x, z, 7, w), rms_norm_gated, (7,)),
+        (lambda x, z, w: rms_norm_gated(x, w, 7), rms_norm_gated, (3, 7)),
+        (lambda x, z, w: rms_norm_quantized(x, 7, w)[0], rms_norm_quantized, (7,)),
+    ],
+)
+def test_any_argument_may_be_what_is_traced(norm, function, shape):
+    module = OfWeights(norm)
+    w = torch.randn(shape)
+    traced = fx.symbolic_trace(module)
+    assert next(node.target for node in traced.graph.nodes if node.op == "call_function") is function
+    assert torch.equal(traced(w), module(w))
+
+
+@pytest.mark.parametrize(
+    ("call", "function"),
+    [
+        (lambda x, z: rms_norm_quantized(x, x.shape[-1], dtype=torch.int8), rms_norm_quantized),
+        (lambda x, z: add_rms_norm(x, z, 7, inplace=True), add_rms_norm),
+        (lambda x, z: (rms_norm(x, 7, out=z), z), rms_norm),
+    ],
+)
+def test_what_has_no_gradient_is_traced_too(call, function):
+    traced = fx.symbolic_trace(call)
+    assert function in {node.target for node in traced.graph.nodes}
+    x, z = torch.randn(3, 7), torch.randn(3, 7)
+    given, twins = (x.clone(), z.clone()), (x.clone(), z.clone())
+    for found, expected in zip((*traced(*given), *given), (*call(*twins), *twins), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_what_is_no_tensor_is_refused():

@@ -29,8 +29,7 @@ def check_tensors(
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, got {type(t).__name__}")
-        if t.layout is not torch.strided:
-            raise TypeError(f"{name} must be dense, got a tensor of layout {t.layout}; convert it with .to_dense()")
+        check_dense(name, t)
         check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
         check_memory(name, t)
         check_same(name, t.device, "input", input.device, "device")
@@ -51,9 +50,16 @@ def check_alike(name: str, other: Tensor, input: Tensor) -> None:
 
 
 def check_dense(name: str, t: Tensor) -> None:
-    """Strided or nested: neither sparse nor of another library's layout."""
-    if t.layout not in (torch.strided, torch.jagged):
+    """Neither sparse, masked or nested, nor of another library's layout."""
+    if t.is_nested:
+        raise TypeError(
+            f"{name} must be dense, got a nested tensor of layout {t.layout}; pad it with .to_padded_tensor(0.0), or "
+            "give a norm the input torch.nested.nested_tensor(tensors, layout=torch.jagged)"
+        )
+    if t.layout is not torch.strided:
         raise TypeError(f"{name} must be dense, got a tensor of layout {t.layout}; convert it with .to_dense()")
+    if type(t).__name__ == "MaskedTensor":  # Dynamo does not trace torch.masked.is_masked_tensor
+        raise TypeError(f"{name} must be dense, got a MaskedTensor; fill it with .to_tensor(value)")
 
 
 def check_memory(name: str, t: Tensor) -> None:

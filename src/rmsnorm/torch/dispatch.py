@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rmsnorm import native
+from rmsnorm.torch.indirect import holds_tensors
 
 
 class Way(IntEnum):
@@ -168,7 +169,7 @@ _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _de
 
 def graph_way(input: Tensor) -> int:
     """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE."""
-    if transformed():
+    if transformed() or holds_tensors(input):
         return COMPOSITE
     as_operator = _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]
     return OPERATOR if as_operator else COMPOSITE

@@ -6,18 +6,19 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
-from torch.overrides import handle_torch_function
 
 from rmsnorm.spec import NormSpec, check_spec, norm_spec
 from rmsnorm.torch import checks
 from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, forward_mode, graph_way
 from rmsnorm.torch.gated.eager import GATED, GatedFunction
 from rmsnorm.torch.gated.spec import check_gated_spec, gated_spec
+from rmsnorm.torch.indirect import indirect
 from rmsnorm.torch.norm.eager import (
     NORM,
     NormFunction,
@@ -92,22 +93,22 @@ def rms_norm(
         tensor([[1.0000, 1.3333]])
     """
     if is_compiling():
-        if graph_way(input) == OPERATOR:
+        way = graph_way(input)
+        if way == OPERATOR:
             y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
             return _written(y, out, input, weight, bias)
-        spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
-        return _composite(spec, input, weight, bias, out)
-    if nodes:
-        y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
+    else:
+        if nodes:
+            y = nodes.rms_norm(input, normalized_shape, weight, bias, eps, p, zero_centered, casting, out)
+            if y is not None:
+                return y
+        way = eager_way(input, weight, bias)
+    if way == COMPOSITE:
+        options = {"eps": eps, "bias": bias, "p": p, "zero_centered": zero_centered, "casting": casting, "out": out}
+        y = indirect(rms_norm, {"input": input}, normalized_shape, weight=weight, **options)
         if y is not None:
             return y
-    if _records(input):
-        args = input, normalized_shape, weight, eps
-        return handle_torch_function(
-            rms_norm, args, *args, bias=bias, p=p, zero_centered=zero_centered, casting=casting, out=out
-        )
-    spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
-    way = eager_way(input, weight, bias)
+    spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
     if way == KERNEL and out is None:
         return run(NORM, spec, (input, None, weight, bias))[0]
     return _eager(way, spec, input, weight, bias, out)
@@ -156,19 +157,21 @@ def layer_norm(
         tensor([[-1.0000,  1.0000]])
     """
     if is_compiling():
-        if graph_way(input) == OPERATOR:
+        way = graph_way(input)
+        if way == OPERATOR:
             y = _ops.layer_norm(input, _extents(normalized_shape), weight, bias, eps)
             return _written(y, out, input, weight, bias)
-        return _composite(check_spec("layer", normalized_shape, eps), input, weight, bias, out)
-    if nodes:
-        y = nodes.layer_norm(input, normalized_shape, weight, bias, eps, out)
+    else:
+        if nodes:
+            y = nodes.layer_norm(input, normalized_shape, weight, bias, eps, out)
+            if y is not None:
+                return y
+        way = eager_way(input, weight, bias)
+    if way == COMPOSITE:
+        y = indirect(layer_norm, {"input": input}, normalized_shape, weight=weight, bias=bias, eps=eps, out=out)
         if y is not None:
             return y
-    if _records(input):
-        args = input, normalized_shape, weight, bias, eps
-        return handle_torch_function(layer_norm, args, *args, out=out)
-    spec = norm_spec("layer", normalized_shape, eps)
-    way = eager_way(input, weight, bias)
+    spec = _spec("layer", normalized_shape, eps)
     if way == KERNEL and out is None:
         return run(NORM, spec, (input, None, weight, bias))[0]
     return _eager(way, spec, input, weight, bias, out)
@@ -221,24 +224,25 @@ def add_rms_norm(
         raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm needs none")
     if inplace:
         return _add_inplace(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+    tensors = input, residual, weight, bias
     if is_compiling():
-        if graph_way(input) == OPERATOR:
+        way = graph_way(input)
+        if way == OPERATOR:
             shape = _extents(normalized_shape)
             return _ops.add_rms_norm(input, residual, shape, weight, bias, eps, p, zero_centered, casting)
-        spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
-        return _checked_composite(NORM, spec, (input, residual, weight, bias))
-    if nodes:
-        pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+    else:
+        if nodes:
+            pair = nodes.add_rms_norm(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
+            if pair is not None:
+                return pair
+        way = eager_way(*tensors)
+    if way == COMPOSITE:
+        options = {"eps": eps, "bias": bias, "p": p, "zero_centered": zero_centered, "casting": casting}
+        rows = {"input": input, "residual": residual}
+        pair = indirect(add_rms_norm, rows, normalized_shape, weight=weight, **options)
         if pair is not None:
             return pair
-    if _records(input):
-        args = input, residual, normalized_shape, weight, eps
-        return handle_torch_function(
-            add_rms_norm, args, *args, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-        )
-    spec = norm_spec("rms", normalized_shape, eps, p, zero_centered, casting)
-    tensors = input, residual, weight, bias
-    way = eager_way(*tensors)
+    spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
     if way == AUTOGRAD:
         return NormFunction.apply(spec, *tensors)
     return forward(spec, tensors) if way == KERNEL else _checked_composite(NORM, spec, tensors)
@@ -296,14 +300,18 @@ def rms_norm_gated(
     how = eps, norm_before_gate, groups, p
     tensors = input, gate, weight
     if is_compiling():
-        if graph_way(input) == OPERATOR:
+        way = graph_way(input)
+        if way == OPERATOR:
             return _ops.rms_norm_gated(input, gate, _extents(normalized_shape), weight, *how)
-        return _checked_composite(GATED, check_gated_spec(normalized_shape, *how), tensors)[0]
-    if _records(input):
-        args = input, gate, normalized_shape, weight, eps
-        return handle_torch_function(rms_norm_gated, args, *args, norm_before_gate=norm_before_gate, groups=groups, p=p)
-    spec = gated_spec(normalized_shape, *how)
-    way = eager_way(*tensors)
+    else:
+        way = eager_way(*tensors)
+    if way == COMPOSITE:
+        options = {"eps": eps, "norm_before_gate": norm_before_gate, "groups": groups, "p": p}
+        rows = {"input": input, "gate": gate}
+        y = indirect(rms_norm_gated, rows, normalized_shape, weight=weight, **options)
+        if y is not None:
+            return y
+    spec = (check_gated_spec if is_compiling() else gated_spec)(normalized_shape, *how)
     if way == AUTOGRAD:
         return GatedFunction.apply(spec, *tensors)
     return (run if way == KERNEL else _checked_composite)(GATED, spec, tensors)[0]
@@ -363,15 +371,22 @@ def rms_norm_quantized(
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
     tensors = input, weight
-    if is_compiling():
-        spec = QuantizedSpec(check_spec("rms", normalized_shape, eps, p), dtype)
-        return _checked_composite(QUANTIZED, spec, tensors)
-    spec = quantized_spec(norm_spec("rms", normalized_shape, eps, p), dtype)
-    served = eager_way(*tensors) != COMPOSITE
-    return (run if served else _checked_composite)(QUANTIZED, spec, tensors)
+    way = COMPOSITE if is_compiling() else eager_way(*tensors)
+    if way == COMPOSITE:
+        options = {"eps": eps, "dtype": dtype, "p": p}
+        pair = indirect(rms_norm_quantized, {"input": input}, normalized_shape, weight=weight, **options)
+        if pair is not None:
+            return pair
+    spec = (QuantizedSpec if is_compiling() else quantized_spec)(_spec("rms", normalized_shape, eps, p), dtype)
+    return (_checked_composite if way == COMPOSITE else run)(QUANTIZED, spec, tensors)
 
 
 # ---- the ways of the plain norms ----
+
+
+def _spec(*arguments: Any) -> NormSpec:
+    """Checked once for equal arguments; in a captured graph, whose extents may be symbols, each time."""
+    return (check_spec if is_compiling() else norm_spec)(*arguments)
 
 
 def _eager(
@@ -400,21 +415,17 @@ def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
     checks.check_no_gradient("inplace=True", input, residual, weight, bias)
     checks.check_inference("input", input)
     checks.check_inference("residual", residual)
-    if not is_compiling() and eager_way(input, residual, weight, bias) != COMPOSITE:
-        spec = norm_spec("rms", normalized_shape, *how)
-        if forward_inplace(spec, input, residual, weight, bias):
-            return _touched(input), _touched(residual)
-    eps, p, zero_centered, casting = how
-    y, total = add_rms_norm(
-        input, residual, normalized_shape, weight, eps, bias=bias, p=p, zero_centered=zero_centered, casting=casting
-    )
+    options = {"weight": weight, "bias": bias, **dict(zip(("eps", "p", "zero_centered", "casting"), how, strict=True))}
+    if is_compiling() or eager_way(input, residual, weight, bias) == COMPOSITE:
+        rows = {"input": input, "residual": residual}
+        pair = indirect(add_rms_norm, rows, normalized_shape, **options, inplace=True)
+        if pair is not None:
+            return pair
+    elif forward_inplace(norm_spec("rms", normalized_shape, *how), input, residual, weight, bias):
+        return _touched(input), _touched(residual)
+    y, total = add_rms_norm(input, residual, normalized_shape, **options)
     checks.check_inplace(input, residual, y.dtype, weight, bias)
     return input.copy_(y), residual.copy_(total)
-
-
-def _records(input: object) -> bool:
-    """Whether ``input`` is no tensor but records what is done with it, as ``torch.fx``'s proxies do."""
-    return not isinstance(input, Tensor) and hasattr(type(input), "__torch_function__")
 
 
 def _extents(normalized_shape: int | Sequence[int]) -> list[int]:
