@@ -13,6 +13,7 @@ from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm, rms_nor
 from rmsnorm.torch.gated import ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
 from rmsnorm.torch.norm import ops as _norm_ops  # noqa: F401
+from rmsnorm.torch.profile import profile_norms
 from rmsnorm.torch.rnn import GRU, LSTM, GRUCell, LSTMCell
 from rmsnorm.torch.swap import swap_norms
 
@@ -27,6 +28,7 @@ __all__ = [
     "accelerate",
     "add_rms_norm",
     "layer_norm",
+    "profile_norms",
     "rms_norm",
     "rms_norm_gated",
     "rms_norm_quantized",

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from rmsnorm.torch.columns import columns
 from rmsnorm.torch.swap.conventions import Convention
 from rmsnorm.torch.swap.gated import GatedConvention
 
@@ -43,7 +44,5 @@ def table(rows: Sequence[Row]) -> str:
         (r.name or "(model)", r.cls, r.convention or "left", "" if r.eps is None else f"{r.eps:.3g}", r.why or r.dtypes)
         for r in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head) - 1)]
-    text = ["  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]]) for line in [head, *lines]]
     swapped = sum(r.why is None for r in rows)
-    return "\n".join([*(t.rstrip() for t in text), f"{swapped} swapped, {len(rows) - swapped} left"])
+    return f"{columns([head, *lines])}\n{swapped} swapped, {len(rows) - swapped} left"

@@ -1,0 +1,390 @@
+"""profile_norms finds what is called, times it in the model, and leaves no trace. No test asserts a time."""
+
+import copy
+import importlib
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rmsnorm import native
+from rmsnorm.timing import Spread
+from rmsnorm.torch import profile_norms, swap_norms
+
+profile = importlib.import_module("rmsnorm.torch.profile")
+optimizers = importlib.import_module("torch.optim.optimizer")
+pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
+
+
+class Norm(nn.Module):
+    """As Hugging Face writes it."""
+
+    def __init__(self, n=16, eps=1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(n) + 0.5), eps
+
+    def forward(self, x):
+        f = x.float()
+        return self.weight * (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
+
+
+class ClampedNorm(Norm):
+    """No convention reproduces it."""
+
+    def forward(self, x):
+        return super().forward(x).clamp(-1, 1)
+
+
+class GatedNorm(Norm):
+    def forward(self, x, gate):
+        return super().forward(x * F.silu(gate.float()).to(x.dtype))
+
+
+class Block(nn.Module):
+    """Four norms of three kinds around layers with a gate, noise and running statistics."""
+
+    def __init__(self, n=16):
+        super().__init__()
+        self.first, self.second, self.odd, self.gated = Norm(n), Norm(n), ClampedNorm(n), GatedNorm(n)
+        self.up, self.gate = nn.Linear(n, n), nn.Linear(n, n)
+        self.batch_norm, self.dropout = nn.BatchNorm1d(n), nn.Dropout(0.3)
+        self.register_buffer("steps", torch.zeros(()))
+        self.cache = []
+
+    def forward(self, x):
+        self.steps = self.steps + 1  # a new tensor at each call
+        self.cache.append(x)
+        h = x + self.dropout(self.batch_norm(self.up(self.first(x))))
+        h = h + self.gated(h, self.gate(self.second(h)))
+        return self.odd(h)
+
+
+X = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    """What each variant returns: they are called once, and get made times of five rounds."""
+    found = {}
+
+    def measure(timed, plan, pause, drop):
+        for name, call in timed.items():
+            found[name] = call()
+        made = {"model": 10.0, "swap_norms": 9.0, "no norms": 8.0}
+        return {name: [1e6 * made.get(name, 9.5) * r for r in (1, 2, 3, 1, 2, 5)] for name in timed}
+
+    monkeypatch.setattr(profile, "measure", measure)
+    return found
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """One step a sample."""
+    monkeypatch.setattr(profile, "SAMPLE_NS", 1.0)
+    monkeypatch.setattr(profile, "LEAD_NS", 0.0)
+
+
+# ---- what is found and what is timed ----
+
+
+def test_a_row_for_each_distinct_norm(outputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.LayerNorm(16)).eval()
+    found = profile_norms(model, lambda model: model(X))
+    assert [(r.cls, r.n, r.rows, r.dtype, r.modules, r.calls) for r in found.norms] == [
+        ("Norm", 16, (6,), "float32", 2, 2),
+        ("ClampedNorm", 16, (6,), "float32", 1, 1),
+        ("GatedNorm", 16, (6,), "float32", 1, 1),
+        ("LayerNorm", 16, (6,), "float32", 1, 1),
+    ]
+    listed = {row.cls: row for row in swap_norms(model).rows}
+    assert all((r.served_by, r.why) == (listed[r.cls].convention, listed[r.cls].why) for r in found.norms)
+    assert found.norms[1].why
+    assert not found.norms[0].why
+    each = [f"without {row.cls}" for row in found.norms]
+    assert list(outputs) == list(found.times_ns) == ["model", "swap_norms", "no norms", *each]
+
+
+def test_the_variants_are_what_their_names_say(outputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), Norm(), nn.Linear(16, 16), nn.LayerNorm(16)).eval()
+    profile_norms(model, lambda model: model(X))
+    whole = model(X)
+    assert torch.equal(outputs["model"], whole)
+    assert not torch.equal(outputs["swap_norms"], whole)  # other kernels
+    torch.testing.assert_close(outputs["swap_norms"], whole)
+    for name, left in (("no norms", {1, 3}), ("without Norm", {1}), ("without LayerNorm", {3})):
+        rest = nn.Sequential(*(nn.Identity() if i in left else m for i, m in enumerate(model)))
+        assert torch.equal(outputs[name], rest(X)), name
+
+
+def test_shares_are_medians_of_paired_ratios(outputs):
+    model = nn.Sequential(Norm(), Norm(), Norm(8))
+    model.append(nn.Linear(8, 16))
+    found = profile_norms(model, lambda model: model[3](model[2](model[1](model[0](X))[:, :8])))
+    assert found.cost == Spread(pytest.approx(0.2), (pytest.approx(0.2),) * 2)
+    assert found.swap.median == pytest.approx(0.1)
+    assert found.accelerate is None
+    assert [row.share.median for row in found.norms] == pytest.approx([0.05, 0.05])
+    assert found.norms[0].us.median == pytest.approx(0.5e3 * 2 / 2)  # 0.5 ms × the median round, two calls
+    assert found.norms[1].us.interval == pytest.approx((0.5e3, 2.5e3))
+    assert (found.step_ms, found.rounds) == (20, 6)
+    assert {"without Norm 1", "without Norm 2"} < found.times_ns.keys()
+
+
+def test_the_table(outputs):
+    found = profile_norms(nn.Sequential(Block(), nn.RMSNorm(16)), lambda model: model(X))
+    lines = str(found).splitlines()
+    assert lines[0].split("  ")[0] == "norm"
+    assert lines[1].startswith("Norm ")
+    assert lines[1].endswith("rms_norm(weight, casting=llama)")
+    assert any(line.startswith("ClampedNorm") and "left: no convention" in line for line in lines)
+    assert "all norms         20.0 [20.0, 20.0] %  the bound: no faster norm saves more" in lines
+    assert "swap_norms saves  10.0 [10.0, 10.0] %" in lines
+    assert "accelerate saves  5.0 [5.0, 5.0] %" in lines
+    assert f"a step takes 20 ms: 6 rounds, threads: {torch.get_num_threads()}" in lines
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_left_out_keeps_the_dtype_of_its_result(outputs, dtype):
+    model = nn.Sequential(Norm(), nn.Linear(16, 16))  # bfloat16 · float32 is float32
+    profile_norms(model, lambda model: model(X.to(dtype)))
+    assert torch.equal(outputs["no norms"], model[1](X.to(dtype).float()))
+
+
+def test_a_gated_norm_left_out_keeps_the_gradient_of_its_gate(outputs):
+    gate = torch.randn(6, 16, requires_grad=True)
+    profile_norms(GatedNorm(), lambda model: torch.autograd.grad(model(X, gate=gate).sum(), gate)[0])
+    assert torch.equal(outputs["no norms"], X)
+
+
+def test_rows_of_several_numbers(outputs):
+    model = nn.Sequential(Norm())
+    found = profile_norms(model, lambda model: [model(X), model(X[:2]), model(X[0])])
+    assert [(r.rows, r.calls) for r in found.norms] == [((1, 2, 6), 3)]
+    assert "  1–6  " in str(found)
+
+
+def test_torchs_own_norms_are_accelerated_meanwhile(outputs):
+    model = nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 16))
+    kernels = []
+
+    def step(model):
+        kernels.append(torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "CPU"))
+        return F.layer_norm(model(F.rms_norm(X, (16,))), (16,))
+
+    found = profile_norms(model, step)
+    timed = dict(zip(outputs, kernels[-len(outputs) :], strict=True))
+    assert {name for name, accelerated in timed.items() if accelerated} == {"accelerate"}
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "CPU")
+    assert found.accelerate is not None
+    assert [note.split(" outside")[0] for note in found.notes] == [
+        "F.rms_norm is called 1 times",
+        "F.layer_norm is called 1 times",
+    ]
+
+
+def test_a_compiled_step_is_compiled_for_each_variant(outputs):
+    torch._dynamo.reset()
+    model = nn.Sequential(Norm(), nn.Linear(16, 16))
+    graphs = []
+
+    def backend(graph, inputs):
+        def run(*given):
+            graphs.append(graph)
+            return graph(*given)
+
+        return run
+
+    compiled = torch.compile(model, backend=backend)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        found = profile_norms(model, lambda _: compiled(X))
+    assert [(r.cls, r.n, r.calls) for r in found.norms] == [("Norm", 16, 1)]
+    assert found.notes == []
+    assert list(outputs) == ["model", "swap_norms", "no norms"]
+    assert len(set(map(id, graphs[-3:]))) == 3
+    torch.testing.assert_close(outputs["no norms"], model[1](X))
+    assert torch.equal(compiled(X), model(X))
+
+
+# ---- what cannot be timed is said ----
+
+
+def test_work_that_depends_on_the_numbers_is_not_compared(outputs):
+    model = nn.Sequential(Norm())
+
+    def step(model):
+        y = 40 * X
+        while y.abs().max() > 1:
+            y = model(y) / 8
+
+    found = profile_norms(model, step)
+    assert found.cost is None
+    assert found.swap is not None
+    assert [note for note in found.notes if note.startswith("no norms: not timed, since the work depends on")]
+    assert "–" in str(found)
+
+
+def test_a_variant_that_fails_loses_its_own_figures_only(outputs):
+    def step(model):
+        y = model(X)
+        assert not torch.equal(y, X), "not normalised"
+
+    found = profile_norms(nn.Sequential(Norm()), step)
+    assert list(found.times_ns) == ["model", "swap_norms"]
+    assert found.notes == ["no norms: not timed, the step raises AssertionError: not normalised"]
+
+
+def test_a_result_of_another_shape_is_not_left_out(outputs):
+    class HeadNorm(Norm):
+        def forward(self, x):
+            return super().forward(x)[..., :4]
+
+    found = profile_norms(nn.Sequential(HeadNorm()), lambda model: model(X))
+    assert found.norms[0].share is found.norms[0].us is found.cost is None
+    assert found.notes == ["HeadNorm: its result is no tensor of the input's shape, so it cannot be left out"]
+
+
+# ---- nothing is changed ----
+
+
+def state(model, optimizer):
+    """All that must not change, with the identity of what must stay the same object."""
+    return {
+        "state_dict": {name: t.clone() for name, t in model.state_dict().items()},
+        "tensors": {name: id(t) for name, t in (*model.named_parameters(), *model.named_buffers())},
+        "classes": [type(m) for m in model.modules()],
+        "attributes": [{name: id(value) for name, value in vars(m).items()} for m in model.modules()],
+        "training": [m.training for m in model.modules()],
+        "hooks": [[*m._forward_hooks] for m in model.modules()],
+        "cache": [*model[0].cache],
+        "grads": [(id(p.grad), None if p.grad is None else p.grad.clone()) for p in model.parameters()],
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1]],  # noqa: NPY002
+    }
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["fresh optimizer", "started optimizer"])
+@pytest.mark.parametrize(
+    ("error", "at"), [(None, 0), *((kind, at) for kind in (RuntimeError, KeyboardInterrupt) for at in (1, 2, 20))]
+)
+def test_nothing_is_changed(error, at, started, short):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.RMSNorm(16))
+    model[0].batch_norm.eval()
+    model[0].first.register_forward_hook(lambda module, given, y: y * 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    if started:
+        model(X).square().sum().backward()
+        optimizer.step()
+    calls = []
+
+    def step(model):
+        calls.append(len(calls))
+        random.random(), np.random.rand()  # noqa: NPY002
+        model.train(len(calls) % 2 == 0)
+        model[0].batch_norm.train()
+        optimizer.zero_grad()
+        model(X).square().sum().backward()
+        if error and len(calls) >= at:
+            raise error("stop")
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= 0.9
+
+    before = state(model, optimizer)
+    if error:
+        with pytest.raises(error, match="stop"):
+            profile_norms(model, step, rounds=2)
+    else:
+        profile_norms(model, step, rounds=2)
+    after = state(model, optimizer)
+    assert {name for name in before if not same(before[name], after[name])} == set()
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "CPU")
+    assert not optimizers._global_optimizer_pre_hooks
+
+
+def test_an_interruption_waits_until_everything_is_put_back(monkeypatch):
+    model = nn.Sequential(Norm(), nn.Linear(16, 16))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    restore, pressed = profile.kept.Snapshot.restore, []
+
+    def interrupted(self):
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        restore(self)
+
+    monkeypatch.setattr(profile.kept.Snapshot, "restore", interrupted)
+
+    def step(model):
+        model(X)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        profile_norms(model, step, rounds=1)
+    assert same(before, dict(model.state_dict()))
+
+
+def test_every_step_starts_from_the_same_numbers(short):
+    model = nn.Sequential(nn.Linear(16, 16), Norm(), nn.BatchNorm1d(16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    starts = []
+
+    def step(model):
+        time.sleep(5e-4)  # longer than what is repeated within a sample
+        moments = [s["momentum_buffer"].sum().item() for s in optimizer.state.values()]
+        tensors = [t.double().sum().item() for t in (*model.parameters(), *model.buffers())]
+        starts.append((torch.rand(()).item(), tuple(tensors), tuple(moments)))
+        optimizer.zero_grad()
+        model(X).square().sum().backward()
+        optimizer.step()
+
+    profile_norms(model, step, rounds=3)
+    assert len(starts) > 10
+    assert starts[0][:2] == starts[1][:2]
+    assert len(set(starts[1:])) == 1  # the first one made the moments
+
+
+# ---- arguments ----
+
+
+def _meta():
+    return nn.Sequential(nn.Linear(4, 4, device="meta"), nn.RMSNorm(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "step", "options", "error", "said"),
+    [
+        (torch.zeros(2), len, {}, TypeError, "model must be a torch.nn.Module, got Tensor"),
+        (nn.RMSNorm(4), 3, {}, TypeError, "step must be callable with the model, got int"),
+        (nn.RMSNorm(4), len, {"seconds": "9"}, TypeError, "seconds must be a number, got str"),
+        (nn.RMSNorm(4), len, {"seconds": 0}, ValueError, "seconds must be positive and finite, got 0"),
+        (nn.RMSNorm(4), len, {"rounds": 0}, ValueError, "rounds must be positive, got 0"),
+        (nn.RMSNorm(4), len, {"rounds": 1.0}, TypeError, "rounds must be an int or None, got float"),
+        (nn.Linear(4, 4), lambda m: m(X[:, :4]), {}, ValueError, "the step must call a norm of the model"),
+        (nn.RMSNorm(4), lambda m: None, {}, ValueError, "calls none of 1"),
+        (nn.LazyLinear(4), len, {}, ValueError, "weight has none yet; run the model once before"),
+        (_meta(), len, {}, NotImplementedError, "0.weight is on meta; move the model"),
+    ],
+)
+def test_wrong_arguments(model, step, options, error, said):
+    with pytest.raises(error, match=said):
+        profile_norms(model, step, **options)
