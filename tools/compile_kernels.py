@@ -69,6 +69,7 @@ def rest() -> Iterator[Variant]:
         yield Variant(operation, 2880, BF16, levels=2)
         yield Variant(operation, 5120, BF16)
     for dtype in (BF16, F32, F64):
+        yield Variant("add_rms_norm", 131072, dtype, k=1024, bias=True)
         for n in (131072, 131071):
             yield Variant("rms_norm backward, rows", n, dtype)
             yield Variant("layer_norm backward, rows", n, dtype)

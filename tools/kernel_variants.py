@@ -101,7 +101,11 @@ class Variant:
             return choices.backward_rows(item, aligned, warp_size)
         if self.operation.endswith("head"):
             return choices.head(self.k or self.n, warp_size)
-        return choices.forward(self.n, item, aligned, warp_size)
+        return self.streamed(warp_size) or choices.forward(self.n, item, aligned, warp_size)
+
+    def streamed(self, warp_size: int) -> choices.Choice | None:
+        """The choice of pRMSNorm's long forward rows."""
+        return choices.stream(self.n, self.k or self.n, self.dtype.itemsize, self.bytes == choices.VECTOR, warp_size)
 
     def kernel(self, looped: bool) -> Any:
         if self.operation == "finish":
@@ -116,6 +120,8 @@ class Variant:
             return long_backward_kernels.rows_kernel
         if self.operation.endswith("head"):
             return long_backward_kernels.head_kernel
+        if looped and self.streamed(32):
+            return forward_kernels.forward_stream_kernel
         return forward_kernels.forward_looped_kernel if looped else forward_kernels.forward_kernel
 
 
@@ -133,7 +139,8 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
     choice = variant.choice(target.warp_size)
     assert choice is not None, f"{variant} is left to the composite"
     kernel, added = variant.kernel(choice.looped), variant.operation.startswith("add")
-    pieces = -(-variant.n // choices.backward_columns(variant.dtype.itemsize, warp_size=target.warp_size).block)
+    columns = choices.backward_columns(variant.dtype.itemsize, warp_size=target.warp_size)
+    pieces = -(-variant.n // (choice if "forward" in kernel.__name__ else columns).block)
     split = not variant.centred and choices.splits(variant.n, variant.k or variant.n, pieces)
     fixed: dict[str, Any] = {
         "N": variant.n,
@@ -162,6 +169,7 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
         "SPLIT": split,
         "PIECES": pieces,
         "PARTS": choices.power_of_two(pieces),
+        "HEAD": choices.HEAD,
     }
     constants = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
     compute = torch.float64 if variant.dtype == torch.float64 else torch.float32

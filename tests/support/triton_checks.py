@@ -21,13 +21,17 @@ from tolerances import check, expected
 
 @contextlib.contextmanager
 def short_registers():
-    """Rows of more than 64 elements are looped, in pieces of 32, and sums leave the registers every second tile."""
-    names = ("forward", "backward", "backward_rows", "backward_columns", "gated_backward", "LEAF")
+    """Rows of more than 64 elements are looped, in pieces of 32, and sums leave the registers every second tile.
+
+    Of pRMSNorm's, those with k up to 32 are streamed.
+    """
+    names = ("forward", "backward", "backward_rows", "backward_columns", "gated_backward", "stream", "LEAF")
     saved = tuple(getattr(choices, name) for name in names)
     looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=6)
     choices.forward = lambda n, *a: looped if n > 64 else saved[0](n, *a)
     choices.backward = lambda n, *a: None if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
     choices.backward_rows = choices.backward_columns = lambda *a: looped
+    choices.stream = lambda n, k, *a: looped if n > 64 and k <= 32 else None
     choices.quantized.cache_clear()
     choices.gated_backward = lambda n, *a: replace(saved[4](n, *a), hold=n % 2 == 0, rows=4)
     choices.LEAF = 2
@@ -186,6 +190,21 @@ def in_place() -> None:
     ours, stream = x.clone(), residual.clone()
     add_rms_norm(ours, stream, (8,), w, inplace=True)
     assert torch.equal(ours, normed)
+    assert torch.equal(stream, new)
+
+
+def long_partial_rows_in_place() -> None:
+    """Programs of one row read its head: none may overwrite it while the others run."""
+    x, residual, w = torch.randn(6, 100), torch.randn(6, 100), torch.randn(100)
+    with short_registers():
+        wanted = rms_norm(x, (100,), w, p=0.2)
+        ours, other = x.clone(), torch.empty_like(x)
+        torch.testing.assert_close(rms_norm(ours, (100,), w, p=0.2, out=ours), wanted)
+        torch.testing.assert_close(rms_norm(x, (100,), w, p=0.2, out=other), wanted)
+        normed, new = add_rms_norm(x, residual, (100,), w, p=0.2)
+        ours, stream = x.clone(), residual.clone()
+        add_rms_norm(ours, stream, (100,), w, p=0.2, inplace=True)
+    torch.testing.assert_close(ours, normed)
     assert torch.equal(stream, new)
 
 

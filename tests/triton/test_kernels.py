@@ -26,6 +26,9 @@ LOOPED = [
     Case("add_rms_norm", n=100, rows=9, p=0.5, residual=torch.float32),
     Case(n=100, rows=12, heads=3, p=0.1, weight=torch.float32),
     Case("layer_norm", n=100, rows=9, bias=torch.float32),
+    Case("add_rms_norm", torch.bfloat16, 100, 9, p=0.2, residual=torch.bfloat16, bias=torch.float32),
+    Case(n=131, rows=12, heads=3, p=0.1, weight=torch.float32, bias=torch.float32),
+    Case(dtype=torch.bfloat16, n=128, rows=9, p=0.25, weight=torch.bfloat16, casting="llama"),
     Case(n=7, rows=90),
 ]
 SMALL_GATED = [case for case in GATED_CASES if 0 < case.rows * case.n <= 3000]
@@ -162,6 +165,7 @@ def test_addresses_are_what_the_compiler_is_told(n, p, interpreted):
         (checks.heads, both("rms_norm")),
         (checks.no_rows, both("rms_norm")),
         (checks.in_place, {"rms_norm", "add_rms_norm"}),
+        (checks.long_partial_rows_in_place, {"rms_norm", "add_rms_norm"}),
         (checks.outputs_between_inputs, {"rms_norm"}),
         (checks.too_many_levels_of_strides, {"rms_norm"}),
         (checks.under_vmap, {"rms_norm"}),

@@ -52,4 +52,5 @@ def host() -> list[Case]:
 
 
 def swept(setting: Setting) -> list[Case]:
-    return [_case("rms_norm", direction, setting.rows(n), n) for n in SWEPT for direction in ("forward", "backward")]
+    both = [_case("rms_norm", direction, setting.rows(n), n) for n in SWEPT for direction in ("forward", "backward")]
+    return both + [_case("rms_norm", "forward", setting.rows(n), n, p=1 / 128) for n in PARTIAL]

@@ -63,6 +63,9 @@ def _partial(setting: Setting, case: Case) -> dict[str, Any]:
     found = _measured(setting, case, names, setting.folder / RECORDS)
     if case.bytes <= SHORT and not setting.rehearsal:
         found["graph_us"] = {name: host.replayed(case, provider) for name, provider in OWN.items()}
+        if case.direction == "forward":
+            with sweep.chosen(case, sweep.other_kernel(case)), sweep.fresh_plans({}):
+                found["graph_us"]["the other kernel"] = host.replayed(case, OWN["rmsnorm"])
     return found
 
 

@@ -8,7 +8,8 @@ Line = dict[str, Any]
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    parts = [_machine(lines), _counts(lines), _failures(lines), _shares(lines), _host(lines), _winners(lines)]
+    parts = [_machine(lines), _counts(lines), _failures(lines), _shares(lines), _replayed(lines)]
+    parts += [_host(lines), _winners(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -66,6 +67,18 @@ def _shares(lines: Sequence[Line]) -> str:
         cells = (str(line["share_of_copy"].get(name, "")) for name in names)
         rows.append(f"| {line['stage']}: {line['item']} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def _replayed(lines: Sequence[Line]) -> str:
+    """pRMSNorm's short calls, replayed from a graph: microseconds of each kernel."""
+    timed = [line for line in _of(lines, "winners") if line.get("graph_us")]
+    names = list(dict.fromkeys(name for line in timed for name in line["graph_us"]))
+    rows = ["| from a graph, us | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows += [
+        f"| {line['item']} | " + " | ".join(str(line["graph_us"].get(name, "")) for name in names) + " |"
+        for line in timed
+    ]
+    return "\n".join(rows) if timed else ""
 
 
 def _host(lines: Sequence[Line]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpu_stages import cases
 from gpu_stages.stage import Item, Setting
+from rmsnorm.spec import partial_count
 from rmsnorm.timing import measure, paired_ratios
 from rmsnorm.torch.triton import choices, plans
 from rmsnorm.torch.triton.choices import Choice
@@ -28,6 +29,7 @@ FACTORS = {
     "stages": (0.5, 2.0),
 }
 MOST_WARPS, LEAST_BLOCK = 32, 256
+LONG = 1 << 20  # a row that fits into no registers
 
 
 def items(setting: Setting) -> Iterator[Item]:
@@ -43,26 +45,41 @@ def key(case: Case) -> str:
 def _kind(case: Case) -> str:
     """The function of choices.py that decides."""
     if not case.backward:
-        return "forward"
+        return "forward" if case.p == 1 else "stream"
     return "backward" if choices.backward(case.n, DTYPES[case.dtype]) else "backward_columns"
 
 
-def default(case: Case) -> Choice:
+def default(case: Case) -> Choice | None:
     kind, length = _kind(case), (case.n, DTYPES[case.dtype])
+    if kind == "stream":
+        return choices.stream(case.n, partial_count(case.n, case.p), length[1])
     return getattr(choices, kind)(*length[kind == "backward_columns" :])
 
 
-def candidates(case: Case) -> list[Choice]:
-    """Neighbours of the default: one field changed by a factor, or rows and warps together."""
+def other_kernel(case: Case) -> Choice | None:
+    """pRMSNorm's forward pass by the kernel that :func:`default` does not take; None is RMSNorm's."""
+    return choices.stream(LONG, 1, DTYPES[case.dtype]) if default(case) is None else None
+
+
+def candidates(case: Case) -> list[Choice | None]:
+    """The default and its neighbours: one field changed by a factor, or rows and warps together."""
+    found: dict[Choice | None, None] = {default(case): None}
     base = default(case)
+    if _kind(case) == "stream":
+        found[other_kernel(case)] = None
+        base = base or other_kernel(case)
+    assert base is not None
     fields = [name for name in FACTORS if getattr(base, name, 0) and (name != "block" or base.looped)]
+    if not base.programs:
+        fields.remove("stages")  # of backward kernels
     changes = [{name: factor} for name in fields for factor in FACTORS[name]]
-    changes += [{"rows": r, "warps": w} for r in FACTORS["rows"] for w in FACTORS["warps"]]
-    found = {base: None}
+    if not base.looped:
+        changes += [{"rows": r, "warps": w} for r in FACTORS["rows"] for w in FACTORS["warps"]]
     for change in changes:
         choice = replace(base, **{name: int(getattr(base, name) * factor) for name, factor in change.items()})
         long_enough = not choice.looped or choice.block >= LEAST_BLOCK
-        if all(getattr(choice, name) for name in change) and choice.warps <= MOST_WARPS and long_enough:
+        several = choice.rows > 1 and choice.looped  # a looped kernel has one row a program
+        if all(getattr(choice, name) for name in change) and choice.warps <= MOST_WARPS and long_enough and not several:
             found[_with_registers(choice)] = None
     return list(found)
 
@@ -73,7 +90,7 @@ def _with_registers(choice: Choice) -> Choice:
 
 
 @contextmanager
-def chosen(case: Case, choice: Choice) -> Iterator[None]:
+def chosen(case: Case, choice: Choice | None) -> Iterator[None]:
     """``choice`` for every row of the case's length and direction."""
     kind, usual = _kind(case), getattr(choices, _kind(case))
     own = None if kind == "backward_columns" else case.n  # its first argument is not a length
@@ -87,13 +104,13 @@ def chosen(case: Case, choice: Choice) -> Iterator[None]:
 def _swept(setting: Setting, case: Case) -> dict[str, Any]:
     inputs, provider = runner.make_inputs(case), Ours()
     calls: dict[str, Callable[[], Any]] = {}
-    by_name: dict[str, Choice] = {}
+    by_name: dict[str, Choice | None] = {}
     failed: dict[str, str] = {}
     oracles: dict[Any, Any] = {}
     for choice in candidates(case):
         name, own = _name(choice), {}
         try:
-            with chosen(case, choice), _plans(own):
+            with chosen(case, choice), fresh_plans(own):
                 prepared = provider.build(case, inputs)
                 cuda.poison(inputs)
                 runner.verify(provider, prepared, case, inputs, oracles)
@@ -110,16 +127,17 @@ def _swept(setting: Setting, case: Case) -> dict[str, Any]:
     ratios = {name: round(median(paired_ratios(series, usual)), 4) for name, series in times.items()}
     best = min(ratios, key=ratios.__getitem__, default=None)
     if best is not None and ratios[best] <= ENOUGH:
-        _keep(setting.folder / FILE, key(case), asdict(by_name[best]) | {"time_over_default": ratios[best]})
+        found = {"choice": by_name[best] and asdict(by_name[best]), "time_over_default": ratios[best]}
+        _keep(setting.folder / FILE, key(case), found)
     return {"default": _name(default(case)), "ratios": ratios, "failed": failed}
 
 
-def _name(choice: Choice) -> str:
-    return " ".join(f"{name}={value}" for name, value in asdict(choice).items())
+def _name(choice: Choice | None) -> str:
+    return "RMSNorm's kernel" if choice is None else " ".join(f"{name}={v}" for name, v in asdict(choice).items())
 
 
 @contextmanager
-def _plans(own: dict[Any, Any]) -> Iterator[None]:
+def fresh_plans(own: dict[Any, Any]) -> Iterator[None]:
     """``own`` in place of the kept plans: a plan holds the choice that it was made with."""
     usual, plans.plans = plans.plans, own
     try:
@@ -142,7 +160,4 @@ def winners(folder: Path) -> dict[str, Choice]:
     """The sweep's winners, by key()."""
     path = folder / FILE
     found = json.loads(path.read_text()) if path.exists() else {}
-    return {
-        name: Choice(**{field: value for field, value in choice.items() if field != "time_over_default"})
-        for name, choice in found.items()
-    }
+    return {name: Choice(**won["choice"]) for name, won in found.items() if won["choice"]}

@@ -10,6 +10,7 @@ from functools import lru_cache
 VECTOR = 16  # bytes that a thread reads or writes at once
 REGISTERS = 65536  # of a multiprocessor
 MOST_Y = 65535  # programs on the second axis of a grid
+HEAD = 1024  # the most elements of pRMSNorm's statistic that a program reads beside its own columns
 LEAF = 64  # tiles whose gradients of gain and bias are summed in registers before the sums go to memory
 
 
@@ -72,6 +73,20 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) ->
         return Choice(block=8192 if itemsize <= 4 else 4096, rows=1, warps=512 // warp_size, looped=True)
     rows, threads = _tile(block, each, itemsize, warp_size)
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
+
+
+@lru_cache
+def stream(n: int, k: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
+    """pRMSNorm's rows that do not fit into registers: 128 threads, each with as many elements as :func:`forward` gives.
+
+    A program reads the first k elements too, at most a quarter as many as its own in 16 bits. They come from the second
+    cache level: programs of a row are neighbours. None where another kernel serves: rows that fit into registers are
+    read once by that kernel too.
+    """
+    if not (k < n and k <= HEAD and forward(n, itemsize, aligned, warp_size).looped):
+        return None
+    each = (64 if aligned else 32) // itemsize
+    return Choice(block=128 * each, rows=1, warps=128 // warp_size, looped=True)
 
 
 def resident(choice: Choice, warp_size: int) -> Choice:
@@ -171,7 +186,7 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
 
 def splits(n: int, k: int, pieces: int) -> bool:
     """Whether a kernel of its own makes the gradients of a long row's first k elements, which must fit one program."""
-    return k < n and k <= 1024 and pieces <= 1024
+    return k < n and k <= HEAD and pieces <= 1024
 
 
 @lru_cache

@@ -1,11 +1,14 @@
-"""The forward kernels of the plain norms: one holds its rows in registers, one sweeps rows too long for that."""
+"""The forward kernels of the plain norms: one holds its rows in registers, one sweeps rows too long for that.
+
+pRMSNorm's long rows have a third, whose programs take the statistic from the row's head and serve some columns each.
+"""
 
 import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.pieces import looped_statistic, read_parameter_piece, read_piece, write_piece
 from rmsnorm.torch.triton.rows import gain, read, read_parameter, row_offset, write
-from rmsnorm.torch.triton.statistic import normalized, statistic
+from rmsnorm.torch.triton.statistic import normalized, rms, statistic
 
 
 @triton.jit
@@ -122,3 +125,57 @@ def forward_looped_kernel(
             b = read_parameter_piece(bias_ptr, row, heads, cols, HEADS, N, BLOCK).to(C)
         y = affine(x * rstd, g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
         write_piece(y_ptr, y_at, cols, y, N, BLOCK, BYTES)
+
+
+@triton.jit
+def read_sum(
+    x_ptr, x_at, residual_ptr, residual_at, cols, C: tl.constexpr,
+    ADD: tl.constexpr, LIMIT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    """A piece of x or, with ADD, of x + residual rounded to their dtype."""
+    x = read_piece(x_ptr, x_at, cols, LIMIT, N, BLOCK, BYTES)
+    if ADD:
+        residual = read_piece(residual_ptr, residual_at, cols, LIMIT, N, BLOCK, BYTES)
+        x = (x.to(C) + residual.to(C)).to(x.dtype)
+    return x.to(C)
+
+
+@triton.jit
+def forward_stream_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+    x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+    y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
+    ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr, PIECES: tl.constexpr, HEAD: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One of PIECES pieces of a row a program: the statistic of the first K of HEAD elements, then BLOCK columns.
+
+    Outputs must not overlap inputs: the other programs of the row read its head, too.
+    """
+    T: tl.constexpr = x_ptr.dtype.element_ty
+    C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    LIMIT: tl.constexpr = min(N, (K + 15) // 16 * 16)  # whole vectors; what lies beyond K is left out below
+    row = tl.program_id(0) // PIECES + tl.arange(0, 1)
+    cols = tl.program_id(0) % PIECES * BLOCK + tl.arange(0, BLOCK)
+    heading = tl.arange(0, HEAD)
+    x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
+    residual_at = row_offset(row, middle, inner, residual_outer, residual_middle, residual_inner, LEVELS)
+    head = read_sum(x_ptr, x_at, residual_ptr, residual_at, heading, C, ADD, LIMIT, N, HEAD, BYTES)
+    x = read_sum(x_ptr, x_at, residual_ptr, residual_at, cols, C, ADD, N, N, BLOCK, BYTES)
+    g, b = None, None
+    if HAS_WEIGHT:  # read before the reduction waits
+        w = read_parameter_piece(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
+        g = gain(w, C, ZERO_CENTERED, ROUND_FIRST)
+    if HAS_BIAS:
+        b = read_parameter_piece(bias_ptr, row, heads, cols, HEADS, N, BLOCK).to(C)
+    if ADD:
+        sum_at = row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS)
+        write_piece(sum_ptr, sum_at, cols, x, N, BLOCK, BYTES)
+    rstd, scale = rms(head, heading, K, ROOT, HEAD)
+    y = affine(
+        normalized(x, rstd, rstd, scale, False), g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST
+    )
+    y_at = row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS)
+    write_piece(y_ptr, y_at, cols, y, N, BLOCK, BYTES)

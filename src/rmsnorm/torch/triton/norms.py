@@ -45,19 +45,27 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
     if problem.rows == 0:
         return lambda tensors, addresses: None
     aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
-    choice = choices.forward(problem.n, x.element_size(), aligned, warp_size)
-    kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
-    run = problem.launcher(
-        kernel,
-        tensors,
-        x.dtype,
-        choice,
-        ADD=residual is not None,
-        HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None,
+    kernel, choice, programs, added = _forward(
+        problem, x.element_size(), aligned, warp_size, bool(flags & native.FRESH)
     )
-    programs, integers = -(-problem.rows // choice.rows), problem.integers()
+    given = {"ADD": residual is not None, "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
+    run, integers = problem.launcher(kernel, tensors, x.dtype, choice, **given, **added), problem.integers()
     return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
+
+
+def _forward(
+    problem: Problem, itemsize: int, aligned: bool, warp_size: int, fresh: bool
+) -> tuple[Any, choices.Choice, int, dict[str, int]]:
+    """The kernel of a forward pass, its choice, the number of programs, and the constants that it alone has."""
+    stream = choices.stream(problem.n, problem.k, itemsize, aligned, warp_size)
+    if stream is not None and fresh:  # in place, a program would write what others read
+        pieces = -(-problem.n // stream.block)
+        if problem.rows * pieces <= launch.INT32:
+            added = {"PIECES": pieces, "HEAD": choices.HEAD}
+            return forward_kernels.forward_stream_kernel, stream, problem.rows * pieces, added
+    choice = choices.forward(problem.n, itemsize, aligned, warp_size)
+    kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
+    return kernel, choice, -(-problem.rows // choice.rows), {}
 
 
 def plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:
