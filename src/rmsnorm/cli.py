@@ -17,6 +17,10 @@ from typing import Any
 COMMANDS = {
     "info": ("rmsnorm.info", "show what this installation can do here, and why not the rest"),
     "build-nodes": ("rmsnorm.build_nodes", "compile the C++ calls and autograd nodes for the installed torch"),
+    "profile": (
+        "rmsnorm_lab.profile_command",
+        "measure what the norms of your own model cost, and what would be saved",
+    ),
     "train": ("rmsnorm_lab.experiments.train_command", "train one model with one normaliser"),
     "compare": ("rmsnorm_lab.experiments.compare_command", "train the same model with each normaliser and compare"),
     "evaluate": ("rmsnorm_lab.experiments.evaluate_command", "measure a trained network on its task's data"),
