@@ -12,9 +12,17 @@ DEADLINE ?= 400
 # The oldest supported Triton, next to the environment's own; both compile the kernels. Only Linux has wheels.
 OLDEST_TRITON := $(if $(filter Linux,$(shell uname)),build/triton-3.6.0)
 
-.PHONY: help demo test asan triton gpu lint docs bench smoke wheel format clean
+# Message catalogs in many languages (the first one in German only); 156 MB in Debian 12. Other releases name some of
+# them otherwise: make messages MESSAGES="..."
+MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common freeciv-data gcc-12-locales gimp-data git \
+	gnome-control-center-data gnucash-common gnumeric-common gnupg-l10n gramps inkscape iso-codes kdenlive-data \
+	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
+MESSAGES_FOLDER := build/messages
+
+.PHONY: help demo messages test asan triton gpu lint docs bench smoke wheel format clean
 help:
 	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
+	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
 	@echo "make test   set up, then run the tests"
 	@echo "make asan   set up, build with AddressSanitizer, then run the conformance cases and fuzz every function (a minute)"
 	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
@@ -45,6 +53,16 @@ $(VENV)/.dev $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs: $(VENV)/.tools $(SOURCE
 
 demo: $(VENV)/.demo
 	$(BIN)/rmsnorm compare language
+
+# A package that is here already is not downloaded again. One that the release lacks is named, and left out.
+messages:
+	@command -v apt-get >/dev/null || { echo "make messages needs apt-get (Debian). Elsewhere --data takes" \
+		"/usr/share/locale, or a folder with the .mo, .po or .deb files of any programs (docs/translation.md)." >&2; exit 1; }
+	@mkdir -p $(MESSAGES_FOLDER)
+	@cd $(MESSAGES_FOLDER) && for package in $(MESSAGES); do \
+		apt-get -q download $$package || echo "$$package is left out" >&2; done
+	@ls $(MESSAGES_FOLDER)/*.deb >/dev/null 2>&1 || { echo "no package came: apt-get update, then again" >&2; exit 1; }
+	@echo "rmsnorm compare translation --data $(MESSAGES_FOLDER) --size medium"
 
 $(OLDEST_TRITON): | $(VENV)/.tools
 	$(PIP) install -q --no-deps --target $@ triton==$(@:build/triton-%=%)

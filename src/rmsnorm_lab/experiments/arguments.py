@@ -33,8 +33,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=tasks.SIZES,
         default="small",
-        help="recipe: small takes minutes on two cores, paper has the paper's dimensions (default: %(default)s)",
+        help="recipe: small takes minutes on two cores, medium (translation, transformer) a quarter of an hour a run, "
+        "paper has the paper's dimensions (default: %(default)s)",
     )
+    for flag, which in (("--source", "translated from"), ("--target", "translated into")):
+        add(flag, metavar="LANGUAGE", help=f"translation, transformer: language {which} (default: the recipe's)")
     add("--steps", type=int, metavar="N", help="training steps of each run (default: the recipe's)")
     add(
         "--set",
@@ -193,6 +196,10 @@ def recipe_of(args: argparse.Namespace, task: str, chosen: Sequence[str], times:
     ):
         raise UserError(f"p is of pRMSNorm alone; got --norm {' '.join(chosen)}. Pass --norm prms, or leave p out.")
     flags = {"train.steps": args.steps, "timing.rounds": getattr(args, "timing_rounds", None)}
+    languages = {"data.source": args.source, "data.target": args.target}
+    if any(languages.values()) and not hasattr(tasks.recipe(task, args.size).data, "source"):
+        raise UserError(f"--source and --target are of translation and transformer; got {task}. Leave them out.")
+    flags |= languages
     of_flags = [f"{name}={value}" for name, value in flags.items() if value]  # 0 rounds: no timing, whatever is set
     recipe = settings.changed(tasks.recipe(task, args.size), [*args.set, *of_flags], f"{task}'s recipe")
     if idle := [assignment for assignment in args.set if assignment.startswith("timing.") and not times]:

@@ -162,4 +162,4 @@ def _name(*parts: Any) -> str:
 
 def _recipe(task: str, size: str) -> Recipe | None:
     """The recipe that the records' settings were made from; None for a task that this version does not have."""
-    return tasks.recipe(task, size) if task in tasks.TASKS and size in tasks.SIZES else None
+    return tasks.recipe(task, size) if task in tasks.TASKS and size in tasks.sizes(task) else None

@@ -54,8 +54,7 @@ def test_a_value_is_read_as_its_fields_type(task, assignment, expected):
         assert list(map(type, found)) == list(map(type, expected))
 
 
-@pytest.mark.parametrize("size", tasks.SIZES)
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize(("task", "size"), [(task, size) for task in tasks.TASKS for size in tasks.sizes(task)])
 def test_every_setting_takes_its_own_value_as_it_is_listed(task, size):
     recipe = tasks.recipe(task, size)
     idle = {"train.clip_norm", "train.final_share"}

@@ -1,8 +1,8 @@
 """Sets of sentence pairs. The training set is not kept in memory: each pass reads its files again, line by line."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import compress, islice, zip_longest
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -66,6 +66,8 @@ class Corpus:
     train: Pairs[Texts]
     valid: Pairs[list[str]]
     tests: tuple[Pairs[list[str]], ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What else a record should say of the text."""
 
     def sha256(self) -> str:
         digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Sentence pairs as subwords. Subwords are learnt from the training set, which is then encoded in chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.data.corpus import Corpus
+from rmsnorm_lab.experiments.data.corpus import Corpus, Pairs
 from rmsnorm_lab.experiments.data.input_files import read_bytes
 from rmsnorm_lab.experiments.data.lines import decode
 from rmsnorm_lab.experiments.data.loading import Loading
@@ -65,7 +65,15 @@ def build(
         **({SAMPLED: LEARNT_FROM} if sampled else {}),
         "left out with an empty side": corpus.train.without_text,
         "left out as too long": total - kept,
+        "counts": dict(corpus.counts),
+        "tokenised": corpus.train.tokenised,
+        "evaluated": [[pairs.name, pairs.source, pairs.target] for pairs in (corpus.valid, *corpus.tests)],
     }
+
+
+def evaluated(info: Mapping[str, Any]) -> list[Pairs[list[str]]]:
+    """The validation set and the test sets, from what :func:`build` returned."""
+    return [Pairs(name, source, target, info["tokenised"]) for name, source, target in info["evaluated"]]
 
 
 def _learnt(corpus: Corpus, config: DataConfig, loading: Loading) -> Subwords:

@@ -72,6 +72,11 @@ class Sets:
     valid: Form
     tests: tuple[Form, ...]
 
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What :meth:`read` depends on beside the files."""
+        return {"train": self.train.paths[0].name}
+
     def files(self) -> list[Path]:
         """Every file that :meth:`read` reads."""
         return [path for form in (self.train, self.valid, *self.tests) for path in form.paths]
@@ -90,7 +95,8 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
     """
     if not folder.is_dir():
         raise UserError(
-            f"--data must name the folder of the parallel text; {str(folder)!r} is not a folder. Check the spelling."
+            "--data must name the folder of the parallel text, or catalogs of messages (.mo, .po, .deb); "
+            f"{str(folder)!r} is not a folder. Check the spelling."
         )
     languages = (source, target)
     forms = {stem: _forms(folder, stem, languages) for stem in (*TRAIN, *VALID, *TEST)}
@@ -119,6 +125,11 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
         if own
     )
     raise UserError(f"{folder}: the sets must be all plain or all tokenised; {said}. Provide all of them in one form.")
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether a folder has a file whose name begins as a training set's does."""
+    return folder.is_dir() and any(name.startswith(f"{stem}.") for name in names_in(folder) for stem in TRAIN)
 
 
 def _forms(folder: Path, stem: str, languages: tuple[str, str]) -> list[Form]:

@@ -28,7 +28,7 @@ from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.ragged import Ragged
 
 FOLDER = ".rmsnorm-cache"
-FORMAT = 1
+FORMAT = 2
 """Must be raised when the same files and settings give other arrays than before."""
 _INDEX = "index.json"
 _BLOCK = 1 << 24

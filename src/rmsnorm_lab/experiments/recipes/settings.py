@@ -32,8 +32,9 @@ def changed(recipe: Recipe, assignments: Sequence[str], whose: str = "the recipe
         if not equals or not text:
             raise UserError(f"--set must be NAME=VALUE; got {assignment!r}. An example: {name}={_shown(present)}.")
         if name in values:
-            same = {"train.steps": " --steps N is", "timing.rounds": " --timing-rounds N is"}.get(name)
-            also = f"{same} --set {name}=N." if same else ""
+            flag = {"train.steps": "steps", "timing.rounds": "timing-rounds"}.get(name)
+            flag = name.removeprefix("data.") if name in ("data.source", "data.target") else flag
+            also = f" --{flag} N is --set {name}=N." if flag else ""
             raise UserError(f"{name} must be set once; got {_shown(values[name])} and {text}. Pass one of them.{also}")
         values[name] = _value(name, text, kind, present)
     made = _replaced(recipe, values)

@@ -54,6 +54,26 @@ def small() -> Recipe:
     )
 
 
+def medium() -> Recipe:
+    """The messages of programs on two cores."""
+    return Recipe(
+        "medium",
+        ModelConfig(width=192, feed_forward=768, heads=6, layers=3, dropout=0.1),
+        TrainConfig(
+            steps=4000,
+            batch=1500,
+            learning_rate=1e-3,
+            betas=(0.9, 0.98),
+            optimizer_eps=1e-9,
+            schedule="inverse_sqrt",
+            warmup_steps=400,
+            evaluations=10,
+        ),
+        TimingConfig(rounds=40),
+        parallel_text.medium(by_tokens=True, length_penalty=0.6),
+    )
+
+
 def paper() -> Recipe:
     """Vaswani et al. 2017, base, post-norm, as the paper has it: the rate
     is D^−½ · warmup^−½ where the warm-up ends. 25,000 tokens at once would take more than 18 GiB."""

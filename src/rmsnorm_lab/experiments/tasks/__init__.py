@@ -1,6 +1,7 @@
 """The experiments by name. Each module offers ``load(data: Path | None, recipe) -> Task`` (None: the stand-in)."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,14 +22,26 @@ TASKS = {
     "language": "characters of real text, a small decoder-only transformer",
 }
 """Name -> description. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
-SIZES = ("small", "paper")
+SIZES = ("small", "medium", "paper")
+"""Not every task has every size."""
 
 
 def recipe(name: str, size: str = "small") -> Recipe:
     """The task's recipe; nothing heavy is imported."""
+    of = _recipes(name)
+    if size not in of:
+        raise UserError(f"--size must be {' or '.join(of)} for {name}; got {size}. Pass one of these.")
+    return of[size]()
+
+
+def sizes(name: str) -> tuple[str, ...]:
+    """The sizes of a task."""
+    return tuple(_recipes(name))
+
+
+def _recipes(name: str) -> dict[str, Callable[[], Recipe]]:
     module = importlib.import_module(f"rmsnorm_lab.experiments.recipes.{name}")
-    made: Recipe = getattr(module, size)()
-    return made
+    return {size: getattr(module, size) for size in SIZES if hasattr(module, size)}
 
 
 def module(name: str) -> ModuleType:

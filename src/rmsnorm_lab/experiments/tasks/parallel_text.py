@@ -18,6 +18,7 @@ from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
 from rmsnorm_lab.experiments.data.corpus import Pairs
 from rmsnorm_lab.experiments.data.encoded_pairs import SAMPLED, SUBWORDS, check_lengths
 from rmsnorm_lab.experiments.data.epochs import check_enough
+from rmsnorm_lab.experiments.data.messages import Messages, holds_messages
 from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
 from rmsnorm_lab.experiments.data.ragged import Ragged
 from rmsnorm_lab.experiments.data.subwords import PAD, Subwords
@@ -47,11 +48,9 @@ class ParallelTextTask:
         if data is None:
             corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
             found = temporary(partial(encoded_pairs.build, lambda _: corpus, None, config))
-            valid, tests, tokenised = corpus.valid, corpus.tests, False
         else:
-            sets = parallel.find(data, config.source, config.target)
-            found = _prepared(data, sets, config)
-            valid, tests, tokenised = sets.valid.read(), tuple(form.read() for form in sets.tests), sets.train.tokenised
+            found = _prepared(data, config)
+        (valid, *tests), tokenised = encoded_pairs.evaluated(found.info), found.info["tokenised"]
         self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
         self.sizes = {"vocabulary": self.subwords.size}
         source, target = found.ragged("train.source"), found.ragged("train.target")
@@ -70,6 +69,7 @@ class ParallelTextTask:
                 "train pairs": found.info["train pairs"],
                 **{f"{pairs.name} pairs": len(pairs.source) for pairs in (valid, *tests)},
                 **{name: found.info[name] for name in ("left out with an empty side", "left out as too long")},
+                **found.info["counts"],
                 "text": "tokenised" if tokenised else "plain",
                 "subwords": self.subwords.size,
                 **({SAMPLED: found.info[SAMPLED]} if SAMPLED in found.info else {}),
@@ -170,20 +170,28 @@ def translate(
     return translations
 
 
-def _prepared(data: Path, sets: parallel.Sets, config: DataConfig) -> Prepared:
+def _text(data: Path, config: DataConfig) -> parallel.Sets | Messages:
+    """WMT's sets where there is a training set; else the catalogs of messages, where there are any."""
+    if not parallel.holds_training(data) and holds_messages(data):
+        return Messages(data, config.source, config.target)
+    return parallel.find(data, config.source, config.target)
+
+
+def _prepared(data: Path, config: DataConfig) -> Prepared:
+    text = _text(data, config)
     given = data / SUBWORDS if (data / SUBWORDS).exists() else None
 
     def files() -> list[Path]:
-        return [*sets.files(), *([given] if given else [])]
+        return [*text.files(), *([given] if given else [])]
 
     settings = {
         "vocabulary": config.vocabulary,
         "max_length": config.max_length,
-        "train": sets.train.paths[0].name,
+        **text.settings,
         "learnt from": encoded_pairs.LEARNT_FROM,
         "tokenizers": version("tokenizers"),
     }
-    return prepare("translation", data, files, settings, partial(encoded_pairs.build, sets.read, given, config))
+    return prepare("translation", data, files, settings, partial(encoded_pairs.build, text.read, given, config))
 
 
 def _first(pairs: Pairs[list[str]], count: int) -> Pairs[list[str]]:
