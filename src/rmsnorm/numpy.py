@@ -277,8 +277,8 @@ def add_rms_norm_backward(
         >>> ds.round(4)
         array([[1.181 , 0.8642]])
     """
-    call = _Call.checked("rms", new_residual, weight, None, axis, eps, p, zero_centered)
-    return _backward(dy, call, bias, plus=dnew_residual)
+    call = _Call.checked("rms", new_residual, weight, None, axis, eps, p, zero_centered, "new_residual")
+    return _backward(dy, call, bias, dnew_residual, "new_residual")
 
 
 class _Call(NamedTuple):
@@ -301,8 +301,9 @@ class _Call(NamedTuple):
         eps: float | None,
         p: float = 1.0,
         zero_centered: bool = False,
+        name_of_x: str = "x",
     ) -> "_Call":
-        x = _floating("x", x)
+        x = _floating(name_of_x, x)
         axes = _normalized_axes(axis, x.ndim)
         spec = norm_spec(kind, tuple(x.shape[a] for a in axes), eps, p, zero_centered)
         rows = _rows(x, axes)
@@ -363,7 +364,7 @@ def _forward(call: _Call, out: Array | None) -> Array:
     return out
 
 
-def _backward(dy: ArrayLike, call: _Call, bias: bool, plus: ArrayLike | None = None) -> Gradients:
+def _backward(dy: ArrayLike, call: _Call, bias: bool, plus: ArrayLike | None = None, name_of_x: str = "x") -> Gradients:
     if not isinstance(bias, (bool, np.bool_)):
         raise TypeError(
             f"bias must be True (there was one: its gradient is wanted) or False, got {type(bias).__name__}"
@@ -372,7 +373,7 @@ def _backward(dy: ArrayLike, call: _Call, bias: bool, plus: ArrayLike | None = N
 
     def gradient(name: str, value: ArrayLike) -> Array:
         array = _floating(name, value)
-        check_same(name, array.shape, "x", shape, "shape")
+        check_same(name, array.shape, name_of_x, shape, "shape")
         return _rows(array.astype(call.x.dtype, copy=False), call.axes)
 
     rows = gradient("dy", dy)

@@ -154,9 +154,9 @@ def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     one = isinstance(normalized_shape, int) or hasattr(normalized_shape, "__index__")
     extents: Any = (normalized_shape,) if one else normalized_shape
     try:
-        if isinstance(extents, (dict, set, frozenset)):  # their order is not that of dimensions
+        if isinstance(extents, (bytes, dict, set, frozenset)):  # the order of a set is not that of dimensions
             raise TypeError
-        shape = tuple(e if isinstance(e, int) else operator.index(e) for e in extents)  # symbols count as int
+        shape = tuple(_extent(e) for e in extents)
     except TypeError:
         raise TypeError(f"normalized_shape must be an int or a sequence of ints, got {normalized_shape!r}") from None
     if not shape:
@@ -164,6 +164,12 @@ def check_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     if min(shape) < 0:
         raise ValueError(f"normalized_shape must hold no negative extent, got {shape}")
     return shape
+
+
+def _extent(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return value if isinstance(value, int) else operator.index(value)  # symbols count as int
 
 
 def check_eps(eps: float | None) -> float | None:
@@ -217,21 +223,29 @@ def check_no_self_overlap(name: str, shape: Sequence[int], strides: Sequence[int
 
 def check_bool(zero_centered: bool) -> bool:
     """``zero_centered`` as a bool."""
-    if zero_centered not in (True, False):
+    if not _is_flag(zero_centered):
         raise TypeError(f"zero_centered must be True (gain is 1 + weight) or False, got {zero_centered!r}")
     return bool(zero_centered)
 
 
 def check_flag(name: str, value: bool) -> bool:
     """``value`` as a bool: a device or a dtype one place too early would count as True."""
-    if value not in (True, False):
+    if not _is_flag(value):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
+def _is_flag(value: object) -> bool:
+    """Whether ``value`` equals True or False. An array may have no answer, or more than one."""
+    try:
+        return value in (True, False)
+    except Exception:
+        return False
+
+
 def check_casting(casting: str) -> str:
     """``casting`` as one of :data:`CASTINGS`."""
-    if casting not in CASTINGS:
+    if not isinstance(casting, str) or casting not in CASTINGS:
         raise ValueError(
             f"casting must be 'once' (round after the gain) or 'llama' (round x̂ before the gain), got {casting!r}"
         )
@@ -253,25 +267,37 @@ def check_heads(heads: int | None) -> int | None:
     """``heads`` as a positive int, or None."""
     if heads is None:
         return None
-    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
+    count = _index(heads)
+    if count is None:
         raise TypeError(f"heads must be an int or None (one gain for all), got {heads!r}")
-    if heads.__index__() < 1:
+    if count < 1:
         raise ValueError(f"heads must be at least 1, or None for one gain for all, got {heads}")
-    return heads.__index__()
+    return count
+
+
+def _index(value: Any) -> int | None:
+    """``value`` as an int; None if it is none. Every array has ``__index__``, and few have an answer."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_groups(groups: int, n: int) -> int:
     """``groups`` as an int that divides the n normalised elements."""
-    if isinstance(groups, bool) or not (isinstance(groups, int) or hasattr(groups, "__index__")):
+    count = _index(groups)
+    if count is None:
         raise TypeError(f"groups must be an int, got {groups!r}")
-    if groups < 1 or n % groups:
+    if count < 1 or n % count:
         raise ValueError(f"groups must divide the {n} normalised elements, got {groups}")
-    return operator.index(groups)
+    return count
 
 
 def check_norm_first(norm_before_gate: bool) -> bool:
     """``norm_before_gate`` as a bool."""
-    if norm_before_gate not in (True, False):
+    if not _is_flag(norm_before_gate):
         raise TypeError(
             f"norm_before_gate must be True (rms_norm(x)·silu(gate)) or False (rms_norm(x·silu(gate))), "
             f"got {norm_before_gate!r}"

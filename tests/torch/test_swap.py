@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rmsnorm.torch
 from rmsnorm import native
@@ -542,7 +543,13 @@ def test_the_probe_leaves_no_trace():
 
 @pytest.mark.parametrize(
     "mode",
-    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")],
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        FakeTensorMode,
+    ],
 )
 def test_modes_of_the_caller_do_not_matter(mode):
     module = Norm()

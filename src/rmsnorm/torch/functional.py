@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
-from rmsnorm.spec import NormSpec, check_spec, norm_spec
+from rmsnorm.spec import NormSpec, check_flag, check_spec, norm_spec
 from rmsnorm.torch import checks
 from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, forward_mode, graph_way
 from rmsnorm.torch.gated.eager import GATED, GatedFunction
@@ -222,7 +222,7 @@ def add_rms_norm(
     """
     if residual is None:  # below, that is a norm without one
         raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm needs none")
-    if inplace:
+    if inplace is not False and check_flag("inplace", inplace):
         return _add_inplace(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
     tensors = input, residual, weight, bias
     if is_compiling():
@@ -368,6 +368,8 @@ def rms_norm_quantized(
             "rms_norm_quantized has no derivative, but an argument has a tangent (jvp, dual numbers); use "
             "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
         )
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype!r}")
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
     tensors = input, weight

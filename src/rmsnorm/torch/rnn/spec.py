@@ -77,7 +77,7 @@ def check_recurrent(cell: str, hidden: int, norm: str | None, p: float, eps: flo
     """The specification, or an error that says what must hold."""
     if not isinstance(norm, (str, type(None))) or norm not in NORMS:
         raise ValueError(f"norm must be 'rms', 'layer' or None, got {norm!r}")
-    if placement not in PLACEMENTS[cell]:
+    if not isinstance(placement, str) or placement not in PLACEMENTS[cell]:
         known = ", ".join(map(repr, PLACEMENTS[cell]))
         raise ValueError(f"placement of a normalised {cell} must be one of {known}, got {placement!r}")
     checked_eps = check_eps(eps)

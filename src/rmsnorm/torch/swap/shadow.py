@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rmsnorm.torch.swap.classes import original_class
 
@@ -106,6 +107,7 @@ def undisturbed() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the module's, not ours
     dtype = torch.get_default_dtype()
     with (
+        _disable_current_modes(),  # FakeTensorMode, whose tensors have no numbers to judge by
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
