@@ -590,6 +590,17 @@ def test_compiled_and_exported_graphs_hold_the_modules_own_operations(model):
     torch.testing.assert_close(compiled(x), theirs)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripting_needs_the_module_restored():
+    model = nn.Sequential(nn.Linear(24, 24), nn.Sequential(nn.RMSNorm(24), nn.LayerNorm(24)))
+    swapped, x = swap_norms(model), torch.randn(3, 24)
+    for module in (model, model[1][1]):
+        with pytest.raises(NotImplementedError, match=r"swap_norms serves it; call restore\(\) first"):
+            torch.jit.script(module)
+    swapped.restore()
+    assert torch.equal(torch.jit.script(model)(x), model(x))
+
+
 def test_arguments(model):
     with swap_norms(model, layer_norms=False) as swapped:
         assert type(model[3]) is nn.LayerNorm

@@ -63,7 +63,8 @@ def accelerate(*, layer_norm: bool = False) -> Acceleration:
             thousand elements in 16 bits, 128 thousand in float32. A smaller call takes some microseconds longer than
             torch's own, since it goes through Python.
 
-    Arguments, result dtypes, strides and errors are torch's: what the kernels do not take (a negative eps, a complex or
+    Arguments, result dtypes, strides and errors are torch's, and so are the strides of gradients (if the result's
+    gradient has the result's strides): what the kernels do not take (a negative eps, a complex or
     integer input), and what something watches or transforms (``vmap``, dispatch modes, fake tensors), is torch's own
     composition. So is every compiled or exported graph, which keeps torch's operators. Results differ from torch's at
     the level of rounding. Rows whose squares overflow or underflow are right here, where torch returns 0, or infinity.
@@ -155,8 +156,8 @@ def _rms_norm(
         try:
             if input.is_contiguous():
                 return rms_norm(input, normalized_shape, weight, eps)
-            if not _maybe_channels_last(input):
-                return rms_norm(input, normalized_shape, weight, eps).contiguous()
+            if not _maybe_channels_last(input):  # torch copies it too: result and gradient are contiguous
+                return rms_norm(input.contiguous(), normalized_shape, weight, eps)
         except _REFUSED:
             pass
     return torch.ops.aten.rms_norm.default.decompose(input, normalized_shape, weight, eps)
@@ -172,7 +173,7 @@ def _layer_norm(
 ) -> Tensor:
     if eager_way(input, weight, bias) != COMPOSITE and _layer_norm_takes(input, normalized_shape, weight, bias):
         try:
-            return layer_norm(input, normalized_shape, weight, bias, eps).contiguous()
+            return layer_norm(input.contiguous(), normalized_shape, weight, bias, eps)
         except _REFUSED:
             pass
     return torch.ops.aten.layer_norm.default.decompose(input, normalized_shape, weight, bias, eps, cudnn_enable)

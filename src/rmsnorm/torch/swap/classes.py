@@ -43,9 +43,17 @@ def derived(original: type[torch.nn.Module], convention: Convention | GatedConve
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
+    def prepare_scriptable(self):
+        """torch.jit.script would put whatever is returned here into the model."""
+        raise NotImplementedError(
+            f"torch.jit.script does not compile {original.__name__} while swap_norms serves it; call restore() first, "
+            "or use torch.jit.trace or torch.export"
+        )
+
     members: dict[str, Any] = {
         "forward": forward,
         "__reduce_ex__": reduce,
+        "__prepare_scriptable__": prepare_scriptable,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
