@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -106,15 +106,20 @@ def append_whole(path: Path, content: bytes) -> None:
             raise
 
 
-def sha256_of(content: bytes | Path) -> str:
-    """The SHA-256 of bytes, or of a file, which is read in blocks."""
+def sha256_of(content: bytes | Path | Iterable[bytes]) -> str:
+    """The SHA-256 of bytes, of their concatenation if there are several, or of a file, which is read in blocks."""
     if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
+        content = (content,)
     digest = hashlib.sha256()
-    with content.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in _blocks(content) if isinstance(content, Path) else content:
+        digest.update(block)
     return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            yield block
 
 
 def _fill(file: BinaryIO, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def count(number: int, thing: str) -> str:
+    """'1 thread', '2 threads'."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One figure with the small print beneath it, such as its confidence interval."""

@@ -3,7 +3,6 @@
 Arguments are converted while building. A timed call copies none of them, and leaves no work running.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 
 from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
 from rmsnorm_lab.bench.oracle import Array, Inputs
-from rmsnorm_lab.bench.provider import Prepared, Provider, only
+from rmsnorm_lab.bench.provider import Prepared, Provider, not_installed, only
 
 
 def _arrays(inputs: Inputs) -> dict[str, Array]:
@@ -47,8 +46,8 @@ class OursNumPy(Provider):
         self.threads = threads
 
     def refuses(self, case: Case) -> str | None:
-        if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
-            return "NumPy's bfloat16 needs ml_dtypes: pip install ml_dtypes"
+        if case.dtype == "bfloat16" and (lacking := not_installed("ml_dtypes")):
+            return f"NumPy's bfloat16: {lacking}"
         return only(case, *PLAIN, "rms_norm_heads") or _refused(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:

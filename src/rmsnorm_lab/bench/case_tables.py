@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from rmsnorm_lab.bench.cases import Case, count
+from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.oracle import SUMMED
 from rmsnorm_lab.bench.records import Machine, Record, Result
-from rmsnorm_lab.table import Row, Table
+from rmsnorm_lab.table import Row, Table, count
 
 # What a provider is compared with: new memory with new memory, and warm memory with warm memory.
 OURS = {True: "rmsnorm", False: "rmsnorm-out"}
@@ -116,7 +116,7 @@ def about(machine: Machine) -> str:
     isa = f", {machine.isa}" if machine.isa else ""
     settings = "".join(f"; {name}={value}" for name, value in machine.environment.items())
     gpu = f"{machine.gpu}, CUDA {machine.cuda}; " if machine.gpu else ""
-    processor = f"{gpu}{machine.cpu}, {count(machine.threads, 'thread')}{isa}"
+    processor = f"{gpu}{machine.cpu}, {count(machine.threads, 'usable thread')}{isa}"
     return f"{processor}; {machine.os}; Python {machine.python}, {versions}{commit}{settings}"
 
 

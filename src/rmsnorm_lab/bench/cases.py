@@ -11,6 +11,7 @@ from typing import Any
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.plain import WRITTEN
+from rmsnorm_lab.table import count
 
 # Each operation and its inputs, in order.
 OPERANDS = {
@@ -165,10 +166,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.group}, {self.shape}"
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _product(**choices: Sequence[Any]) -> list[Case]:

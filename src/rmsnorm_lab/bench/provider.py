@@ -30,7 +30,9 @@ class Provider(ABC):
     summary: ClassVar[str]
     colour: ClassVar[str | None] = None
     """Of its lines in figures: near Okabe and Ito's palette, which colour-blind readers can distinguish; this project's
-    are the darkest. None: the next of Matplotlib's own colours."""
+    norms are the darkest, and recurrent networks have that of their norm. None: the next of Matplotlib's own."""
+    marker: ClassVar[str] = "o"
+    """Of the points of its lines: it distinguishes providers of one norm, which have one colour."""
     fresh: ClassVar[bool] = True
     """Whether each call returns new memory. If not, every call writes into the same, warm memory."""
     limit: ClassVar[bool] = False
@@ -44,8 +46,7 @@ class Provider(ABC):
 
     def missing(self) -> str | None:
         """Why it cannot be used on this machine, and what to do. None: it can."""
-        lacking = [package for package in self.needs if importlib.util.find_spec(package) is None]
-        return f"not installed: pip install {' '.join(lacking)}" if lacking else None
+        return not_installed(*self.needs)
 
     @abstractmethod
     def refuses(self, case: Case) -> str | None:
@@ -58,6 +59,12 @@ class Provider(ABC):
     @abstractmethod
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         """The call, with its arguments converted for the framework. Building it is not timed."""
+
+
+def not_installed(*packages: str) -> str | None:
+    """How to install those of the packages that are missing. None: none is."""
+    lacking = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"not installed: pip install {' '.join(lacking)}" if lacking else None
 
 
 def only(case: Case, *ops: str) -> str | None:

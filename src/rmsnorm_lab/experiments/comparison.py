@@ -14,7 +14,7 @@ from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published, label
 from rmsnorm_lab.experiments.record import Record, timings_of
 from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines
 from rmsnorm_lab.experiments.task import Metric, Task
-from rmsnorm_lab.table import Cell, Row, Table
+from rmsnorm_lab.table import Cell, Row, Table, count
 
 SETTINGS = {
     "unfused": "time, unfused: every norm in framework operators, as the paper had it",
@@ -139,7 +139,7 @@ def notes(comparison: Comparison) -> list[str]:
         saved = [
             "ms per step: LayerNorm's median step, less the time that is saved",
             "time saved: in percent of LayerNorm's step; the median over the rounds"
-            + (" and its 95 % confidence interval" if rounds >= FEWEST else f"; an interval takes {FEWEST} rounds"),
+            + (" and its 95 % confidence interval" if rounds >= FEWEST else f"; an interval needs {FEWEST} rounds"),
         ]
         if "layer" not in first.identity.norms:
             saved = ["ms per step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
@@ -148,7 +148,8 @@ def notes(comparison: Comparison) -> list[str]:
             *saved,
             "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
             "peak: the memory of all tensors at the fullest moment of a step",
-            f"timed on: {first.machine.processor(comparison.setup.device)}, {first.machine.torch_threads} threads, "
+            f"timed on: {first.machine.processor(comparison.setup.device)}, "
+            f"{count(first.machine.torch_threads, 'thread')}, "
             f"torch {first.machine.versions['torch']}, {first.finished}",
         ]
     if task.name in PUBLISHED:
@@ -168,7 +169,7 @@ def _about_quality(comparison: Comparison) -> list[str]:
     else:
         rate = ", ".join(f"{norm} {value:g}" for norm, value in rates.items())
     found = [
-        f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"quality: mean{' ± standard deviation' if seeds > 1 else ''} over {count(seeds, 'seed')}, "
         f"trained with the {comparison.setup.kernels} kernels",
         f"learning rate: {rate}",
     ]

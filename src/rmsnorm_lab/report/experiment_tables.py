@@ -7,7 +7,7 @@ from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.record import Metric, TimingRecord
 from rmsnorm_lab.experiments.summary import QualityRow, quality_row, time_row
 from rmsnorm_lab.report.collect import Experiment, processor
-from rmsnorm_lab.table import Cell, Row, Table
+from rmsnorm_lab.table import Cell, Row, Table, count
 
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
@@ -94,7 +94,7 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     ]
     machine = record.machine
     torch = machine.versions["torch"]
-    note = f"one step of each per round, {_when(record)}; {machine.torch_threads} threads, torch {torch}"
+    note = f"one step of each per round, {_when(record)}; {count(machine.torch_threads, 'thread')}, torch {torch}"
     if others := experiment.other_timings.get(kernels):
         note += f". Also timed, not shown: {'; '.join(map(_when, others))}"
     return Table(headings, rows, SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], note)

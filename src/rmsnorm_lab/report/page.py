@@ -25,7 +25,7 @@ from rmsnorm_lab.report.experiment_tables import (
     states_table,
     time_table,
 )
-from rmsnorm_lab.table import Cell
+from rmsnorm_lab.table import Cell, count
 
 TRIALS, SEED = 10, 0
 """For the measured Table 1."""
@@ -247,7 +247,7 @@ def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
         commit = (machine.commit or "")[:12] + (" with changes" if machine.dirty else "")
         lines = [
             machine.cpu + (f"; {machine.gpu}" if machine.gpu else ""),
-            f"{machine.torch_threads} threads, {machine.memory_gib} GiB, {machine.os}",
+            f"{count(machine.torch_threads, 'thread')}, {machine.memory_gib} GiB, {machine.os}",
             f"Python {machine.python}, {about}",
         ]
         group = found.setdefault("\n".join(lines), {"lines": lines, "count": 0, "commits": set()})

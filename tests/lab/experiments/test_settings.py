@@ -137,7 +137,8 @@ def test_a_setting_checks_itself_however_it_is_made(task, part, name, wrong, sai
 
 def test_the_smallest_vocabulary_is_that_of_the_subwords():
     subwords = pytest.importorskip("rmsnorm_lab.experiments.data.subwords", exc_type=ImportError)
-    assert SMALLEST_VOCABULARY == subwords.SMALLEST
+    learnt = subwords.Subwords.learn(["a word, a word"], SMALLEST_VOCABULARY)
+    assert learnt.size == SMALLEST_VOCABULARY == subwords.Subwords.learn(["a word, a word"], 3).size
 
 
 def test_settings_that_belong_together_are_checked_together():

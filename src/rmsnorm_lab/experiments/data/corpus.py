@@ -1,6 +1,5 @@
 """Sets of sentence pairs. The training set is not kept in memory: each pass reads its files again, line by line."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import compress, islice, zip_longest
@@ -11,6 +10,7 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.lines import read_lines
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.tokenised import without_bpe
+from rmsnorm_lab.files import sha256_of
 
 _CHUNK = 10_000
 
@@ -70,15 +70,16 @@ class Corpus:
     """What else a record should say of the text."""
 
     def sha256(self) -> str:
-        digest = hashlib.sha256()
+        return sha256_of(self._content())
+
+    def _content(self) -> Iterator[bytes]:
         for pairs in (self.train, self.valid, *self.tests):
             for side in (pairs.source, pairs.target):
-                digest.update(f"{pairs.name} {len(side)} ".encode())
+                yield f"{pairs.name} {len(side)} ".encode()
                 lines, separator = iter(side), ""
                 while chunk := list(islice(lines, _CHUNK)):
-                    digest.update((separator + "\n".join(chunk)).encode())
+                    yield (separator + "\n".join(chunk)).encode()
                     separator = "\n"
-        return digest.hexdigest()
 
 
 def training_pairs(name: str, source: Lines, target: Lines, tokenised: bool, loading: Loading) -> Pairs[Texts]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.lines import digest
 
 Array = np.ndarray[Any, Any]
@@ -32,11 +31,9 @@ class Images:
 
 def digits() -> tuple[Array, Array, str]:
     """(grey values 0 to 16 as (N, 8, 8), labels, "scikit-learn VERSION load_digits")."""
-    try:
-        import sklearn
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError:
-        raise UserError("the stand-in needs scikit-learn: pip install scikit-learn, or pass --data.") from None
+    import sklearn
+    from sklearn.datasets import load_digits
+
     found = load_digits()
     return found.images, found.target.astype(np.int64), f"scikit-learn {sklearn.__version__} load_digits"
 

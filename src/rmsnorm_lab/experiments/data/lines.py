@@ -1,12 +1,12 @@
 """The lines of a text file, checked; and hashes of files."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.input_files import opened, unreadable
+from rmsnorm_lab.files import sha256_of
 
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
@@ -55,13 +55,13 @@ def read_lines(path: Path, hashed: Any = None) -> Iterator[str]:
 
 def begin(hashed: Any, name: str, size: int) -> None:
     """Update the hash with what comes before a file's content in :func:`digest`."""
-    hashed.update(f"{name!r} {size} ".encode())
+    hashed.update(_heading(name, size))
 
 
 def digest(parts: Iterable[tuple[str, bytes]]) -> str:
     """One SHA-256 of the (name, content) pairs in the given order."""
-    found = hashlib.sha256()
-    for name, content in parts:
-        begin(found, name, len(content))
-        found.update(content)
-    return found.hexdigest()
+    return sha256_of(part for name, content in parts for part in (_heading(name, len(content)), content))
+
+
+def _heading(name: str, size: int) -> bytes:
+    return f"{name!r} {size} ".encode()

@@ -8,7 +8,6 @@ one that makes them, and share the pages of the files.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.data.input_files import unreadable
 from rmsnorm_lab.experiments.data.loading import Loading
 from rmsnorm_lab.experiments.data.ragged import Ragged
+from rmsnorm_lab.files import sha256_of
 
 FOLDER = ".rmsnorm-cache"
 FORMAT = 2
@@ -71,7 +71,7 @@ class Writer:
     def finish(self, info: dict[str, Any]) -> None:
         """Write the index. Without it the arrays are not read."""
         content = json.dumps({"arrays": self._index, "info": info}).encode()
-        self._write(_INDEX, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        self._write(_INDEX, sha256_of(content).encode() + b"\n" + content)
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.folder / name
@@ -137,15 +137,15 @@ def _places(data: Path) -> list[Path]:
 
 def _key(files: Iterable[Path], settings: dict[str, Any]) -> str:
     """A hash of names, sizes, times and settings. ctime also changes when a tool restores mtime after a change."""
-    found = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode())
+    found = [json.dumps([FORMAT, settings], sort_keys=True)]
     for path in files:
         try:
             status = path.stat()
         except OSError as error:
             raise unreadable(path, error) from None
         name = f"{path.parent.name}/{path.name}"
-        found.update(f"{name!r} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ".encode())
-    return found.hexdigest()[:16]
+        found.append(f"{name!r} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ")
+    return sha256_of(map(str.encode, found))[:16]
 
 
 @contextlib.contextmanager
@@ -189,7 +189,7 @@ def _read(folder: Path, loading: Loading | None = None) -> Prepared | None:
         return None
     except ValueError:
         digest, content = b"", b""
-    if hashlib.sha256(content).hexdigest().encode() != digest:
+    if sha256_of(content).encode() != digest:
         return _damaged(folder / _INDEX, loading)
     index = json.loads(content)
     arrays = {}

@@ -19,8 +19,6 @@ from rmsnorm_lab.experiments.data.ragged import Ragged
 
 PAD, BEGIN, END = 0, 1, 2
 _SHIFT = 3
-SMALLEST = 256 + _SHIFT
-"""The smallest vocabulary: the bytes and the three special ids."""
 LONGEST = 1024
 """Subwords of a sentence to translate, several times the longest training sentence of any recipe. A longer sentence
 comes from a text that lost its line ends, and would take many times the memory of training."""

@@ -4,7 +4,6 @@ The split is by file, so that nothing held out has been seen in a neighbouring l
 the SHA-256 of their names until a tenth of the characters is held out. A single file gives its last tenth.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from rmsnorm_lab.experiments.models.decoder_only import Transformer
 from rmsnorm_lab.experiments.processes import shared
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.task import Batch, Metric, Source, torch_generator
+from rmsnorm_lab.files import sha256_of
 
 CHARACTERS = "characters.json"
 HELD_OUT_SHARE = 10
@@ -156,7 +156,7 @@ def _split(files: dict[str, str]) -> tuple[str, str, str]:
         cut = len(text) - len(text) // HELD_OUT_SHARE
         return text[:cut], text[cut:], "the last tenth of the file"
     wanted = sum(map(len, files.values())) / HELD_OUT_SHARE
-    order = sorted(files, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    order = sorted(files, key=lambda name: sha256_of(os.fsencode(name)))
     held_out, length = set(), 0
     for name in order[:-1]:  # at least one file stays for training
         if length >= wanted:
