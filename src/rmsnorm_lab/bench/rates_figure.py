@@ -15,7 +15,7 @@ GROUPS = 4  # more columns cannot be read on one page; the groups with the most 
 
 def plot(records: Iterable[Record], path: Path) -> None:
     """Write the figure: one column per group (at most ``GROUPS``), shapes from small to large."""
-    colours = {provider.name: provider.colour for provider in all_providers(threads=1)}
+    known = {provider.name: provider for provider in all_providers(threads=1)}
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record.case.group, []).append(record)
@@ -32,10 +32,10 @@ def plot(records: Iterable[Record], path: Path) -> None:
             points = [(place, row) for place, row in rows if row.name == name]
             result = points[0][1].result
             style = {
-                "color": colours.get(name),
+                "color": known[name].colour if name in known else None,
                 "linestyle": "-" if result.fresh else "--",
                 "linewidth": 2.2 if name in OURS.values() else 1.2,
-                "marker": None if result.limit else "o",
+                "marker": None if result.limit else known[name].marker if name in known else "o",
                 "markersize": 3.5,
             }
             places = [place for place, _ in points]

@@ -12,6 +12,7 @@ from rmsnorm_lab.bench.cases import EPS, Case, P
 from rmsnorm_lab.bench.oracle import Inputs
 from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.recurrent_oracle import loop, parameter_names
+from rmsnorm_lab.colours import OF_NORM
 
 LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": f"pRMSNorm of the first {100 * P:g} %"}
 
@@ -21,8 +22,8 @@ class RecurrentProvider(Provider):
 
     recurrent = True
 
-    def __init__(self, name: str, norm: str, summary: str, colour: str) -> None:
-        self.name, self.summary, self.colour = name, summary, colour  # type: ignore[misc]  # one instance per norm
+    def __init__(self, name: str, norm: str, summary: str) -> None:
+        self.name, self.summary, self.colour = name, summary, OF_NORM[norm]  # type: ignore[misc]  # one per norm
         self.norm = norm
 
     def refuses(self, case: Case) -> str | None:
@@ -59,6 +60,8 @@ class Ours(RecurrentProvider):
 
 
 class TorchModule(RecurrentProvider):
+    marker = "^"
+
     def network(self, case: Case, inputs: Inputs) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
         return _filled({"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[case.op](case.features, case.n), case, inputs)
 
@@ -75,6 +78,8 @@ def _filled(
 
 
 class Loop(RecurrentProvider):
+    marker = "s"
+
     def network(self, case: Case, inputs: Inputs) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
         parameters = {name: inputs[name].detach().requires_grad_() for name in parameter_names(case)}
         given = inputs | parameters
@@ -110,22 +115,10 @@ class Products(RecurrentProvider):
 
 def providers() -> list[Provider]:
     """This project's first, the limit last."""
-    own = {"rms": "#000000", "prms": "#666666", "layer": "#999933", "none": "#009E73"}
-    loops = {"none": "#56B4E9", "layer": "#D55E00", "rms": "#CC79A7", "prms": "#E69F00"}
+    own = {norm: "rmsnorm" if norm == "rms" else f"rmsnorm-{norm}" for norm in ("rms", "prms", "layer", "none")}
     return [
-        *(
-            Ours(
-                "rmsnorm" if norm == "rms" else f"rmsnorm-{norm}",
-                norm,
-                f"this project's GRU and LSTM, {LABELS[norm]}",
-                colour,
-            )
-            for norm, colour in own.items()
-        ),
-        TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm", "#0072B2"),
-        *(
-            Loop(f"loop-{norm}", norm, f"a loop of torch operators, {LABELS[norm]}", colour)
-            for norm, colour in loops.items()
-        ),
-        Products("products", "none", "limit: the matrix products alone", "#AAAAAA"),
+        *(Ours(name, norm, f"this project's GRU and LSTM, {LABELS[norm]}") for norm, name in own.items()),
+        TorchModule("torch.nn", "none", "torch.nn.GRU and LSTM, which have no norm"),
+        *(Loop(f"loop-{norm}", norm, f"a loop of torch operators, {LABELS[norm]}") for norm in LABELS),
+        Products("products", "none", "limit: the matrix products alone"),
     ]

@@ -12,10 +12,17 @@ from rmsnorm.timing import QUICK
 from rmsnorm_lab.bench import cases, providers, recurrent_oracle
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.bench.runner import run_case
+from rmsnorm_lab.experiments import norms
 
 SMALL = [
     case for case in cases.quick_cases(1) if case.recurrent and case.backward
 ]  # 5 steps, 3 sequences, 7 features, hidden 33
+
+
+def test_a_figure_tells_the_networks_apart():
+    shown = [p for p in providers.all_providers(1) if p.recurrent and not p.limit]
+    assert len({(p.colour, p.marker) for p in shown}) == len(shown) > 6
+    assert all(p.colour == norms.entry(p.norm).colour for p in shown)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.op)

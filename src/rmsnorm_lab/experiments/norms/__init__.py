@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rmsnorm_lab.colours import OF_NORM
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments.recipes.common import P
 
@@ -131,8 +132,8 @@ def by_default(task: str) -> tuple[str, ...]:
 
 
 for _norm in (
-    Norm("none", "no norm", "#7F7F7F", (0, (1, 1)), "base:NoNorm", EVERYWHERE, EVERYWHERE),
-    Norm("l2", "L2-Norm", "#CC79A7", (0, (1, 1)), "rows:L2", (*RECURRENT, "language"), ("translation",)),
+    Norm("none", "no norm", OF_NORM["none"], (0, (1, 1)), "base:NoNorm", EVERYWHERE, EVERYWHERE),
+    Norm("l2", "L2-Norm", "#CC79A7", (0, (1, 1)), "row_norms:L2", (*RECURRENT, "language"), ("translation",)),
     Norm(
         "weight",
         "WeightNorm",
@@ -152,9 +153,9 @@ for _norm in (
         by_default=("images", "reading"),
     ),
     Norm("group", "GroupNorm", "#A6761D", "--", "group:Group", ("language",)),
-    Norm("layer", "LayerNorm", "#E69F00", "-", "rows:Layer", EVERYWHERE, EVERYWHERE),
-    Norm("rms", "RMSNorm", "#2A7FC9", "--", "rows:RMS", EVERYWHERE, EVERYWHERE),
-    Norm("prms", "pRMSNorm", "#009E73", "-.", "rows:PartialRMS", EVERYWHERE, EVERYWHERE, takes_p=True),
+    Norm("layer", "LayerNorm", OF_NORM["layer"], "-", "row_norms:Layer", EVERYWHERE, EVERYWHERE),
+    Norm("rms", "RMSNorm", OF_NORM["rms"], "--", "row_norms:RMS", EVERYWHERE, EVERYWHERE),
+    Norm("prms", "pRMSNorm", OF_NORM["prms"], "-.", "row_norms:PartialRMS", EVERYWHERE, EVERYWHERE, takes_p=True),
     Norm("dyt", "DyT", "#8A6FD1", (0, (3, 1, 1, 1, 1, 1)), "dyt:DyT", ("language",)),
 ):
     register(_norm)
