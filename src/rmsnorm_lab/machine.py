@@ -69,9 +69,9 @@ def describe() -> Machine:
 
 
 def others_seconds() -> float | None:
-    """Processor seconds since boot that went to anything but this process, other guests of the host included.
+    """Processor seconds since boot spent on everything except this process, including the host's other guests.
 
-    None where the system does not say. Its growth during a measurement shows whether the machine was quiet.
+    None if the system does not report them. If they grow during a measurement, the machine was not quiet.
     """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]

@@ -330,7 +330,7 @@ def test_wrong_use_is_said_and_leaves_nothing(full, tmp_path, capsys):
     (tmp_path / "runs" / "report.html").unlink()
     (tmp_path / "empty").mkdir()
     for flags, said in (
-        ([str(tmp_path / "none")], "records lie in a folder"),
+        ([str(tmp_path / "none")], "RUNS must be a folder of records"),
         ([str(tmp_path / "empty")], "holds no records"),
         ([str(tmp_path / "runs"), "--out", str(tmp_path / "no" / "page.html")], "a folder that exists"),
     ):

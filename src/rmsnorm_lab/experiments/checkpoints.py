@@ -46,7 +46,7 @@ class Checkpoints:
         for path in reversed(self._paths()):
             try:
                 if _digest(path) != path.name.split(".")[-2]:
-                    raise ValueError("its content is not what its name's hash stands for")
+                    raise ValueError("its content does not match the hash in its name")
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             except (ValueError, RuntimeError, EOFError, UnpicklingError) as error:
                 reason = str(error).partition("\n")[0]

@@ -55,7 +55,7 @@ def load(folder: Path) -> list[Record]:
 
 
 def set_aside(folder: Path) -> list[Path]:
-    """Move every file that is no record of this version into a folder of its own; returns where they are now."""
+    """Move every file that is not a record of this version into a folder of its own; returns where they are now."""
     moved = []
     for path in _read_all(folder)[1]:
         (folder / ASIDE).mkdir(exist_ok=True)
@@ -70,9 +70,11 @@ def _free(path: Path) -> Path:
 
 
 def _read_all(folder: Path) -> tuple[list[Record], dict[Path, str]]:
-    """The records, and what is wrong with the files that are none."""
+    """The records, and what is wrong with the other files."""
     if not folder.is_dir():
-        raise UserError(f"records lie in a folder; {str(folder)!r} is none. Pass the --out of rmsnorm compare.")
+        raise UserError(
+            f"RUNS must be a folder of records; {str(folder)!r} is not a folder. Pass the --out of rmsnorm compare."
+        )
     records, wrong = [], {}
     for path in sorted(folder.glob("*.jsonl")):
         try:
@@ -118,7 +120,8 @@ def line_of(record: Record) -> str:
 def opened(folder: Path) -> Iterator[RunStore]:
     """The folder of records, made where it is missing, for one process to write to: a second one is refused.
 
-    The lock is the system's. It ends with the process, by a kill too, and the file ``.lock`` that stays is none.
+    The operating system holds the lock and releases it when the process ends, even if it is killed. The file ``.lock``
+    stays, and locks nothing by itself.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -169,7 +172,7 @@ def read(path: Path) -> Record:
     """The record in a file.
 
     Raises:
-        UserError: it is none of this version, or damaged; names the file and says what is wrong.
+        UserError: it is not a record of this version, or it is damaged. The message names the file and the fault.
     """
 
     def wrong(line: int, what: str, remedy: str) -> UserError:
@@ -182,7 +185,7 @@ def read(path: Path) -> Record:
         return wrong(line, what, "Delete the file, and the run is done again")
 
     def foreign(what: str) -> UserError:
-        return wrong(1, f"this is no record of rmsnorm: {what}", "Move the file elsewhere")
+        return wrong(1, f"this is not a record of rmsnorm: {what}", "Move the file elsewhere")
 
     content = path.read_bytes()
     first, _, rest = content.partition(b"\n")
@@ -201,15 +204,15 @@ def read(path: Path) -> Record:
         raise damaged(1, f"it has schema {found['schema']!r} and this version reads {SCHEMA}")
     try:
         whole = found.get("digest") == _hash({name: value for name, value in found.items() if name != "digest"})
-    except (ValueError, RecursionError) as error:  # NaN is no JSON
-        raise damaged(1, f"it is none of this program's ({error})") from None
+    except (ValueError, RecursionError) as error:  # NaN is not JSON
+        raise damaged(1, f"this program did not write it ({error})") from None
     if not whole:
         raise damaged(1, "its digest is not that of its content: it was edited")
     try:
         fields = {name: value for name, value in found.items() if name not in ("schema", "kind", "digest")}
         record = from_plain(_KINDS[found["kind"]], fields)
     except (ValueError, KeyError, TypeError, UserError) as error:
-        raise damaged(1, f"it is none of this program's ({error})") from None
+        raise damaged(1, f"this program did not write it ({error})") from None
     if path.name != file_name(record.task, record.identity):
-        raise damaged(1, "its settings are not those that its file's name says")
+        raise damaged(1, "its settings do not match its file's name")
     return record

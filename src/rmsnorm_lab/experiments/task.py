@@ -59,8 +59,8 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of ``batch``, the whole one or a slice of it, on the model's device.
 
-        The network is run by calling ``model`` itself and nothing else of it: under DDP and FSDP it is wrapped. A loss
-        that couples examples gathers them over the processes on its own, differentiably.
+        Only ``model`` itself is called, none of its methods: under DDP and FSDP it is a wrapper. A loss that couples
+        examples must gather them from all processes itself, differentiably.
         """
 
     def weight(self, batch: Batch) -> float:
@@ -71,7 +71,7 @@ class Task(Protocol):
 
         The model is the plain one of ``model()``, in evaluation mode, without gradients; its methods may be called.
         Data are brought to ``next(model.parameters()).device``. All processes call it together; parts of the work go
-        through :func:`processes.shared`, which deals them out.
+        through :func:`processes.shared`, which divides them among the processes.
         """
 
     def initialise(self, model: nn.Module, batch: Batch) -> None:

@@ -70,7 +70,7 @@ def test_a_record_of_other_fields_is_refused_even_if_its_digest_is_right(tmp_pat
     change(found)
     found["digest"] = store._hash(found)
     path.write_text(json.dumps(found) + "\n")
-    with pytest.raises(UserError, match="none of this program's") as raised:
+    with pytest.raises(UserError, match="this program did not write it") as raised:
         store.read(path)
     assert said in str(raised.value)
 
@@ -160,7 +160,7 @@ def damage(content, how):
         ("two lines", 2, "something follows"),
         ("binary", 1, "cannot be read"),
         ("another schema", 1, "schema 2 and this version reads 3"),
-        ("nan", 1, "none of this program's"),
+        ("nan", 1, "this program did not write it"),
         ("a number twice", 1, "it was edited"),
         ("deep", 1, "cannot be read"),
         ("empty", 1, "cannot be read"),
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_record_is_not_to_be_deleted(tmp_path, content):
     folder.mkdir()
     path = folder / "mine.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match="this is no record of rmsnorm") as raised:
+    with pytest.raises(UserError, match="this is not a record of rmsnorm") as raised:
         store.load(folder)
     assert "Delete" not in str(raised.value)
     assert str(raised.value).endswith(f"--set-aside '{folder}'")
@@ -221,7 +221,7 @@ def test_a_record_under_the_name_of_another_is_refused(tmp_path):
     put(tmp_path)
     path = the_file(tmp_path)
     path.rename(tmp_path / file_name("language", replace(IDENTITY, seed=4)))
-    with pytest.raises(UserError, match="not those that its file's name says"):
+    with pytest.raises(UserError, match="do not match its file's name"):
         RunStore(tmp_path).get("language", replace(IDENTITY, seed=4))
 
 

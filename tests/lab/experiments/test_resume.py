@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_to_the_same_figures_and_a_damaged_checkpoint_is_no
     capsys.readouterr()
     assert main(arguments(text, out, "--checkpoint-every", "7")) == 0
     errors = capsys.readouterr().err
-    assert f"checkpoint {last} is refused and removed: its content is not what its name's hash stands for" in errors
+    assert f"checkpoint {last} is refused and removed: its content does not match the hash in its name" in errors
     step = int(before.name.split(".step")[1][:9])
     assert step % 7 == 0
     assert f"goes on from step {step}" in errors

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import plain_rnn
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import encoded_pairs
@@ -160,17 +161,6 @@ def test_attention_is_a_distribution_over_words(norm: str) -> None:
     assert attention.std() > 0.01  # not uniform
 
 
-def standard(x: Tensor, gain: Tensor, norm: str) -> Tensor:
-    """The normalisers once more, in plain terms; p is 0.3."""
-    x = x.double()
-    if norm == "none":
-        return x
-    if norm == "layer":
-        x = x - x.mean(-1, keepdim=True)
-    k = -(-x.shape[-1] * 3 // 10) if norm == "prms" else x.shape[-1]
-    return x / (x[..., :k].square().mean(-1, keepdim=True) + 1e-5).sqrt() * gain.double()
-
-
 @pytest.mark.parametrize("norm", ["none", "layer", "rms", "prms"])
 def test_rnnsearch_is_its_equations(norm: str) -> None:
     """The conditional GRU by hand, in float64, for one sentence."""
@@ -178,40 +168,35 @@ def test_rnnsearch_is_its_equations(norm: str) -> None:
     source, target = a_batch(rows=1)
     get = {name: value.detach().double() for name, value in model.state_dict().items()}
 
+    named = {"none": None, "prms": "rms"}.get(norm, norm)
+    p = 0.3 if norm == "prms" else 1.0
+
     def linear(name: str, x: Tensor) -> Tensor:
         y = x @ get[f"{name}.weight"].T
-        return standard(y, get.get(f"{name}.gain", torch.ones(1)), norm)
+        return y if named is None else plain_rnn.normalize(y, named, p, 1e-5) * get[f"{name}.gain"]
 
-    def gru(name: str, suffix: str, x: Tensor, h: Tensor) -> Tensor:
-        w, u, b, c = (get[f"{name}.{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        sides = []
-        for value, side in ((x @ w.T + b, "gain_ih"), (h @ u.T, "gain_hh")):
-            gain = get.get(f"{name}.{side}{suffix}", torch.ones(36))
-            sides.append(torch.cat((standard(value[:24], gain[:24], norm), standard(value[24:], gain[24:], norm))))
-        a, hidden = sides[0], sides[1] + c
-        r, z = torch.sigmoid(a[:12] + hidden[:12]), torch.sigmoid(a[12:24] + hidden[12:24])
-        return (1 - z) * torch.tanh(a[24:] + r * hidden[24:]) + z * h
+    def gru(name: str, suffix: str = "") -> plain_rnn.Plain:
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh")
+        own = {kind: get[key] for kind in kinds if (key := f"{name}.{kind}{suffix}") in get}
+        return plain_rnn.Plain("GRU", own, named, p, 1e-5, "paper")
 
-    words = [get["source_embedding.weight"][word] for word in source[0].tolist()]
-    forward, backward, zero = [], [], torch.zeros(12, dtype=torch.float64)
-    for x in words:
-        forward.append(gru("encoder.directions.0", "_l0", x, forward[-1] if forward else zero))
-    for x in words[::-1]:
-        backward.insert(0, gru("encoder.directions.1", "_l0", x, backward[0] if backward else zero))
+    words = get["source_embedding.weight"][source[0]]
+    zero = torch.zeros(12, dtype=torch.float64)
+    forward = gru("encoder.directions.0", "_l0").run(words, zero, None)[0]
+    backward = gru("encoder.directions.1", "_l0").run(words, zero, None, reverse=True)[0]
     h = torch.stack([torch.cat(pair) for pair in zip(forward, backward, strict=True)])
 
     state = torch.tanh(linear("first_state", h.mean(0)) + get["first_bias"])
+    word_cell, context_cell = gru("word_cell"), gru("context_cell")
     expected, hidden_sides = [], []
     for word in [BEGIN, *target[0, :-1].tolist()]:
         y = get["target_embedding.weight"][word]
-        u = get["word_cell.weight_hh"] @ state
-        gain = get.get("word_cell.gain_hh", torch.ones(36))
-        hidden_sides.append(torch.cat((standard(u[:24], gain[:24], norm), standard(u[24:], gain[24:], norm))))
-        middle = gru("word_cell", "", y, state)
+        hidden_sides.append(word_cell.preactivations(y, state)[1] - word_cell.b_hh)
+        middle, _ = word_cell.step(y, state, None)
         keys = linear("attend_context", h) + get["attend_bias"]
         alpha = torch.softmax(torch.tanh(keys + linear("attend_state", middle)) @ get["attend_score"], 0)
         context = alpha @ h
-        state = gru("context_cell", "", context, middle)
+        state, _ = context_cell.step(context, middle, None)
         read = linear("read_state", state) + linear("read_word", y) + linear("read_context", context)
         expected.append(get["logits.weight"] @ torch.tanh(read + get["read_bias"]) + get["logits.bias"])
 

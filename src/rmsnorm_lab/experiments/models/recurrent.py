@@ -11,8 +11,8 @@ of the state-side after it (with ``norm="none"`` this is torch's own GRU and LST
            m' = σ(a_f + c_f) ⊙ m + σ(a_i + c_i) ⊙ tanh(a_g + c_g), h' = σ(a_o + c_o) ⊙ tanh(N(m'))
 
 Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell; a norm with parameters of its own has
-them in ``norms`` instead of gains; "weight" is torch's parametrization of the two weights, which :func:`initialise`
-heeds when it draws them.
+them in ``norms`` instead of gains; "weight" is torch's parametrization of the two weights. Functions that draw
+weights call :func:`initialise`, which handles both cases.
 """
 
 import math
@@ -190,7 +190,7 @@ class _LSTM(_Recurrent):
 class LoopLSTM(_LSTM):
     """One layer, one direction: (x_TBI, (h_1BH, m_1BH)) -> (outputs_TBH, (h_1BH, m_1BH)), as torch.nn.LSTM.
 
-    ``lengths_B`` says which examples batch norm's statistics are taken of at each step; nothing else heeds it.
+    From ``lengths_B`` batch norm knows which sequences still run at each step; other norms ignore it.
     """
 
     suffix = "_l0"

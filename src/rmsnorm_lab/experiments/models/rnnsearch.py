@@ -27,7 +27,7 @@ from rmsnorm_lab.experiments.recipes.translation import ModelConfig
 
 
 class NormedLinear(nn.Module):
-    """N(W x) ⊙ g, where N has no gain of its own; the bias left to the caller: several of them share one sum."""
+    """N(W x) ⊙ g, without a bias: the caller adds one bias to the sum of several."""
 
     def __init__(self, inputs: int, outputs: int, norm: Normaliser) -> None:
         super().__init__()
