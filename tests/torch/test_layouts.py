@@ -78,6 +78,27 @@ def test_fake_results_are_laid_out_as_real_ones(name, layout):
         assert real.stride() == fake.stride() or real.numel() == 0  # torch's own fakes of empty tensors differ
 
 
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "empty"])
+@pytest.mark.parametrize("name", CALLS)
+def test_fakes_and_meta_tensors_are_laid_out_as_real_ones(name, layout):
+    """Results and gradients of the functions; of the second tensor, the layout of the first, transposed."""
+    given = LAYOUTS[layout](), LAYOUTS[layout]().transpose(0, 1).contiguous().transpose(0, 1)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def strides(x, z):
+        x, z = (t.detach().requires_grad_() for t in (x, z))
+        results = CALLS[name](x, z)
+        gradients = torch.autograd.grad(sum(y.square().sum() for y in results), (x, z), allow_unused=True)
+        return [None if t is None else t.stride() for t in (*results, *gradients)]
+
+    expected = strides(*given)
+    with mode:
+        assert strides(*map(mode.from_tensor, given)) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "WEIGHT", WEIGHT.to("meta"))
+        assert strides(*(t.to("meta") for t in given)) == expected
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "in memory (3, 1, 0, 2)", "every second, permuted"])
 def test_a_compiled_step_has_the_layouts_of_an_eager_one(layout):
     torch._dynamo.reset()

@@ -18,6 +18,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from rmsnorm import native
@@ -155,6 +156,11 @@ eager_way: Callable[..., int] = _way if native.missing or not why_no_triton else
 """(input, *others) → the way of an eager call: COMPOSITE, KERNEL or AUTOGRAD; others may be None.
 
 If CUDA tensors have no kernels it is the C++ function itself, so that CPU calls skip the check."""
+
+
+def has_no_numbers(input: Tensor) -> bool:
+    """Whether the operator can stand for the composite in an eager call, whose tensors have shapes and nothing else."""
+    return not transformed() and (input.is_meta or isinstance(input, FakeTensor))
 
 
 def _decomposed() -> bool:

@@ -15,7 +15,16 @@ from torch.compiler import is_compiling
 
 from rmsnorm.spec import NormSpec, check_flag, check_spec, norm_spec
 from rmsnorm.torch import checks
-from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, forward_mode, graph_way
+from rmsnorm.torch.dispatch import (
+    AUTOGRAD,
+    COMPOSITE,
+    KERNEL,
+    OPERATOR,
+    eager_way,
+    forward_mode,
+    graph_way,
+    has_no_numbers,
+)
 from rmsnorm.torch.gated.eager import GATED, GatedFunction
 from rmsnorm.torch.gated.spec import check_gated_spec, gated_spec
 from rmsnorm.torch.indirect import indirect
@@ -410,6 +419,8 @@ def _composite(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tenso
 
 def _checked_composite(operation: Operation, spec: object, tensors: Tensors) -> Tensors:
     operation.check(spec, *tensors)
+    if operation.operator and not is_compiling() and has_no_numbers(tensors[0]):
+        return operation.operator(spec, *tensors)  # its results have the strides of the kernels'
     return operation.composite(spec, *tensors)
 
 

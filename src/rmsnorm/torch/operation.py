@@ -34,6 +34,8 @@ class Operation(NamedTuple):
     """(spec, *tensors): raises for tensors that fit neither the spec nor each other."""
     composite: Callable[..., Tensors]
     """(spec, *tensors, *wants) → the results, in torch's own operations."""
+    operator: Callable[..., Tensors] | None = None
+    """(spec, *tensors) → the results of the operator of torch.library, if there is one."""
 
 
 def run(operation: Operation, spec: Any, tensors: Tensors, wants: Wants | None = None) -> Tensors:

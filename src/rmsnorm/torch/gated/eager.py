@@ -30,6 +30,11 @@ def _check(spec: GatedSpec, input: Tensor, gate: Tensor, weight: Tensor | None) 
     checks.check_alike("gate", gate, input)
 
 
+def _operator(spec: GatedSpec, input: Tensor, gate: Tensor, weight: Tensor | None) -> Tensors:
+    how = spec.group.eps, spec.norm_first, spec.groups, spec.group.p
+    return (torch.ops.rmsnorm.rms_norm_gated(input, gate, list(spec.normalized_shape), weight, *how),)
+
+
 GATED = Operation(
     names=("input", "gate", "weight"),
     rows=2,
@@ -37,6 +42,7 @@ GATED = Operation(
     attempt=_attempt,
     check=_check,
     composite=composite.gated,
+    operator=_operator,
 )
 """→ (y,)."""
 

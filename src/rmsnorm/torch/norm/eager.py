@@ -61,6 +61,18 @@ def _check(spec: NormSpec, input: Tensor, residual: Tensor | None, weight: Tenso
         checks.check_alike("residual", residual, input)
 
 
+def _operator(
+    spec: NormSpec, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> Tensors:
+    operators, shape = torch.ops.rmsnorm, list(spec.normalized_shape)
+    if spec.kind == "layer":
+        return operators.layer_norm(input, shape, weight, bias, spec.eps), None
+    how = spec.eps, spec.p, spec.zero_centered, spec.casting
+    if residual is None:
+        return operators.rms_norm(input, shape, weight, bias, *how), None
+    return operators.add_rms_norm(input, residual, shape, weight, bias, *how)
+
+
 NORM = Operation(
     names=("input", "residual", "weight", "bias"),
     rows=2,
@@ -68,6 +80,7 @@ NORM = Operation(
     attempt=_attempt,
     check=_check,
     composite=composite.norm,
+    operator=_operator,
 )
 """→ (y, the sum of input and residual)."""
 
