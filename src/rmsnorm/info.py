@@ -83,8 +83,9 @@ def _torch() -> list[dict[str, str]]:
     try:
         import torch
 
-        from rmsnorm.torch import bindings, dispatch
+        from rmsnorm.torch import bindings, dispatch, node_files
         from rmsnorm.torch.norm.eager import why_no_nodes
+        from rmsnorm.torch.registration import why_no_operators
     except (ImportError, OSError) as error:  # torch is installed and cannot be loaded
         return [{"where": "torch", "served by": "nothing", "why": f"importing it failed: {error}"}]
     why = _native().get("error")
@@ -109,7 +110,12 @@ def _torch() -> list[dict[str, str]]:
                 "tensors": tensors,
                 "autograd nodes": f"in Python: {why_no_nodes}" if why_no_nodes else "in C++",
             },
-            {"where": "torch cpu, compiled or exported", "served by": "native kernels", "as": "torch.ops.rmsnorm.*"},
+            {
+                "where": "torch cpu, compiled or exported",
+                "served by": "native kernels",
+                "as": "torch.ops.rmsnorm.*",
+                "operators": f"in Python: {why_no_operators}" if why_no_operators else f"in {node_files.operators()}",
+            },
         ]
     if why_no_triton := dispatch.tried_triton():
         found.append({"where": "torch cuda", "served by": "composite", "why": why_no_triton})

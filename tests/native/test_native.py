@@ -55,6 +55,25 @@ def test_the_kernels_have_the_numbers_of_codes_py():
     assert native.kernels.code_definitions == codes.definitions(), "build again: pip install -e ."
 
 
+def test_modules_older_than_the_python_files_are_one_sentence(run_python):
+    functions = {name for name in dir(native.kernels) if not name.startswith("_") and name[0].islower()}
+    assert functions == native.FUNCTIONS
+    source = f"""
+import importlib, types
+load = importlib.import_module
+def older(name):
+    module = load(name)
+    if name == {native.kernels.__name__!r}:
+        del module.gated
+    return module
+importlib.import_module = older
+import rmsnorm.torch
+"""
+    message = run_python(source, status=1)
+    assert message.rstrip().splitlines()[-1].startswith(f"ImportError: {native.OLDER}: ")
+    assert message.rstrip().endswith("has no gated")
+
+
 def test_the_forced_level_is_the_one_loaded():
     assert native.level() in native.available_levels()
     if "RMSNORM_ISA" in os.environ:

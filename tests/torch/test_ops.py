@@ -1,9 +1,19 @@
 """The registered operators: torch's own checks of schema, fakes, autograd registration and AOT dispatch."""
 
+import math
+import random
+
 import pytest
 import torch
 
 import rmsnorm.torch
+from rmsnorm.spec import partial_count
+from rmsnorm.torch import operation, registration
+from rmsnorm.torch.norm import ops as norm_ops
+from rmsnorm.torch.registration import why_no_operators
+from rmsnorm.torch.schemas import SCHEMAS
+
+in_cpp = pytest.mark.skipif(why_no_operators is not None, reason=f"operators in C++: {why_no_operators}")
 
 N, HOW, GATED = 24, (1e-5, 0.5, True, "once"), (1e-5, True, 3, 0.5)
 
@@ -44,7 +54,12 @@ ELSEWHERE = ("recurrent", "recurrent_backward")  # test_rnn_integration.py
 
 def test_every_operator_is_checked_here():
     registered = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("rmsnorm::")}
-    assert {name.removeprefix("rmsnorm::").split(".")[0] for name in registered} == {*NAMES, *ELSEWHERE}
+    registered = {name.removeprefix("rmsnorm::").split(".")[0] for name in registered}
+    left_by_cpp = set() if why_no_operators else {f"_{name}" for name in NAMES}
+    assert registered == {*NAMES, *ELSEWHERE} | left_by_cpp
+    assert set(SCHEMAS) == set(NAMES)
+    for name, schema in SCHEMAS.items():
+        assert str(getattr(torch.ops.rmsnorm, name).default._schema) == f"rmsnorm::{name}{schema}"
 
 
 def test_torchs_table_of_decompositions_has_no_operator_of_ours():
@@ -153,6 +168,97 @@ def test_a_gradient_that_depends_on_the_input():
     expected = curvature(lambda x: x * (x[:, : N // 2].pow(2).mean(-1, True) + 1e-5).rsqrt() * (1 + weight) + bias)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+# ---- the CPU's operators in C++ ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_python(monkeypatch):
+    """Every way from the dispatcher into Python's implementations raises. They are called by global names."""
+
+    def refuse(*_):
+        raise AssertionError("Python was entered")
+
+    monkeypatch.setattr(registration, "transformed", refuse)
+    monkeypatch.setattr(operation, "kernels_of", refuse)
+    monkeypatch.setattr(norm_ops, "forward", refuse)
+
+
+@in_cpp
+@pytest.mark.usefixtures("_no_python")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_usual_calls_do_not_enter_python(name, dtype):
+    operator = getattr(torch.ops.rmsnorm, name).default
+    for given in arguments(name, dtype, grad=True):
+        with torch.no_grad():
+            operator(*(t.to(dtype) if isinstance(t, torch.Tensor) and t.dim() == 2 else t for t in given))
+    with pytest.raises(AssertionError, match="Python was entered"):  # or the fixture would see nothing
+        operator(*arguments(name)[0])
+
+
+@in_cpp
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_cpp_is_python_bit_for_bit(name, dtype):
+    """Also for what it leaves to Python: results, strides and errors."""
+    ours, pythons = getattr(torch.ops.rmsnorm, name), getattr(torch.ops.rmsnorm, f"_{name}")
+
+    def outcome(operator, given):
+        try:
+            found = torch.utils._pytree.tree_leaves(operator(*given))
+        except Exception as error:
+            return type(error), str(error).partition("\n")[0]
+        return [(t.dtype, t.shape, t.stride(), t.nan_to_num(7.5).tolist()) for t in found]
+
+    def each(change):
+        return lambda given: tuple(change(t) if isinstance(t, torch.Tensor) else t for t in given)
+
+    def rows(change):
+        return each(lambda t: change(t) if t.dim() == 2 else t)
+
+    def others(change):
+        return lambda given: tuple(a if isinstance(a, torch.Tensor) else change(a) for a in given)
+
+    changes = (
+        lambda given: given,
+        each(lambda t: t.to(dtype)),
+        rows(lambda t: t.t().contiguous().t()),  # its rows do not lie together
+        rows(lambda t: t.repeat(1, 2)[:, :N]),
+        rows(lambda t: t[:0]),
+        rows(lambda t: t.to(torch.float64)),  # parameters stay float32
+        rows(torch._neg_view),
+        rows(lambda t: t * 1e30),
+        rows(lambda t: t[:, : N // 2]),  # not the normalised shape
+        rows(lambda t: t.int()),
+        others(lambda a: [N + 1] if a == [N] else a),
+        others(lambda a: [] if a == [N] else a),
+        others(lambda a: [] if a == [True] * 3 else a),
+        others(lambda a: -1.0 if type(a) is float else a),
+        others(lambda a: math.inf if a == 1e-5 else a),
+        others(lambda a: "llama" if a == "once" else a),
+        others(lambda a: "twice" if a == "once" else a),
+        others(lambda a: 7 if type(a) is int else a),
+    )
+    for given in arguments(name, dtype, grad=False):
+        for i, change in enumerate(changes):
+            changed = change(given)
+            assert outcome(ours, changed) == outcome(pythons, changed), i
+
+
+@in_cpp
+@pytest.mark.usefixtures("_no_python")
+def test_count_of_the_statistic_without_python():
+    """The C++ rule of k = ⌈n·p⌉ against the exact one, seen in a row whose first k elements differ from the others."""
+    r = random.Random(3)
+    for n in (1, 2, 3, 7, 24, 30, 97, 640, 4099, 10**7):
+        for p in (0.1, 1 / 3, 0.999, 1e-300, r.random(), r.randint(1, n) / n, 1 - 2**-53, math.nextafter(0.3, 0)):
+            k = partial_count(n, p)
+            x = torch.zeros(1, n)
+            x[:, k - 1 : k + 1] = torch.tensor([1.0, 1e3])[: n - k + 1]
+            y = torch.ops.rmsnorm.rms_norm(x, [n], None, None, 0.0, p, False, "once")
+            assert y[0, k - 1].item() == pytest.approx(math.sqrt(k), rel=1e-6), (n, p)
 
 
 def test_operators_under_vmap():

@@ -41,6 +41,17 @@ missing = (
 """Why there are no kernels: the source tree was never built. ``kernels`` then raises this as an ImportError."""
 
 
+FUNCTIONS = {"norm", "norm_backward", "gated", "gated_backward", "quantized", "recurrent_steps", "way", "c_api"}
+FUNCTIONS |= {"code_definitions", "num_threads", "set_num_threads", "set_partial_count", "set_torch_parallel_for"}
+FUNCTIONS |= {"set_exchange", "set_way"}
+"""What ``kernels`` must have."""
+
+OLDER = (
+    "rmsnorm's compiled modules are older than its Python files; run pip install again "
+    "(`pip install --no-build-isolation -e .` in a checkout)"
+)
+
+
 def available_levels() -> tuple[str, ...]:
     """The instruction-set levels that this processor runs, best last."""
     cpu = importlib.import_module("rmsnorm.native._cpu")
@@ -84,4 +95,6 @@ _check_threads()
 if not missing:
     _level = _choose()
     kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")
+    if lacking := FUNCTIONS - set(dir(kernels)):
+        raise ImportError(f"{OLDER}: {kernels.__file__} has no {', '.join(sorted(lacking))}")
     kernels.set_partial_count(partial_count)

@@ -5,7 +5,6 @@
 
 namespace rmsnorm {
 
-void bind_gated(nanobind::module_& m);
 void bind_recurrent(nanobind::module_& m);
 void bind_quantized(nanobind::module_& m);
 

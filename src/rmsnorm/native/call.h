@@ -11,18 +11,25 @@
 
 namespace rmsnorm {
 
+// The interpreter's lock. module.cpp sets both functions: the same kernels run in programs without an interpreter.
+struct InterpreterLock {
+  void* (*release_if_held)();  // what `take` needs; null if this thread does not hold the lock
+  void (*take)(void* released);
+};
+inline InterpreterLock interpreter_lock{};
+
 // Releases the interpreter lock if the work takes longer than that costs. Autograd's threads do not hold the lock.
 constexpr int64_t RELEASE_GIL_ELEMENTS = 1 << 16;
 class MaybeReleasedGil {
  public:
   explicit MaybeReleasedGil(int64_t elements)
-      : state_(elements >= RELEASE_GIL_ELEMENTS && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+      : state_(elements >= RELEASE_GIL_ELEMENTS && interpreter_lock.take ? interpreter_lock.release_if_held() : nullptr) {}
   ~MaybeReleasedGil() {
-    if (state_) PyEval_RestoreThread(state_);
+    if (state_) interpreter_lock.take(state_);
   }
 
  private:
-  PyThreadState* state_;
+  void* state_;
 };
 
 inline DType promoted_dtype(DType a, DType b) {
@@ -48,31 +55,36 @@ inline bool read_number(nb::handle h, double& value) {
   return false;
 }
 
-// rmsnorm.spec.partial_count, the one place that computes k exactly. native/__init__.py passes it.
+// k = ⌈n·p⌉ as rmsnorm.spec.partial_count computes it, or −1 if p is not allowed or the row too long to be sure. It is the
+// smallest count whose share k/n, as a float, is not below p: p is read as the simplest fraction that rounds to it, and
+// of two fractions with denominators up to 10^7 at most one rounds to p, as they differ by 10^−14 and p's neighbours by
+// 1.1·10^−16.
+constexpr int64_t LONGEST_PARTIAL_ROW = 10'000'000;
+inline int64_t elements_of_statistic(int64_t n, double p) {
+  if (p == 1 || n == 0) return p > 0 && p <= 1 ? n : -1;
+  if (!(p > 0 && p < 1) || n > LONGEST_PARTIAL_ROW) return -1;
+  int64_t k = std::max<int64_t>(1, int64_t(double(n) * p) - 1);
+  while (double(k) / double(n) < p) ++k;
+  return k;
+}
+
+// rmsnorm.spec.partial_count, for longer rows. native/__init__.py passes it.
 inline PyObject* partial_count = nullptr;
 
-// k = ⌈n·p⌉, or −1 if p is not allowed. The last 8 answers are kept: a model has few pairs of n and p.
 inline int64_t elements_of_statistic(int64_t n, nb::handle p_) {
   double p;
   if (!read_number(p_, p)) return -1;
-  if (p == 1) return n;
-  struct Answer {
-    int64_t n, k;
-    double p;
-  };
-  static Answer answers[8] = {};  // guarded by the interpreter lock
-  static int next = 0;
-  for (const Answer& a : answers)
-    if (a.n == n && a.p == p) return a.k;
-  nb::object k = nb::steal(PyObject_CallFunction(partial_count, "Ld", (long long)n, p));
-  if (!k.is_valid()) {
-    PyErr_Clear();
-    return -1;
-  }
-  answers[next] = {n, PyLong_AsLongLong(k.ptr()), p};
-  const int64_t found = answers[next].k;
-  next = (next + 1) % 8;
-  return found;
+  if (n <= LONGEST_PARTIAL_ROW || p == 1) return elements_of_statistic(n, p);
+  const nb::object k = nb::steal(PyObject_CallFunction(partial_count, "Ld", (long long)n, p));
+  if (k.is_valid()) return PyLong_AsLongLong(k.ptr());
+  PyErr_Clear();
+  return -1;
+}
+
+// eps of a call on x; NaN if it is not allowed.
+inline double checked_eps(const View& x, const double* eps) {
+  if (!eps) return x.dtype == DType::float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  return *eps >= 0 && !std::isinf(*eps) ? *eps : std::numeric_limits<double>::quiet_NaN();
 }
 
 // A call's specification as the user gave it.
@@ -86,12 +98,10 @@ struct SpecArguments {
 inline bool read_spec(const View& x, const SpecArguments& arguments, NormSpec& spec) {
   spec.kind = arguments.kind, spec.flags = arguments.flags;
   if (!read_normalized_shape(arguments.normalized_shape, x, spec.dims, spec.n)) return false;
-  const bool wide = x.dtype == DType::float64;
-  if (arguments.eps.is_none())
-    spec.eps = wide ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-  else if (!read_number(arguments.eps, spec.eps))
-    return false;
-  if (!(spec.eps >= 0) || std::isinf(spec.eps)) return false;
+  double eps = 0;
+  if (!arguments.eps.is_none() && !read_number(arguments.eps, eps)) return false;
+  spec.eps = checked_eps(x, arguments.eps.is_none() ? nullptr : &eps);
+  if (std::isnan(spec.eps)) return false;
   spec.k = elements_of_statistic(spec.n, arguments.p);
   return spec.k >= 0;
 }

@@ -4,21 +4,17 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "levels.h"
+
 static PyObject* levels(PyObject*, PyObject*) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();  // also asks whether the operating system saves the wide registers
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
-                  __builtin_cpu_supports("movbe");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  if (v4) return Py_BuildValue("(sss)", "x86-64", "x86-64-v3", "x86-64-v4");
-  if (v3) return Py_BuildValue("(ss)", "x86-64", "x86-64-v3");
-  return Py_BuildValue("(s)", "x86-64");
-#else
-  return Py_BuildValue("(s)", "baseline");
-#endif
+  const int count = rmsnorm::supported_levels();
+  PyObject* names = PyTuple_New(count);
+  for (int i = 0; names && i < count; ++i) {
+    PyObject* name = PyUnicode_FromString(rmsnorm::LEVELS[i].name);
+    if (!name) Py_CLEAR(names);
+    else PyTuple_SET_ITEM(names, i, name);
+  }
+  return names;
 }
 
 static PyMethodDef methods[] = {

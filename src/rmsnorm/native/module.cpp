@@ -37,43 +37,52 @@ bool norm_backward(nb::handle dy_, nb::handle plus_, nb::handle x_, nb::handle w
       OptionalArgument(dweight_), OptionalArgument(dbias_));
 }
 
-// ---- the same for compiled callers ----
+// The specification of a gated call, or nothing.
+std::optional<GatedSpec> read_gated_spec(const View& x, nb::handle shape, nb::handle eps, nb::handle p,
+                                         nb::handle groups_, bool norm_first, int flags) {
+  GatedSpec spec{};
+  spec.norm_first = norm_first;
+  if (!read_spec(x, {NormKind::rms, shape, eps, p, flags}, spec.group) || !PyLong_CheckExact(groups_.ptr())) return {};
+  spec.groups = PyLong_AsLongLong(groups_.ptr());
+  if (spec.groups == -1 && PyErr_Occurred()) PyErr_Clear();
+  if (spec.groups < 1 || spec.group.n % spec.groups) return {};
+  spec.group.n /= spec.groups;
+  spec.group.k = elements_of_statistic(spec.group.n, p);
+  return spec.group.k < 0 ? std::nullopt : std::optional(spec);
+}
 
-using c_api::StridedTensor;
+bool gated(nb::handle x_, nb::handle z_, nb::handle w_, nb::handle y_, nb::handle shape, nb::handle eps, nb::handle p,
+           nb::handle groups, bool norm_first, int flags) {
+  return call_with_views(
+      [&](const View& x, const View& z, const View* w, const View& y) {
+        const auto spec = read_gated_spec(x, shape, eps, p, groups, norm_first, flags);
+        return spec && run_gated_forward(*spec, x, z, w, y);
+      },
+      RequiredArgument(x_), RequiredArgument(z_), OptionalArgument(w_), RequiredArgument(y_));
+}
 
-std::optional<View> view_of(const StridedTensor& t) { return View::of(t.data, t.dtype, t.ndim, t.shape, t.strides); }
-RequiredArgument required(const StridedTensor& t) { return RequiredArgument(view_of(t)); }
-OptionalArgument optional(const StridedTensor* t) { return {t != nullptr, t ? view_of(*t) : std::nullopt}; }
+bool gated_backward(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle w_, nb::handle dx_, nb::handle dz_,
+                    nb::handle dweight_, nb::handle shape, nb::handle eps, nb::handle p, nb::handle groups,
+                    bool norm_first, int flags) {
+  return call_with_views(
+      [&](const View& dy, const View& x, const View& z, const View* w, const View& dx, const View& dz,
+          const View* dweight) {
+        const auto spec = read_gated_spec(x, shape, eps, p, groups, norm_first, flags);
+        return spec && run_gated_backward(*spec, dy, x, z, w, dx, dz, dweight);
+      },
+      RequiredArgument(dy_), RequiredArgument(x_), RequiredArgument(z_), OptionalArgument(w_), RequiredArgument(dx_),
+      RequiredArgument(dz_), OptionalArgument(dweight_));
+}
 
-constexpr c_api::Api API = {
-    c_api::VERSION,
-    [](const StridedTensor& x_, void* shape, void* eps, void* p, NormSpec& spec) {
-      const auto handle = [](void* o) { return nb::handle(static_cast<PyObject*>(o)); };
-      const SpecArguments arguments{spec.kind, handle(shape), handle(eps), handle(p), spec.flags};
-      return call_with_views([&](const View& x) { return read_spec(x, arguments, spec); }, required(x_));
-    },
-    [](const NormSpec& spec, const StridedTensor& x_, const StridedTensor* weight, const StridedTensor* bias,
-       const StridedTensor& y_, const StridedTensor* residual_, const StridedTensor* sum_) {
-      return call_with_views(
-          [&](const View& x, const View* w, const View* b, const View& y, const View* residual, const View* sum) {
-            Call call(x, w, b);
-            return call.accept(spec) && run_forward(call, y, residual, sum);
-          },
-          required(x_), optional(weight), optional(bias), required(y_), optional(residual_), optional(sum_));
-    },
-    [](const NormSpec& spec, const StridedTensor& dy_, const StridedTensor& x_, const StridedTensor* weight,
-       const StridedTensor* dx_, const StridedTensor* plus_, const StridedTensor* dweight_,
-       const StridedTensor* dbias_) {
-      return call_with_views(
-          [&](const View& dy, const View& x, const View* w, const View* dx, const View* plus, const View* dweight,
-              const View* dbias) {
-            Call call(x, w, nullptr);
-            return call.accept(spec) && run_backward(call, dy, dx, plus, dweight, dbias);
-          },
-          required(dy_), required(x_), optional(weight), optional(dx_), optional(plus_), optional(dweight_),
-          optional(dbias_));
-    },
-};
+// ---- for compiled callers: the table without Python, and what needs Python ----
+
+bool read_spec_of_objects(const c_api::StridedTensor& x, void* shape, void* eps, void* p, NormSpec& spec) {
+  const auto view = View::of(x.data, x.dtype, x.ndim, x.shape, x.strides);
+  const auto handle = [](void* o) { return nb::handle(static_cast<PyObject*>(o)); };
+  return view && read_spec(*view, {spec.kind, handle(shape), handle(eps), handle(p), spec.flags}, spec);
+}
+
+c_api::Api api = *rmsnorm_c_api();
 
 }  // namespace
 }  // namespace rmsnorm
@@ -84,11 +93,16 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.def("norm", &norm, none, none, none, none, none, none, nb::arg(), none, none, none, nb::arg());
   m.def("norm_backward", &norm_backward, none, none, none, none, none, none, none, nb::arg(), none, none, none,
         nb::arg());
-  bind_gated(m);
+  m.def("gated", &gated, none, none, none, none, none, none, none, none, nb::arg(), nb::arg());
+  m.def("gated_backward", &gated_backward, none, none, none, none, none, none, none, none, none, none, none, nb::arg(),
+        nb::arg());
   bind_quantized(m);
   bind_recurrent(m);
   m.attr("code_definitions") = DEFINITIONS;
-  m.attr("c_api") = nb::capsule(&API, c_api::CAPSULE);
+  api.read_spec = read_spec_of_objects;
+  m.attr("c_api") = nb::capsule(&api, c_api::CAPSULE);
+  interpreter_lock = {[]() -> void* { return PyGILState_Check() ? PyEval_SaveThread() : nullptr; },
+                      [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }};
   m.def("set_torch_parallel_for", [](uintptr_t address) {
     torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
   });

@@ -15,4 +15,10 @@ struct NormSpec {
   double eps;
 };
 
+struct GatedSpec {
+  NormSpec group;  // n and k are those of one group; dims counts the dimensions that all groups make together
+  int64_t groups;
+  bool norm_first;
+};
+
 }  // namespace rmsnorm

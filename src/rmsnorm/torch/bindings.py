@@ -132,3 +132,27 @@ def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | 
     if not module.connect(native.kernels.c_api, gradients, FLAGS):
         return None, "of another version of rmsnorm than its kernels; install it again"
     return module, None
+
+
+# ---- the operators of ops.cpp ----
+
+
+def load_operators() -> str | None:
+    """Loads the library that defines the CPU's operators in C++, and hands it the kernels; or says why not."""
+    if native.missing:
+        return native.missing
+    library = node_files.operators()
+    if library is None:
+        return (
+            f"there are none for torch {torch.__version__}; `pip install --no-build-isolation .` beside it builds them"
+        )
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    try:
+        connect = ctypes.CDLL(library).rmsnorm_connect
+    except OSError as error:
+        return f"{library} cannot be loaded ({error}); run pip install again"
+    connect.restype, connect.argtypes = ctypes.c_bool, (ctypes.c_void_p, ctypes.c_int)
+    if not connect(pointer(native.kernels.c_api, b"rmsnorm.native.c_api"), FLAGS):
+        raise ImportError(f"{native.OLDER}: {library} is of another version of the interface")
+    return None

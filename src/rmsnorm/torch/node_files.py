@@ -1,4 +1,5 @@
 """The compiled nodes.cpp that fits the running torch: the installation's, or one in the user's cache; and its compiler.
+Also the installation's compiled ops.cpp.
 
 torch's C++ interface changes with each version, so each version has a module of its own, with the version in its name.
 """
@@ -10,7 +11,7 @@ import stat
 import sysconfig
 from importlib import import_module
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
-from importlib.util import module_from_spec
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -19,12 +20,19 @@ import torch
 from rmsnorm.native import codes
 
 _HERE = Path(__file__).parent
-_SOURCES = [_HERE / "nodes.cpp", *(_HERE.parent / "native" / name for name in ("c_api.h", "norm_spec.h"))]
+_NATIVE = _HERE.parent / "native"
+_SOURCES = [_HERE / "nodes.cpp", _HERE / "tensors.h", _NATIVE / "c_api.h", _NATIVE / "norm_spec.h"]
 
 
 def module_name() -> str:
     """The name of the module for the running torch. CMakeLists.txt makes the same names."""
     return "_nodes_" + re.sub(r"[^0-9A-Za-z]", "_", torch.__version__.partition("+")[0])
+
+
+def operators() -> str | None:
+    """The library of ops.cpp for the running torch, which a C++ program can load too; None: it was not built."""
+    found = find_spec(f"rmsnorm.torch.{module_name().replace('_nodes_', '_ops_')}")
+    return found.origin if found else None
 
 
 def find() -> ModuleType | None:

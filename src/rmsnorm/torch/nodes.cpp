@@ -5,15 +5,12 @@
 // goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
 // the same Python function. Serves the torch it was built with and no other (see node_files.py).
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <algorithm>
-
-#include "../native/c_api.h"
+#include "tensors.h"
 
 // RMSNORM_NODES: the module's name, which has torch's version (node_files.py).
 #define RMSNORM_STRING(name) RMSNORM_QUOTED(name)
@@ -24,76 +21,16 @@
 namespace rmsnorm::torch_nodes {
 namespace {
 
-using at::Tensor;
+using namespace torch_tensors;
+
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 
 // What bindings.load_nodes hands over, kept for the life of the process.
 const c_api::Api* kernels = nullptr;
 PyObject* gradients = nullptr;  // norm.eager.node_gradients
 int usual_flags = 0;
 PyObject *once = nullptr, *llama = nullptr;
-
-// ---- which tensors are usual ----
-
-// A dense tensor in a CPU's memory, whose sign is no flag, and which nothing has wrapped.
-bool is_plain(const Tensor& t) {
-  using Key = c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain({Key::CPU, Key::AutogradCPU, Key::AutocastCPU, Key::ADInplaceOrView});
-  if (!((t.key_set() | plain) == plain)) return false;
-  const auto* meta = torch::autograd::impl::get_autograd_meta(t);
-  return !meta || !meta->fw_grad_ || meta->fw_grad_->empty();  // forward mode
-}
-
-// Modes, transforms and tracers are in the thread's sets of dispatch keys. Autocast does not concern the norms.
-bool no_mode_is_active() {
-  const auto local = c10::impl::tls_local_dispatch_key_set();
-  const auto usual = c10::default_included_set | c10::autocast_dispatch_keyset;
-  return (local.included_ | usual) == usual;
-}
-
-int dtype_code(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat: return int(DType::float32);
-    case at::kDouble: return int(DType::float64);
-    case at::kBFloat16: return int(DType::bfloat16);
-    case at::kHalf: return int(DType::float16);
-    default: return -1;
-  }
-}
-
-// A tensor as the kernels take it, which judge it: whatever it is, all of it is said. Undefined: absent.
-struct Described : c_api::StridedTensor {
-  explicit Described(const Tensor& t) : StridedTensor{nullptr, -1, 0, nullptr, nullptr}, defined(t.defined()) {
-    if (!defined) return;
-    dtype = dtype_code(t);
-    ndim = int(t.dim()), shape = t.sizes().data(), strides = t.strides().data();
-    data = t.data_ptr();
-    if (!t.storage().data()) data = nullptr;  // freed: else the address is the offset alone
-  }
-  const c_api::StridedTensor* get() const { return defined ? this : nullptr; }
-  bool defined;
-};
-
-// Whether all strides are those of a fresh tensor: is_contiguous leaves out the ones of extent 1 and of empty tensors.
-bool in_order(const Tensor& t) {
-  int64_t expected = 1;
-  for (int64_t d = t.dim() - 1; d >= 0; --d) {
-    if (t.stride(d) != expected) return false;
-    expected *= std::max<int64_t>(t.size(d), 1);
-  }
-  return true;
-}
-
-Tensor fresh_like(const Tensor& t) {
-  return in_order(t) ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
-}
-
-const Tensor& or_undefined(const OptionalTensor& t) {
-  static const Tensor undefined;
-  return t ? *t : undefined;
-}
 
 // ---- the node ----
 

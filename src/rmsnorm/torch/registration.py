@@ -1,5 +1,9 @@
 """How an operator of ``torch.library`` is made from kernels and a torch expression that computes the same.
 
+Where ops.cpp was built, it defines the operators and serves usual calls on CPU tensors without entering Python. What it
+leaves (gradients, transforms, layouts to be copied, wrong arguments) goes to an operator of the same name with an
+underscore, which has what this file registers for the CPU.
+
 ``torch.library.register_autograd`` has no forward mode (it drops tangents without an error), and its nodes have no
 ``setup_context``, without which ``torch.func`` refuses them. So the Autograd key gets a function of ours: under forward
 mode and under transforms the operator is its expression, which torch differentiates and maps over by itself.
@@ -13,12 +17,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from rmsnorm.spec import check_same
-from rmsnorm.torch.bindings import FAKE
+from rmsnorm.torch.bindings import FAKE, load_operators
 from rmsnorm.torch.dispatch import forward_mode, transformed
 from rmsnorm.torch.onnx import exporting
 from rmsnorm.torch.operation import Operation, Tensors, Wants, run, run_composite, wanted
+from rmsnorm.torch.schemas import SCHEMAS
 
-library = torch.library.Library("rmsnorm", "DEF")
+library = torch.library.Library("rmsnorm", "FRAGMENT")
+why_no_operators = load_operators()
+"""Why the CPU's operators go through Python. None: ops.cpp has them."""
 
 
 class Node(NamedTuple):
@@ -31,20 +38,28 @@ class Node(NamedTuple):
 def register(
     name: str, kernels: Callable, expression: Callable, fake: Callable, node: Node | None = None, anywhere: bool = True
 ) -> None:
-    """Defines what the operator ``name``, whose schema is known to the library, does for each key of the dispatcher.
+    """Defines what the operator ``name`` does for each key of the dispatcher; its schema is in schemas.py, or known to
+    the library.
 
     kernels: on CPU and CUDA; expression: the same in torch's operations; fake: shapes and dtypes; node: how it is
     differentiated, None where that is done through the expression (backward operators); anywhere: whether the
     expression serves other devices too.
     """
+    in_cpp = not why_no_operators and name in SCHEMAS
+    if not in_cpp and name in SCHEMAS:
+        library.define(name + SCHEMAS[name])
     operator = getattr(torch.ops.rmsnorm, name).default
     expression, fake = _on_one_device(operator, expression), _on_one_device(operator, fake)
-    library.impl(name, kernels, "CPU")
+    autograd = _autograd(operator, expression, node)
+    if in_cpp:
+        library.define(f"_{name}{SCHEMAS[name]}")
+        library.impl(f"_{name}", autograd, "AutogradCPU", with_keyset=True)
+    library.impl(f"_{name}" if in_cpp else name, kernels, "CPU")
     if anywhere:
         library.impl(name, kernels, "CUDA")
         library.impl(name, expression, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rmsnorm::{name}", fake, lib=library)
-    library.impl(name, _autograd(operator, expression, node), "Autograd", with_keyset=True)
+    library.impl(name, autograd, "Autograd", with_keyset=True)
     library.impl(name, expression, "FuncTorchBatched")
     # An entry in torch's table of decompositions would do the same, but fake tensors of symbolic sizes and Inductor
     # (where the environment sets CI) read that table too, and fail.

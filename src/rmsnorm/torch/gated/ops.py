@@ -7,16 +7,7 @@ import torch
 from rmsnorm.spec import check_groups, check_norm_first, check_spec
 from rmsnorm.torch.gated.eager import GATED, GATED_BACKWARD
 from rmsnorm.torch.gated.spec import GatedSpec, gated_spec
-from rmsnorm.torch.registration import Node, library, register_operation, wanted
-
-_NAMES = "float? eps, bool norm_before_gate, int groups, float p"
-library.define(
-    f"rms_norm_gated(Tensor input, Tensor gate, SymInt[] normalized_shape, Tensor? weight, {_NAMES}) -> Tensor"
-)
-library.define(
-    "rms_norm_gated_backward(Tensor dy, Tensor input, Tensor gate, SymInt[] normalized_shape, Tensor? weight, "
-    f"bool[] wants, {_NAMES}) -> (Tensor, Tensor, Tensor)"
-)
+from rmsnorm.torch.registration import Node, register_operation, wanted
 
 
 def _fake_spec(shape, eps, norm_before_gate, groups, p):

@@ -10,25 +10,8 @@ import torch
 
 from rmsnorm.spec import check_spec, norm_spec
 from rmsnorm.torch.norm.eager import NORM, NORM_BACKWARD, forward
-from rmsnorm.torch.registration import Node, library, register_operation, wanted
+from rmsnorm.torch.registration import Node, register_operation, wanted
 
-_NAMES = "float? eps, float p, bool zero_centered, str casting"
-library.define(f"rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, {_NAMES}) -> Tensor")
-library.define(
-    "rms_norm_backward(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
-    f"Tensor? plus, bool[] wants, {_NAMES}) -> (Tensor, Tensor, Tensor)"
-)
-library.define(
-    "add_rms_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
-    f"{_NAMES}) -> (Tensor, Tensor)"
-)
-library.define(
-    "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float? eps) -> Tensor"
-)
-library.define(
-    "layer_norm_backward(Tensor dy, Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, "
-    "bool[] wants, float? eps) -> (Tensor, Tensor, Tensor)"
-)
 _ops = torch.ops.rmsnorm
 
 
