@@ -13,15 +13,15 @@ from rmsnorm.torch import functional
 from rmsnorm.torch.gated.spec import check_gated_spec
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     r"""RMSNorm over the last dimensions, with a gain; with ``p`` < 1, pRMSNorm.
 
     .. math:: y = \frac{x}{\mathrm{RMS}_k(x)} \odot g + b, \qquad
               \mathrm{RMS}_k(x) = \sqrt{\tfrac{1}{k} \textstyle\sum_{i \le k} x_i^2 + \mathrm{eps}}, \quad
               k = \lceil n p \rceil
 
-    Replaces :class:`torch.nn.RMSNorm`: the same positional arguments and the same ``state_dict`` key ``weight``. The
-    module calls :func:`rmsnorm.torch.rms_norm`.
+    Replaces :class:`torch.nn.RMSNorm`, of which it is a subclass: the same positional arguments and the same
+    ``state_dict`` key ``weight``. The module calls :func:`rmsnorm.torch.rms_norm`.
 
     Args:
         normalized_shape: the last dimensions of the input, of n elements together.
@@ -54,11 +54,19 @@ class RMSNorm(nn.Module):
         RMSNorm((1024,), eps=None, elementwise_affine=True, p=0.0625)
     """
 
-    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "p", "zero_centered", "casting", "heads")
+    __constants__ = (  # type: ignore[assignment]  # torch's are lists
+        "normalized_shape",
+        "eps",
+        "elementwise_affine",
+        "p",
+        "zero_centered",
+        "casting",
+        "heads",
+    )
     normalized_shape: tuple[int, ...]
     eps: float | None
     elementwise_affine: bool
-    weight: nn.Parameter | None
+    weight: nn.Parameter | None  # type: ignore[assignment]
     bias: nn.Parameter | None
 
     def __init__(
@@ -75,7 +83,7 @@ class RMSNorm(nn.Module):
         casting: str = "once",
         heads: int | None = None,
     ) -> None:
-        super().__init__()
+        super(nn.RMSNorm, self).__init__()
         spec = check_spec("rms", normalized_shape, eps, p, zero_centered, casting)
         self.normalized_shape = spec.normalized_shape
         self.eps = spec.eps
@@ -226,14 +234,14 @@ class RMSNormGated(nn.Module):
         )
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     r"""LayerNorm over the last dimensions, in the same kernels as :class:`RMSNorm`, for a fair comparison.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \mathrm{eps}}} \odot g + b, \qquad
               \mu = \tfrac{1}{n} \textstyle\sum_i x_i, \quad \sigma^2 = \tfrac{1}{n} \textstyle\sum_i (x_i - \mu)^2
 
-    Replaces :class:`torch.nn.LayerNorm`: the same arguments and ``state_dict``. The module calls
-    :func:`rmsnorm.torch.layer_norm`.
+    Replaces :class:`torch.nn.LayerNorm`, of which it is a subclass: the same arguments and ``state_dict``. The module
+    calls :func:`rmsnorm.torch.layer_norm`.
 
     Args:
         normalized_shape: the last dimensions of the input, of n elements together.
@@ -258,12 +266,12 @@ class LayerNorm(nn.Module):
         LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=False)
     """
 
-    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "heads")
+    __constants__ = ("normalized_shape", "eps", "elementwise_affine", "heads")  # type: ignore[assignment]
     normalized_shape: tuple[int, ...]
-    eps: float | None
+    eps: float | None  # type: ignore[assignment]
     elementwise_affine: bool
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
+    weight: nn.Parameter | None  # type: ignore[assignment]
+    bias: nn.Parameter | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -276,7 +284,7 @@ class LayerNorm(nn.Module):
         *,
         heads: int | None = None,
     ) -> None:
-        super().__init__()
+        super(nn.LayerNorm, self).__init__()
         self.normalized_shape = check_shape(normalized_shape)
         self.heads = check_heads(heads)
         self.eps = check_spec("layer", normalized_shape, eps).eps

@@ -154,7 +154,7 @@ class _Profiler:
 
     def _note_others(self, rows: Mapping[nn.Module, Row], calls: Calls, functions: Counter[str]) -> None:
         for name, kind in (("F.rms_norm", nn.RMSNorm), ("F.layer_norm", nn.LayerNorm)):
-            of_modules = sum(calls[m].total() for m in rows if isinstance(m, kind))
+            of_modules = sum(calls[m].total() for m in rows if type(m).forward is kind.forward)
             if functions[name] > of_modules:
                 self.notes.append(
                     f"{name} is called {functions[name] - of_modules} times outside of torch's modules: "
