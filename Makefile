@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt src/rmsnorm/native/codes.py \
-	$(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp)
+	$(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp src/rmsnorm/jax/*.cpp src/rmsnorm/jax/*.h)
 
 OUT      ?= build/gpu-session
 DEADLINE ?= 400

@@ -14,6 +14,7 @@ from rmsnorm import cli
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 API = ROOT / "docs" / "api.md"
+MODULES = ("torch", "numpy", "jax")
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci/run"),
     *("docs", "src", "tests", "tools"),
@@ -50,12 +51,12 @@ def named(pages):
 
 
 def public_names(module):
-    """What the API reference lists for rmsnorm.torch or rmsnorm.numpy."""
+    """What the API reference lists for one of ``MODULES``."""
     _, listed = API.read_text(encoding="utf-8").split(f"currentmodule:: rmsnorm.{module}\n")
     return re.findall(r"^   (\w+)$", listed.partition("\n## ")[0], re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["torch", "numpy"])
+@pytest.mark.parametrize("module", MODULES)
 def test_reference_lists_every_public_name(module):
     assert sorted(public_names(module)) == sorted(pytest.importorskip(f"rmsnorm.{module}").__all__)
 
@@ -66,7 +67,7 @@ def has_python(page):
 
 @pytest.mark.parametrize("page", named(filter(has_python, PAGES)))
 def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
-    pytest.importorskip("torch")
+    pytest.importorskip("jax" if page.stem == "jax" else "torch")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for language, line, code, reason in blocks(page):
@@ -74,9 +75,7 @@ def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
 
 
-PUBLIC = [
-    pytest.param(module, name, id=f"{module}.{name}") for module in ("torch", "numpy") for name in public_names(module)
-]
+PUBLIC = [pytest.param(module, name, id=f"{module}.{name}") for module in MODULES for name in public_names(module)]
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC)

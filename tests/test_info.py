@@ -24,7 +24,7 @@ def test_info_names_the_level_and_every_backend(why_not, says, capsys, monkeypat
         "numpy:",
         "torch cpu, eager: native",
         says,
-        "jax: nothing",
+        "jax cpu: native",
     ):
         assert where in said
 
@@ -51,10 +51,11 @@ def test_info_as_json(capsys):
 def test_info_without_torch_says_how_to_get_it():
     source = (
         "import importlib.util as u, sys; find = u.find_spec;"
-        "u.find_spec = lambda name, *a: None if name in ('torch', 'ml_dtypes') else find(name, *a);"
+        "u.find_spec = lambda name, *a: None if name in ('torch', 'jax', 'ml_dtypes') else find(name, *a);"
         "import rmsnorm.info as i; print(i._text(i.collect())); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pip install 'rmsnorm[torch]'" in done.stdout
+    assert "pip install 'rmsnorm[jax]'" in done.stdout
     assert "bfloat16: ml_dtypes is not installed" in done.stdout

@@ -27,6 +27,7 @@ FLOORS = (
     "rmsnorm.timing",
     "rmsnorm.native",
     "rmsnorm.numpy",
+    "rmsnorm.jax",
     "rmsnorm.torch",
     "rmsnorm.info",
     "rmsnorm.build_nodes",
@@ -95,19 +96,18 @@ def test_the_oracle_imports_nothing_of_the_library():
             assert all(source.startswith("rmsnorm.reference") for source, _ in imports(module)), module
 
 
-def public_of_torch():
-    """``rmsnorm.torch.__all__``, read without importing torch."""
+def public_of(package):
+    """A package's ``__all__``, read without importing its framework."""
     (names,) = (
-        node.value
-        for node in TREES["rmsnorm.torch"].body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        node.value for node in TREES[package].body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
     )
     return ast.literal_eval(names)
 
 
 PUBLIC = {
-    "rmsnorm.torch": public_of_torch(),
+    "rmsnorm.torch": public_of("rmsnorm.torch"),
     "rmsnorm.numpy": rmsnorm.numpy.__all__,
+    "rmsnorm.jax": public_of("rmsnorm.jax"),
     "rmsnorm.spec": ["partial_count"],  # k = ⌈n·p⌉: what pRMSNorm is, for an implementation in another framework
     "rmsnorm.timing": [name for name in vars(timing) if not name.startswith("_")],
     "rmsnorm.info": [name for name in vars(info) if not name.startswith("_")],

@@ -75,8 +75,7 @@ def _backends() -> list[dict[str, str]]:
         found.append({"where": "torch", "served by": "nothing", "why": "not installed (pip install 'rmsnorm[torch]')"})
     else:
         found += _torch()
-    found.append({"where": "jax", "served by": "nothing", "why": "rmsnorm has no JAX namespace yet"})
-    return found
+    return found + _jax()
 
 
 def _torch() -> list[dict[str, str]]:
@@ -137,6 +136,23 @@ def _torch() -> list[dict[str, str]]:
         found.append({"where": f"torch {device}", "served by": "composite", "why": why})
     found.append({"where": "torch meta", "served by": "composite", "why": "there is nothing to compute"})
     return found
+
+
+def _jax() -> list[dict[str, str]]:
+    if importlib.util.find_spec("jax") is None:
+        return [{"where": "jax", "served by": "nothing", "why": "not installed (pip install 'rmsnorm[jax]')"}]
+    try:
+        from rmsnorm.jax import kernels
+    except (ImportError, AttributeError, OSError) as error:  # JAX is installed and cannot be loaded, or is too old
+        return [{"where": "jax", "served by": "nothing", "why": f"importing it failed: {error}"}]
+    if kernels.missing:
+        cpu = {"where": "jax cpu", "served by": "jax.numpy", "why": kernels.missing}
+    else:
+        threads = "rmsnorm's own pool (RMSNORM_NUM_THREADS)"
+        cpu = {"where": "jax cpu", "served by": "native kernels", "as": "XLA FFI handlers", "threads": threads}
+    elsewhere = "jax gpu and tpu; forward mode, derivatives of derivatives"
+    why = "the kernels are for CPUs and have no such derivatives"
+    return [cpu, {"where": elsewhere, "served by": "jax.numpy", "why": why}]
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -5,8 +5,6 @@ float64 inputs, and is rounded once to the input's dtype. The work is shared amo
 (default: the processors this process may use); a row's result does not depend on their number.
 """
 
-import operator
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsnorm import native
 from rmsnorm.native.codes import NORM_KINDS
-from rmsnorm.spec import FLOATING, NormSpec, check_no_self_overlap, check_parameter, check_same, norm_spec
+from rmsnorm.spec import (
+    FLOATING,
+    Axis,
+    NormSpec,
+    check_no_self_overlap,
+    check_parameter,
+    check_same,
+    norm_spec,
+    normalized_axes,
+)
 
 __all__ = [
     "add_rms_norm",
@@ -27,7 +34,6 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-Axis = int | Sequence[int]
 Gradients = tuple[Array, Array | None, Array | None]
 _DTYPES = {name: code for code, name in enumerate(native.DTYPES)}
 
@@ -304,7 +310,7 @@ class _Call(NamedTuple):
         name_of_x: str = "x",
     ) -> "_Call":
         x = _floating(name_of_x, x)
-        axes = _normalized_axes(axis, x.ndim)
+        axes = normalized_axes(axis, x.ndim)
         spec = norm_spec(kind, tuple(x.shape[a] for a in axes), eps, p, zero_centered)
         rows = _rows(x, axes)
         heads = rows.shape[-len(axes) - 1] if rows.ndim > len(axes) else None
@@ -411,23 +417,6 @@ def _floating(name: str, value: ArrayLike) -> Array:
             f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype}; convert it first"
         )
     return array
-
-
-def _normalized_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    try:  # before the cache is asked, to which 0.0 is 0
-        return _sorted_axes((operator.index(axis),), ndim)  # type: ignore[arg-type]
-    except TypeError:
-        try:
-            return _sorted_axes(tuple(map(operator.index, axis)), ndim)  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"axis must be an int or a sequence of ints, got {axis!r}") from None
-
-
-@lru_cache
-def _sorted_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    if not axes or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != len(axes):
-        raise ValueError(f"axis must name distinct axes of an array of {ndim} dimensions, got {axes!r}")
-    return tuple(sorted(a % ndim for a in axes))
 
 
 def _moved(array: Array, axes: tuple[int, ...]) -> Array:

@@ -19,6 +19,7 @@ class MismatchError(ValueError, RuntimeError):
     """
 
 
+Axis = int | Sequence[int]
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 CASTINGS = ("once", "llama")
 
@@ -170,6 +171,24 @@ def _extent(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
     return value if isinstance(value, int) else operator.index(value)  # symbols count as int
+
+
+def normalized_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """``axis`` as distinct axes of an array of ``ndim`` dimensions, in order and not negative."""
+    try:  # before the cache is asked, to which 0.0 is 0
+        return _sorted_axes((operator.index(axis),), ndim)  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            return _sorted_axes(tuple(map(operator.index, axis)), ndim)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"axis must be an int or a sequence of ints, got {axis!r}") from None
+
+
+@lru_cache
+def _sorted_axes(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    if not axes or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != len(axes):
+        raise ValueError(f"axis must name distinct axes of an array of {ndim} dimensions, got {axes!r}")
+    return tuple(sorted(a % ndim for a in axes))
 
 
 def check_eps(eps: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Providers with their own array types: this project's NumPy functions, plain NumPy, ONNX Runtime and JAX.
+"""Providers that take NumPy arrays: this project's functions, plain NumPy and ONNX Runtime.
 
 Arguments are converted while building. A timed call copies none of them, and leaves no work running.
 """
@@ -13,7 +13,7 @@ import torch
 
 from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
 from rmsnorm_lab.bench.oracle import Array, Inputs
-from rmsnorm_lab.bench.provider import Prepared, Provider, not_installed, only
+from rmsnorm_lab.bench.provider import Prepared, Provider, not_installed, one_pool, only
 
 
 def _arrays(inputs: Inputs) -> dict[str, Array]:
@@ -29,14 +29,6 @@ def _arrays(inputs: Inputs) -> dict[str, Array]:
     return {name: array(tensor) for name, tensor in inputs.items()}
 
 
-def _refused(case: Case, threads: int) -> str | None:
-    if case.alone:
-        return "only torch's providers have a backward pass alone"
-    if case.threads == threads:
-        return None
-    return f"its thread pool has a fixed size per process, here {threads}: measure with --threads {case.threads}"
-
-
 class OursNumPy(Provider):
     name = "rmsnorm-numpy"
     summary = "this project, rmsnorm.numpy, new output"
@@ -48,7 +40,9 @@ class OursNumPy(Provider):
     def refuses(self, case: Case) -> str | None:
         if case.dtype == "bfloat16" and (lacking := not_installed("ml_dtypes")):
             return f"NumPy's bfloat16: {lacking}"
-        return only(case, *PLAIN, "rms_norm_heads") or _refused(case, self.threads)
+        if case.alone:
+            return "only torch's and JAX's providers have a backward pass alone"
+        return only(case, *PLAIN, "rms_norm_heads") or one_pool(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         os.environ["RMSNORM_NUM_THREADS"] = str(self.threads)  # read when the pool starts, at the first call
@@ -193,81 +187,3 @@ def _session(case: Case) -> tuple[Any, Sequence[str]]:
     options.intra_op_num_threads = case.threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, matrices + vectors
-
-
-class Jax(Provider):
-    name = "jax"
-    summary = "the formula under jax.jit, compiled for each shape, new output"
-    colour = "#56B4E9"
-    needs = ("jax",)
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def refuses(self, case: Case) -> str | None:
-        return only(case, *PLAIN) or _refused(case, self.threads)
-
-    def build(self, case: Case, inputs: Inputs) -> Prepared:
-        # JAX reads both once, when it starts. XLA's CPU client takes the size of its pool from NPROC.
-        os.environ["NPROC"] = str(self.threads)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        import jax
-        import jax.numpy as jnp
-
-        formula, names = _jax_formula(case)
-        arrays = {name: jnp.asarray(t.float().numpy(), dtype=case.dtype) for name, t in inputs.items()}
-        operands: list[Any] = [arrays[name] for name in names]
-        if not case.backward:
-            function = jax.jit(formula)
-        else:
-            several = case.op == "add_rms_norm"
-
-            def step(cotangents: Any, *operands: Any) -> Any:
-                y, pull = jax.vjp(formula, *operands)
-                return (*y, *pull(cotangents)) if several else (y, *pull(cotangents))
-
-            function = jax.jit(step)
-            operands.insert(0, (arrays["dy"], arrays["dh"]) if several else arrays["dy"])
-        if len(case.outputs) == 1:
-            return Prepared(lambda: function(*operands).block_until_ready())
-
-        def call() -> Any:  # one by one: jax.block_until_ready walks the tree first, which costs a microsecond
-            outputs = function(*operands)
-            for output in outputs:
-                output.block_until_ready()
-            return outputs
-
-        return Prepared(call)
-
-
-def _jax_formula(case: Case) -> tuple[Callable[..., Any], Sequence[str]]:
-    """The operation in jax.numpy, computed in float32, and the names of its operands."""
-    import jax.numpy as jnp
-    from jax.lax import rsqrt
-
-    from rmsnorm.spec import partial_count
-
-    k = partial_count(case.n, case.p)
-
-    def rms_norm(x: Any, weight: Any) -> Any:
-        a = x.astype(jnp.float32)
-        mean_square = jnp.square(a[:, :k]).mean(-1, keepdims=True)
-        return (a * rsqrt(mean_square + EPS) * weight.astype(jnp.float32)).astype(x.dtype)
-
-    def add_rms_norm(x: Any, residual: Any, weight: Any) -> Any:
-        h = x + residual
-        return rms_norm(h, weight), h
-
-    def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
-        a = x.astype(jnp.float32)
-        centred = a - a.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        scaled = centred * rsqrt(variance + EPS) * weight.astype(jnp.float32)
-        return (scaled + bias.astype(jnp.float32)).astype(x.dtype)
-
-    choices: dict[str, tuple[Callable[..., Any], Sequence[str]]] = {
-        "rms_norm": (rms_norm, ("x", "weight")),
-        "add_rms_norm": (add_rms_norm, ("x", "residual", "weight")),
-        "layer_norm": (layer_norm, ("x", "weight", "bias")),
-    }
-    return choices[case.op]

@@ -70,3 +70,10 @@ def not_installed(*packages: str) -> str | None:
 def only(case: Case, *ops: str) -> str | None:
     """Why a provider that supports only ``ops`` does not support the case."""
     return None if case.op in ops else f"does not compute {case.op}"
+
+
+def one_pool(case: Case, threads: int) -> str | None:
+    """Why a provider whose pool has ``threads`` in this process does not support the case."""
+    if case.threads == threads:
+        return None
+    return f"its thread pool has a fixed size per process, here {threads}: measure with --threads {case.threads}"

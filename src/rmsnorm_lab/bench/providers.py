@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rmsnorm_lab.bench import array_providers, gpu_providers, recurrent_providers, torch_providers
+from rmsnorm_lab.bench import array_providers, gpu_providers, jax_providers, recurrent_providers, torch_providers
 from rmsnorm_lab.bench.cases import named
 from rmsnorm_lab.bench.provider import Provider
 
@@ -18,6 +18,7 @@ def all_providers(threads: int) -> list[Provider]:
         torch_providers.OursOut(),
         torch_providers.OursFull(),
         array_providers.OursNumPy(threads),
+        jax_providers.OursJax(threads),
         torch_providers.TorchRMSNorm(),
         torch_providers.TorchLayerNorm(),
         torch_providers.Formula(),
@@ -25,7 +26,7 @@ def all_providers(threads: int) -> list[Provider]:
         *gpu_providers.providers(),
         array_providers.OnnxRuntime(),
         array_providers.OnnxRuntimeOut(),
-        array_providers.Jax(threads),
+        jax_providers.Jax(threads),
         array_providers.NumPy(),
         torch_providers.Clone(),
         torch_providers.Copy(),
