@@ -165,11 +165,11 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     allowed = norms.of_task(task)
     given = [name for part in names or norms.by_default(task) for name in part.split(",") if name]
     chosen = {name for name in given if not is_own(name)}
-    must = f"--norm must name some of {', '.join(allowed)} for {task}, {OWN}"
+    must = f"--norm must name some of {', '.join(allowed)} for {task}"
     if unknown := sorted(chosen - set(allowed)):
-        raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or ' Pass one of these.'}")
+        raise UserError(f"{must}; got {unknown[0]!r}.{nearest(unknown[0], allowed) or f' Pass one of these, {OWN}.'}")
     if not given:
-        raise UserError(f"{must}; got none. Pass one of these.")
+        raise UserError(f"{must}; got none. Pass one of these, {OWN}.")
     return [*(name for name in allowed if name in chosen), *own_norms(given)]
 
 
