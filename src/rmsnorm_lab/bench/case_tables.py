@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.model_tables import COMPARED, model_ratios, model_table
 from rmsnorm_lab.bench.oracle import SUMMED
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.table import Row, Table, count
@@ -42,7 +43,9 @@ def figures(record: Record) -> Iterator[Figures]:
 def case_table(record: Record, earlier: Record | None = None) -> Table:
     """All providers on one case; with ``earlier``, its times beside these."""
     case = record.case
-    headings = ["provider", "time", "quartiles", case.work[1], "time ÷\nlimit", "rmsnorm ÷\nthis", "error"]
+    ratios = ["time ÷\nthe other's", "the\nother"] if case.kind == "model" else ["time ÷\nlimit", "rmsnorm ÷\nthis"]
+    headings = ["provider", "time", "quartiles", case.work[1], *ratios, "error"]
+    to_other = model_ratios(record)
     rows = []
     for each in figures(record):
         first, median, third = each.result.quartiles_ns
@@ -50,8 +53,11 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
             duration(median),
             f"{duration(first)} – {duration(third)}",
             f"{each.rate:.3g}",
-            _ratio(each.over_limit),
-            _ratio(each.ours_over),
+            *(
+                [to_other.get(each.name, "–"), COMPARED.get(each.name, "–")]
+                if case.kind == "model"
+                else [_ratio(each.over_limit), _ratio(each.ours_over)]
+            ),
             _errors(each.result.errors, case),
         ]
         if earlier:
@@ -70,7 +76,7 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
     return Table(
         headings=headings + (["earlier", "now ÷\nearlier"] if earlier else []),
         rows=rows,
-        title=f"{case} ({_bytes(case.bytes)})",
+        title=str(case) if case.kind == "model" else f"{case} ({_bytes(case.bytes)})",
         note="\n".join(notes),
     )
 
@@ -80,7 +86,7 @@ LEGEND = (
     "bytes, into new memory if the output is new; for recurrent networks, their matrix products. "
     "Ratios: the median of the ratios within each round. "
     "error: the largest of y and dx, in epsilons of the dtype; Σ: of gradients that are sums over rows, relative; "
-    "codes: in steps; recurrent networks: of y and all gradients, relative."
+    "codes: in steps; recurrent networks and models: of results and all gradients, relative."
 )
 
 
@@ -89,7 +95,14 @@ def markdown(records: Iterable[Record]) -> str:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.case.group, []).append(record)
-    parts = [_group_table(heading, members).markdown() for heading, members in groups.items()]
+    models = [record for members in groups.values() for record in members if record.case.kind == "model"]
+    parts = [
+        _group_table(heading, members).markdown()
+        for heading, members in groups.items()
+        if members[0].case.kind != "model"
+    ]
+    if models:
+        parts.append(model_table(models, duration).markdown())
     machines = dict.fromkeys(about(record.machine) for members in groups.values() for record in members)
     return "\n\n".join([*parts, *machines])
 
@@ -143,7 +156,7 @@ def _ratio(value: float | None) -> str:
 def _errors(errors: dict[str, float], case: Case) -> str:
     if not errors:
         return "–"
-    if case.recurrent:
+    if case.kind != "norm":
         return f"{max(errors.values()):.0e}"
     parts = [f"{max(error for name, error in errors.items() if name not in (*SUMMED, 'q')):.1f} ε"]
     if "q" in errors:

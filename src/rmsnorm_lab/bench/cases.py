@@ -24,7 +24,8 @@ OPERANDS = {
     "rms_norm_quantized": ("x", "weight"),
 }
 RECURRENT = ("gru", "lstm")
-OPS = (*OPERANDS, *RECURRENT)
+MODELS = ("llama",)
+OPS = (*OPERANDS, *RECURRENT, *MODELS)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
 FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")  # without a gradient
 HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
@@ -41,7 +42,7 @@ class Case:
     """One thing to measure. ``p`` is the fraction of each row that the RMS is computed from (1: RMSNorm).
 
     A recurrent network has ``steps``, ``batch`` and ``features`` (of its input); n is its hidden size, ``rows`` are
-    those of all steps, and ``norm`` is the norm inside it.
+    those of all steps, and ``norm`` is the norm inside it. A model has ``rows`` tokens and the hidden size n.
     """
 
     op: str
@@ -58,8 +59,13 @@ class Case:
     norm: str = field(default="", metadata=WRITTEN)
 
     @property
+    def kind(self) -> str:
+        """``"norm"``, ``"recurrent"`` or ``"model"``."""
+        return kind(self.op)
+
+    @property
     def recurrent(self) -> bool:
-        return self.op in RECURRENT
+        return self.kind == "recurrent"
 
     @property
     def backward(self) -> bool:
@@ -103,7 +109,9 @@ class Case:
 
     @property
     def work(self) -> tuple[float, str]:
-        """What a rate counts, and its unit: bytes moved, or a recurrent network's operations in matrix products."""
+        """What a rate counts, and its unit: bytes moved, a recurrent network's operations in products, or tokens."""
+        if self.kind == "model":
+            return self.rows * 1e9, "tokens/s"
         if not self.recurrent:
             return self.bytes_moved, "GB/s"
         gates = {"gru": 3, "lstm": 4}[self.op]
@@ -168,6 +176,10 @@ class Case:
         return f"{self.group}, {self.shape}"
 
 
+def kind(op: str) -> str:
+    return "recurrent" if op in RECURRENT else "model" if op in MODELS else "norm"
+
+
 def _product(**choices: Sequence[Any]) -> list[Case]:
     shapes = choices.pop("shape")
     return [
@@ -229,6 +241,19 @@ def quick_cases(threads: int) -> list[Case]:
     ]
 
 
+def model_cases(threads: int, quick: bool) -> list[Case]:
+    """Whole models: a prefill, one token and a training step, of three hidden sizes. Only if --op names them."""
+    if quick:
+        return [Case("llama", direction, "float32", 8, 64, threads=threads) for direction in TRAINED]
+    return [
+        Case("llama", direction, dtype, rows, n, threads=t)
+        for n in (256, 1024, 2048)
+        for dtype in DTYPES
+        for t in dict.fromkeys((1, threads))
+        for direction, rows in (("forward", 512), ("forward", 1), ("forward+backward", 512))
+    ]
+
+
 def cuda_cases() -> list[Case]:
     """The set for a CUDA device: 128 MiB of bfloat16 at each length, and three small cases for the host's overhead."""
     both, bf16, one, cuda = DIRECTIONS, ["bfloat16"], [1], ["cuda"]
@@ -277,12 +302,12 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
 
 
 def _applies(case: Case, change: dict[str, Any]) -> bool:
-    """Whether a case can take a flag's value: norms and recurrent networks have different shapes."""
+    """Whether a case can take a flag's value: norms, recurrent networks and models have different ones."""
     if "op" in change:
-        return (change["op"] in RECURRENT) == case.recurrent
+        return kind(change["op"]) == case.kind
     if "rows" in change:
         return ("steps" in change) == case.recurrent
-    return not (case.recurrent and (change.get("p", 1) != 1 or change.get("direction") == "backward"))
+    return not (case.kind != "norm" and (change.get("p", 1) != 1 or change.get("direction") == "backward"))
 
 
 def keep(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> list[Case]:

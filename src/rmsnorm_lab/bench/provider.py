@@ -37,8 +37,8 @@ class Provider(ABC):
     """Whether each call returns new memory. If not, every call writes into the same, warm memory."""
     limit: ClassVar[bool] = False
     """Whether this is a limit instead of a norm: the memory traffic that every norm needs. It is not verified."""
-    recurrent: ClassVar[bool] = False
-    """Whether it is a recurrent network; if not, it is a norm. Each serves only cases of its kind."""
+    kind: ClassVar[str] = "norm"
+    """``Case.kind`` of the cases that it serves."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """The devices that it runs on."""
     needs: ClassVar[tuple[str, ...]] = ()

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from rmsnorm_lab.bench import array_providers, gpu_providers, jax_providers, recurrent_providers, torch_providers
+from rmsnorm_lab.bench import (
+    array_providers,
+    gpu_providers,
+    jax_providers,
+    model_providers,
+    recurrent_providers,
+    torch_providers,
+)
 from rmsnorm_lab.bench.cases import named
 from rmsnorm_lab.bench.provider import Provider
 
@@ -31,6 +38,7 @@ def all_providers(threads: int) -> list[Provider]:
         torch_providers.Clone(),
         torch_providers.Copy(),
         *recurrent_providers.providers(),
+        *model_providers.providers(),
     ]
 
 

@@ -20,7 +20,7 @@ LABELS = {"none": "no norm", "layer": "LayerNorm", "rms": "RMSNorm", "prms": f"p
 class RecurrentProvider(Provider):
     """A network with one of the norms, where the paper has it."""
 
-    recurrent = True
+    kind = "recurrent"
 
     def __init__(self, name: str, norm: str, summary: str) -> None:
         self.name, self.summary, self.colour = name, summary, OF_NORM[norm]  # type: ignore[misc]  # one per norm

@@ -4,17 +4,29 @@ import gc
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from time import perf_counter
+from typing import TypeAlias
 
 import torch
 
-from rmsnorm.timing import Call, Plan, measure, wall_clock
+from rmsnorm.timing import QUICK, Call, Plan, measure, wall_clock
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import cuda, device_oracle, oracle, recurrent_oracle
+from rmsnorm_lab.bench import cuda, device_oracle, model_cases, oracle, recurrent_oracle
 from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.model_cases import ModelOracle
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
+
+AnyOracle: TypeAlias = Oracle | RecurrentOracle | ModelOracle
+
+# A step of a model is 10 000 times as long as a call of a norm.
+MODEL_PLAN = Plan(budget_ns=20e9, sample_ns=20e6, rounds=(11, 99))
+
+
+def plan_of(case: Case, plan: Plan) -> Plan:
+    """How long to measure the case, if norms are measured by ``plan``."""
+    return MODEL_PLAN if case.kind == "model" and plan != QUICK else plan
 
 
 def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callable[[str], None]) -> Record:
@@ -25,13 +37,13 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     """
     torch.set_num_threads(case.threads)
     inputs = make_inputs(case)
-    oracles: dict[Case, Oracle | RecurrentOracle] = {}
+    oracles: dict[Case, AnyOracle] = {}
     calls: dict[str, Call] = {}
     spins_s: dict[str, float] = {}
     errors: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     wrong: dict[str, str] = {}
-    providers = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    providers = [p for p in providers if p.kind == case.kind and case.device in p.devices]
     device = cuda.describe() if case.device == "cuda" else None
     for provider in providers:
         if why := provider.refuses(case):
@@ -56,7 +68,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     try:
         times = measure(
             calls,
-            plan,
+            plan_of(case, plan),
             spins_s=spins_s,
             sample=cuda.sample if device else wall_clock,
             drop=lambda name, error: wrong.update({name: reason(error)}),
@@ -85,7 +97,7 @@ def _on_cuda(
     provider: Provider,
     case: Case,
     inputs: Inputs,
-    oracles: dict[Case, Oracle | RecurrentOracle],
+    oracles: dict[Case, AnyOracle],
     device: cuda.Device,
 ) -> tuple[Call, dict[str, float]]:
     """The call to time, over several sets of inputs in turn, and the provider's errors on the first set."""
@@ -100,12 +112,16 @@ def _on_cuda(
 def make_inputs(case: Case) -> Inputs:
     if case.recurrent:
         return recurrent_oracle.make_inputs(case)
+    if case.kind == "model":
+        return model_cases.make_inputs(case)
     return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
 
 
-def _oracle(case: Case, inputs: Inputs) -> Oracle | RecurrentOracle:
+def _oracle(case: Case, inputs: Inputs) -> AnyOracle:
     if case.recurrent:
         return RecurrentOracle(case, inputs)
+    if case.kind == "model":
+        return ModelOracle(case, inputs)
     return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
 
 
@@ -121,7 +137,7 @@ def verify(
     prepared: Prepared,
     case: Case,
     inputs: Inputs,
-    oracles: dict[Case, Oracle | RecurrentOracle],
+    oracles: dict[Case, AnyOracle],
 ) -> dict[str, float]:
     """The provider's errors, or WrongError. The oracle is computed once for each operation."""
     if provider.limit:
@@ -134,13 +150,17 @@ def verify(
 
 def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     """Roughly how many seconds a case takes: compiling, the oracle, and the rounds. For the progress bar."""
-    there = [p for p in providers if p.recurrent == case.recurrent and case.device in p.devices]
+    there = [p for p in providers if p.kind == case.kind and case.device in p.devices]
     names = [p.name for p in there if p.refuses(case) is None]
     if case.device == "cuda":  # the oracle, compiling, the rounds
         return 2.0 + len(names) + 15.0 * ("torch.compile" in names)
     if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
         a_round = len(names) * case.work[0] / 1e11
         return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
+    if case.kind == "model":  # building, the float64 model and two compilers; a step at 50 GFLOP/s
+        a_step = 2 * 3 ** int(case.backward) * case.rows * (40 * case.n**2 + 4096 * case.n) / 5e10 + 3e-3
+        own = plan_of(case, plan)
+        return 60 * len(names) / 7 + 8 * a_step + max(own.budget_ns / 1e9, own.rounds[0] * len(names) * a_step)
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
     a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
     oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)

@@ -43,7 +43,7 @@ def test_every_provider_agrees_with_the_loop(case):
     known = providers.all_providers(1)
     record = run_case(case, known, QUICK, lambda what: None)
     assert not record.wrong
-    assert set(record.results) == {p.name for p in known if p.recurrent}
+    assert set(record.results) == {p.name for p in known if p.kind == "recurrent"}
     assert all(max(r.errors.values()) < 1e-4 for r in record.results.values() if not r.limit)
     assert record.results["rmsnorm-prms"].computes == f"{case.op} prms"
 
