@@ -267,3 +267,14 @@ def test_operators_under_vmap():
     found = torch.vmap(lambda x: torch.ops.rmsnorm.rms_norm(x, [N], weight, bias, *HOW))(many)
     expected = torch.stack([torch.ops.rmsnorm.rms_norm(one, [N], weight, bias, *HOW) for one in many])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_add_rms_norm_of_which_only_the_sum_is_used():
+    """As in the eager call, the gain has no gradient then, not one of zeros."""
+    x, z = torch.randn(3, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    w = torch.randn(8, requires_grad=True)
+    _, total = torch.ops.rmsnorm.add_rms_norm(x, z, [8], w, w, None, 1.0, False, "once")
+    dx, dz, dw = torch.autograd.grad(total.sin().sum(), (x, z, w), allow_unused=True)
+    assert dw is None
+    assert torch.equal(dx, (x + z).cos())
+    assert torch.equal(dz, dx)

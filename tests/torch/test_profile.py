@@ -13,7 +13,7 @@ from torch import nn
 
 from rmsnorm import native
 from rmsnorm.timing import Spread
-from rmsnorm.torch import profile_norms, swap_norms
+from rmsnorm.torch import LayerNorm, RMSNorm, profile_norms, swap_norms
 
 profile = importlib.import_module("rmsnorm.torch.profile")
 optimizers = importlib.import_module("torch.optim.optimizer")
@@ -170,7 +170,7 @@ def test_rows_of_several_numbers(outputs):
 
 
 def test_torchs_own_norms_are_accelerated_meanwhile(outputs):
-    model = nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 16))
+    model = nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 16), RMSNorm(16), LayerNorm(16))  # ours count for no F.rms_norm
     kernels = []
 
     def step(model):

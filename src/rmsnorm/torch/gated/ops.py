@@ -7,6 +7,7 @@ import torch
 from rmsnorm.spec import check_groups, check_norm_first, check_spec
 from rmsnorm.torch.gated.eager import GATED, GATED_BACKWARD
 from rmsnorm.torch.gated.spec import GatedSpec, gated_spec
+from rmsnorm.torch.operation import saveable
 from rmsnorm.torch.registration import Node, register_operation, wanted
 
 
@@ -26,7 +27,7 @@ def _backward(make, dy, input, gate, shape, weight, wants, *how):
 
 def _save(ctx, inputs, output):
     input, gate, ctx.shape, weight, *ctx.how = inputs
-    ctx.save_for_backward(input, gate, weight)
+    ctx.save_for_backward(*saveable(input, gate, weight))
 
 
 def _autograd(ctx, dy):

@@ -10,6 +10,7 @@ import torch
 
 from rmsnorm.spec import check_spec, norm_spec
 from rmsnorm.torch.norm.eager import NORM, NORM_BACKWARD, forward
+from rmsnorm.torch.operation import saveable
 from rmsnorm.torch.registration import Node, register_operation, wanted
 
 _ops = torch.ops.rmsnorm
@@ -48,7 +49,7 @@ def _layer_norm_backward(make, dy, input, shape, weight, bias, wants, eps):
 
 def _save_rms_norm(ctx, inputs, output):
     input, ctx.shape, weight, bias, *ctx.how = inputs
-    ctx.save_for_backward(input, weight, bias)
+    ctx.save_for_backward(*saveable(input, weight, bias))
 
 
 def _rms_norm_autograd(ctx, dy):
@@ -61,7 +62,8 @@ def _rms_norm_autograd(ctx, dy):
 
 def _save_add_rms_norm(ctx, inputs, output):
     input, residual, ctx.shape, weight, bias, *ctx.how = inputs
-    ctx.save_for_backward(output[1], weight, bias)
+    ctx.save_for_backward(*saveable(output[1], weight, bias))
+    ctx.set_materialize_grads(False)
     ctx.dtypes = input.dtype, residual.dtype
 
 
@@ -69,17 +71,19 @@ def _add_rms_norm_autograd(ctx, dnormed, dnew):
     x, weight, bias = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wants = [needs[0] or needs[1], needs[3], needs[4]]
-    if ctx.dtypes[0] != ctx.dtypes[1]:
-        dnormed = dnormed.to(x.dtype)
-    gradients = _ops.rms_norm_backward(dnormed, x, ctx.shape, weight, bias, dnew, wants, *ctx.how)
-    dsum, dweight, dbias = wanted(gradients, wants)
+    if dnormed is None:  # only the sum was used
+        dsum, dweight, dbias = dnew, None, None
+    else:
+        dy = dnormed if ctx.dtypes[0] == ctx.dtypes[1] else dnormed.to(x.dtype)
+        gradients = _ops.rms_norm_backward(dy, x, ctx.shape, weight, bias, dnew, wants, *ctx.how)
+        dsum, dweight, dbias = wanted(gradients, wants)
     dinput = dsum.to(ctx.dtypes[0]) if needs[0] else None
     return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None
 
 
 def _save_layer_norm(ctx, inputs, output):
     input, ctx.shape, weight, bias, ctx.eps = inputs
-    ctx.save_for_backward(input, weight, bias)
+    ctx.save_for_backward(*saveable(input, weight, bias))
 
 
 def _layer_norm_autograd(ctx, dy):
