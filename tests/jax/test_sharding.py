@@ -1,4 +1,4 @@
-"""Several devices: shard_map is local, a jit over a sharded batch is right (after an all-gather)."""
+"""Several devices: shard_map and explicit axes are local, a plain jit is right (after an all-gather)."""
 
 import pytest
 
@@ -61,17 +61,32 @@ close(compiled(each, sharded[0], dy[:2])[0][0], reference.rms_norm(x + np.tile(d
 
 explicit = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
 with jax.set_mesh(explicit):
-    own = jax.device_put(x, P("d"))
-    try:
-        rj.rms_norm(own)
-    except NotImplementedError as error:
-        assert "jax.shard_map" in str(error)
-    else:
-        raise AssertionError("an explicit sharding must be refused")
+    own, d, gain = jax.device_put(x, P("d")), jax.device_put(dy, P("d")), jnp.asarray(g)
+    found, text = compiled(norm, own, gain)
+    close(found, y)
+    assert "all-gather" not in text
+    assert jax.typeof(found).sharding.spec == jax.typeof(own).sharding.spec
+    found, text = compiled(grad(norm), own, gain, d)
+    assert "all-reduce" in text and "all-gather" not in text
+    for a, b in zip(found, gradients):
+        close(a, b)
+    total, s = jax.jit(lambda x, r: rj.add_rms_norm(x, r, gain, eps=1e-5))(own, d)
+    close(total, reference.rms_norm(x + dy, g, eps=1e-5))
     close(jax.jit(jax.shard_map(norm, in_specs=(P("d"), P()), out_specs=P("d")))(own, g), y)
+    for wrong in (
+        lambda: rj.rms_norm(own, axis=0),
+        lambda: rj.add_rms_norm(own, jnp.asarray(dy)),
+        lambda: rj.rms_norm(jnp.ones((3, 8)), jax.device_put(np.ones(8, np.float32), P("d"))),
+    ):
+        try:
+            wrong()
+        except NotImplementedError as error:
+            assert "got x: float32[" in str(error), error
+        else:
+            raise AssertionError("must be refused")
 """
 
 
 def test_four_devices(run_python):
-    """shard_map is local; a plain jit gathers the batch first, as docs/jax.md says."""
+    """As docs/jax.md says."""
     run_python(SHARDED, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4")

@@ -67,6 +67,7 @@ def rms_norm(
     Raises:
         TypeError: if an argument has the wrong type or dtype.
         ValueError: if an argument has a wrong value or shape.
+        NotImplementedError: if rows, weight or bias are sharded over explicit axes of a mesh.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), §3 and §3.2.
 
@@ -182,7 +183,26 @@ def _checked(
         check_parameter(name, a.shape, a.dtype.name, spec.normalized_shape, outer[-1] if outer else None)
     if len(parameters) == 2:
         check_same("bias", parameters["bias"].shape, "weight", parameters["weight"].shape, "shape")
-    return _normed(given, axes, _norm(spec, dtype))
+    return _by_device(given, axes, _norm(spec, dtype))
+
+
+def _by_device(given: dict[str, jax.Array], axes: tuple[int, ...], norm: Norm) -> tuple[jax.Array, ...]:
+    """The norm; of arrays whose types are sharded (meshes with explicit axes), each device's rows there."""
+    specs = {name: jax.typeof(a).sharding.spec for name, a in given.items()}
+    used = {name: [axis for axis in spec if axis is not None] for name, spec in specs.items()}
+    if not any(used.values()):
+        return _normed(given, axes, norm)
+    x = specs["x"]
+    whole_rows = all(x[a] is None for a in axes) and specs.get("residual", x) == x
+    if not whole_rows or used.get("weight") or used.get("bias"):
+        raise NotImplementedError(
+            "a row must lie on one device, residual must be sharded as x, weight and bias not at all; got "
+            + ", ".join(f"{name}: {jax.typeof(a)}" for name, a in given.items())
+            + f", axes {axes}; reshard them first (jax.reshard)"
+        )
+    mesh = jax.typeof(given["x"]).sharding.mesh
+    local = jax.shard_map(lambda given: _normed(given, axes, norm), mesh=mesh, in_specs=(specs,), out_specs=x)
+    return tuple(local(given))
 
 
 def _norm(spec: NormSpec, dtype: Any) -> Norm:
@@ -217,10 +237,5 @@ def _floating(name: str, value: Any) -> jax.Array:
     if array.dtype.name not in FLOATING:
         raise TypeError(
             f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype.name}; convert it first"
-        )
-    if any(axes is not None for axes in jax.typeof(array).sharding.spec):
-        raise NotImplementedError(
-            f"{name} must not be sharded over explicit mesh axes, got {jax.typeof(array)}; "
-            "call the norm within jax.shard_map, where each device normalises its rows"
         )
     return array
