@@ -59,9 +59,9 @@ def accelerate(*, layer_norm: bool = False) -> Acceleration:
     not reached.
 
     Args:
-        layer_norm: ``F.layer_norm`` and :class:`torch.nn.LayerNorm` too. That pays for large inputs: from about 16
-            thousand elements in 16 bits, 128 thousand in float32. A smaller call takes some microseconds longer than
-            torch's own, since it goes through Python.
+        layer_norm: ``F.layer_norm`` and :class:`torch.nn.LayerNorm` too. That pays for large inputs only: a small
+            call takes some microseconds longer than torch's own, since it goes through Python (docs/models.md says how
+            to measure from where on it pays).
 
     Arguments, result dtypes, strides and errors are torch's, and so are the strides of gradients (if the result's
     gradient has the result's strides): what the kernels do not take (a negative eps, a complex or

@@ -28,6 +28,7 @@ def all_providers(threads: int) -> list[Provider]:
         jax_providers.OursJax(threads),
         torch_providers.TorchRMSNorm(),
         torch_providers.TorchLayerNorm(),
+        torch_providers.Accelerated(),
         torch_providers.Formula(),
         torch_providers.Compiled(),
         *gpu_providers.providers(),

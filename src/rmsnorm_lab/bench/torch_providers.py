@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from rmsnorm.timing import Within
 from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
 from rmsnorm_lab.bench.formulas import formula
 from rmsnorm_lab.bench.oracle import Inputs
@@ -166,6 +167,26 @@ class TorchLayerNorm(TorchProvider):
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
         return partial(F.layer_norm, inputs["x"], (case.n,), inputs["weight"], inputs["bias"], EPS)
+
+
+class Accelerated(TorchProvider):
+    name = "accelerate"
+    summary = "torch's function within rmsnorm.torch.accelerate(layer_norm=True)"
+    colour = "#000000"
+    marker = "v"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def refuses(self, case: Case) -> str | None:
+        return "torch computes no RMSNorm with p < 1" if case.p != 1 else only(case, "rms_norm", "layer_norm")
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        torchs = TorchLayerNorm() if case.op == "layer_norm" else TorchRMSNorm()
+        return torchs.forward(case, inputs)
+
+    def build(self, case: Case, inputs: Inputs) -> Prepared:
+        import rmsnorm.torch as ours
+
+        return Prepared(Within(super().build(case, inputs).call, partial(ours.accelerate, layer_norm=True)))
 
 
 class Formula(TorchProvider):
