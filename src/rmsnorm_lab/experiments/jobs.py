@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from rmsnorm_lab.experiments import norms, profile, step_times
 from rmsnorm_lab.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm_lab.experiments.learner import Setup
-from rmsnorm_lab.experiments.memory import give_back
+from rmsnorm_lab.experiments.memory import give_back, new_objects_only
 from rmsnorm_lab.experiments.recipes.common import KERNELS
 from rmsnorm_lab.experiments.record import (
     Machine,
@@ -169,20 +169,21 @@ def do_all(
     """
     found = [None if overwrite else store.get(job.task.name, job.identity) for job in planned]
     watcher.plan([job for job, record in zip(planned, found, strict=True) if record is None])
-    for job, record in zip(planned, found, strict=True):
-        kept = record is not None
-        if record is None:
-            watcher.begin(job)
-            if isinstance(job, TimingJob):
-                record = job.record(_time(job, watcher))
-                store.put(record)
-            else:
-                record = job.record(_train(job, store, overwrite, watcher, every))
-                store.put(record)
-                checkpoints_of(job, store, watcher).remove()
-            give_back()
-        watcher.end(job, record, kept)
-        yield record
+    with new_objects_only():
+        for job, record in zip(planned, found, strict=True):
+            kept = record is not None
+            if record is None:
+                watcher.begin(job)
+                if isinstance(job, TimingJob):
+                    record = job.record(_time(job, watcher))
+                    store.put(record)
+                else:
+                    record = job.record(_train(job, store, overwrite, watcher, every))
+                    store.put(record)
+                    checkpoints_of(job, store, watcher).remove()
+                give_back()
+            watcher.end(job, record, kept)
+            yield record
 
 
 def taken_over(job: TrainingJob, store: RunStore) -> str | None:
