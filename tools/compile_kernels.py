@@ -86,6 +86,17 @@ def rest() -> Iterator[Variant]:
         yield Variant("finish", 4096, dtype, BF16)
 
 
+def swept() -> Iterator[Variant]:
+    """Forward kernels that no length has by default: a session on a device tries them."""
+    for dtype in DTYPES:
+        for n in (512, 1024, 2048, 2880, 4096, 5120, 7168, 8192, 16384):
+            for by, operations in (("persistent", KERNELS[0]), ("parts", ("rms_norm", "add_rms_norm"))):
+                for operation in operations:
+                    variant = Variant(operation, n, dtype, by=by)
+                    if variant.choice(64) is not None:
+                        yield variant
+
+
 def sample() -> list[Job]:
     """Every choice of every kernel and dtype once: operations that share a kernel, and the targets, take turns."""
     names = list(TARGETS)
@@ -96,13 +107,14 @@ def sample() -> list[Job]:
                 variant = Variant(kernel[(i + j) % len(kernel)], n, dtype)
                 if variant.choice(32) is not None:
                     jobs.append((names[len(jobs) % len(names)], variant))
-    some = [*rest(), *odd([kernel[-1] for kernel in KERNELS])]
+    tried = [v for v in swept() if (v.by, v.n) in (("persistent", 16384), ("parts", 7168)) and v.dtype == BF16]
+    some = [*rest(), *odd([kernel[-1] for kernel in KERNELS]), *tried]
     return jobs + [(names[i % 3], variant) for i, variant in enumerate(some)]
 
 
 def everything() -> list[Job]:
     """All operations, lengths and dtypes on all targets; odd rows on one."""
-    whole = [(name, variant) for variant in (*variants(), *rest()) for name in TARGETS]
+    whole = [(name, variant) for variant in (*variants(), *rest(), *swept()) for name in TARGETS]
     return whole + [("sm_90", variant) for variant in odd()]
 
 

@@ -18,6 +18,7 @@ from rmsnorm.torch.triton import (
     gated_kernels,
     launch,
     long_backward_kernels,
+    parts_kernels,
     quantized_kernels,
 )
 
@@ -47,6 +48,7 @@ class Variant:
         llama: whether the product with the gain is rounded twice.
         bias: whether there is one; LayerNorm always has one.
         dx, dweight: backward: whether the gradient is wanted.
+        by: forward: the function of choices.py that decides.
     """
 
     operation: str
@@ -62,6 +64,7 @@ class Variant:
     bias: bool = False
     dx: bool = True
     dweight: bool = True
+    by: str = "forward"
 
     def __str__(self) -> str:
         more = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[4:] if getattr(self, f.name) != f.default]
@@ -101,7 +104,7 @@ class Variant:
             return choices.backward_rows(item, aligned, warp_size)
         if self.operation.endswith("head"):
             return choices.head(self.k or self.n, warp_size)
-        return self.streamed(warp_size) or choices.forward(self.n, item, aligned, warp_size)
+        return self.streamed(warp_size) or getattr(choices, self.by)(self.n, item, aligned, warp_size)
 
     def streamed(self, warp_size: int) -> choices.Choice | None:
         """The choice of pRMSNorm's long forward rows."""
@@ -120,6 +123,9 @@ class Variant:
             return long_backward_kernels.rows_kernel
         if self.operation.endswith("head"):
             return long_backward_kernels.head_kernel
+        if self.by != "forward":
+            own = {"persistent": forward_kernels.forward_persistent_kernel, "parts": parts_kernels.forward_parts_kernel}
+            return own[self.by]
         if looped and self.streamed(32):
             return forward_kernels.forward_stream_kernel
         return forward_kernels.forward_looped_kernel if looped else forward_kernels.forward_kernel
@@ -170,6 +176,8 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
         "PIECES": pieces,
         "PARTS": choices.power_of_two(pieces),
         "HEAD": choices.HEAD,
+        "SECOND": choice.rest[0],
+        "THIRD": choice.rest[1],
     }
     constants = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
     compute = torch.float64 if variant.dtype == torch.float64 else torch.float32

@@ -28,7 +28,7 @@ def short_registers():
     names = ("forward", "backward", "backward_rows", "backward_columns", "gated_backward", "stream", "LEAF")
     saved = tuple(getattr(choices, name) for name in names)
     looped = choices.Choice(block=32, rows=1, warps=1, looped=True, programs=6)
-    choices.forward = lambda n, *a: looped if n > 64 else saved[0](n, *a)
+    choices.forward = lambda n, *a: replace(looped, programs=0) if n > 64 else saved[0](n, *a)
     choices.backward = lambda n, *a: None if n > 64 else replace(saved[1](n, *a), hold=n % 2 == 0, rows=4)
     choices.backward_rows = choices.backward_columns = lambda *a: looped
     choices.stream = lambda n, k, *a: looped if n > 64 and k <= 32 else None
@@ -55,6 +55,41 @@ def conformance(case: Case) -> None:
 def looped_conformance(case: Case) -> None:
     with short_registers():
         conforms(EAGER, case)
+
+
+def persistent_conformance(case: Case) -> None:
+    """A program has several tiles."""
+    real = choices.forward
+
+    def few(n: int, *how: object) -> choices.Choice:
+        return replace(choices.persistent(n, *how), programs=1)
+
+    _conforms_by(few, real, case)
+
+
+def conformance_in_parts(case: Case) -> None:
+    _conforms_by(choices.parts, choices.forward, case)
+
+
+def _conforms_by(choose, usual, case: Case) -> None:
+    """Forward passes launch the choices of ``choose``, which asks the usual function for the whole row's."""
+    made, inside = [], False
+
+    def forward(n: int, *how: object) -> choices.Choice:
+        nonlocal inside
+        if inside:
+            return usual(n, *how)
+        inside = True
+        made.append(choose(n, *how))
+        inside = False
+        return made[-1]
+
+    plans.plans.clear()
+    with mock.patch.object(choices, "forward", forward):
+        conforms(EAGER, case)
+    plans.plans.clear()
+    assert all(choice.programs or choice.rest[0] for choice in made)
+    assert made
 
 
 def gated(case: gated_cases.Case) -> None:

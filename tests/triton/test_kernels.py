@@ -31,6 +31,19 @@ LOOPED = [
     Case(dtype=torch.bfloat16, n=128, rows=9, p=0.25, weight=torch.bfloat16, casting="llama"),
     Case(n=7, rows=90),
 ]
+PERSISTENT = [
+    Case(n=24, rows=300, p=0.3),
+    Case("layer_norm", torch.bfloat16, 100, 60, bias=torch.float32),
+    Case("add_rms_norm", torch.bfloat16, 1000, 7, residual=torch.bfloat16),
+    Case(n=100, rows=42, heads=3, weight=torch.float32, bias=torch.float32, layout="transposed"),
+]
+IN_PARTS = [
+    Case(dtype=torch.bfloat16, n=5120, rows=3),
+    Case("add_rms_norm", torch.bfloat16, 7168, 3, residual=torch.bfloat16, bias=torch.float32),
+    Case(n=2880, rows=6, p=0.8, heads=3, weight=torch.float32),
+    Case(n=7001, rows=2, p=0.1, weight=None),
+    Case(dtype=torch.bfloat16, n=2880, rows=2, weight=torch.bfloat16, casting="llama", zero_centered=True),
+]
 SMALL_GATED = [case for case in GATED_CASES if 0 < case.rows * case.n <= 3000]
 LOOPED_GATED = [
     GatedCase(torch.float32, 40, group, 3, 0.5, torch.bfloat16, 1e-5, norm_first, layout, "contiguous", 2.0)
@@ -86,6 +99,16 @@ def test_conformance(case, interpreted):
 @pytest.mark.parametrize("case", LOOPED, ids=str)
 def test_rows_that_are_looped_and_sums_of_several_leaves(case, interpreted):
     interpreted(of_case(case), checks.looped_conformance, case)
+
+
+@pytest.mark.parametrize("case", PERSISTENT, ids=str)
+def test_rows_of_programs_that_stay(case, interpreted):
+    interpreted(of_case(case), checks.persistent_conformance, case)
+
+
+@pytest.mark.parametrize("case", IN_PARTS, ids=str)
+def test_rows_in_parts(case, interpreted):
+    interpreted(of_case(case), checks.conformance_in_parts, case)
 
 
 @pytest.mark.parametrize("case", SMALL_GATED[::2], ids=str)

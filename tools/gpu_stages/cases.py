@@ -8,7 +8,7 @@ SHAPES = (4096, 1024, 8192, 2880, 5120, 7168, 16384, 128, 32768, 131072)
 COMPILED = (1024, 4096, 16384)  # torch.compile takes seconds a case
 HOST = ((1, 4096), (64, 4096), (4096, 128))
 PARTIAL = (4096, 16384, 32768, 131072)
-SWEPT = (4096, 1024, 8192, 16384, 2880, 128, 32768)
+SWEPT = (4096, 1024, 8192, 16384, 5120, 2880, 7168, 128, 2048, 512, 32768)
 
 
 def _case(op: str, direction: str, rows: int, n: int, dtype: str = "bfloat16", p: float = 1.0) -> Case:

@@ -69,6 +69,12 @@ def candidates(case: Case) -> list[Choice | None]:
         found[other_kernel(case)] = None
         base = base or other_kernel(case)
     assert base is not None
+    if _kind(case) == "forward":
+        for other in (choices.persistent, choices.parts):
+            if (choice := other(case.n, DTYPES[case.dtype])) is not None:
+                found[choice] = None
+                if choice.programs:
+                    found[replace(choice, stages=3)] = None
     fields = [name for name in FACTORS if getattr(base, name, 0) and (name != "block" or base.looped)]
     if not base.programs:
         fields.remove("stages")  # of backward kernels
@@ -160,4 +166,8 @@ def winners(folder: Path) -> dict[str, Choice]:
     """The sweep's winners, by key()."""
     path = folder / FILE
     found = json.loads(path.read_text()) if path.exists() else {}
-    return {name: Choice(**won["choice"]) for name, won in found.items() if won["choice"]}
+    return {
+        name: Choice(**won["choice"] | {"rest": tuple(won["choice"]["rest"])})
+        for name, won in found.items()
+        if won["choice"]
+    }

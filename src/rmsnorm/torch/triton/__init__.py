@@ -11,5 +11,5 @@ On the host:
 On the device:
     rows, pieces       how whole rows, and pieces of long rows, are read and written
     statistic          1/RMS or mean and 1/σ, and the gradient's projection
-    forward_kernels, backward_kernels, long_backward_kernels, gated_kernels, quantized_kernels
+    forward_kernels, parts_kernels, backward_kernels, long_backward_kernels, gated_kernels, quantized_kernels
 """

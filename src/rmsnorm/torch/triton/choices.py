@@ -20,12 +20,14 @@ class Choice:
 
     Attributes:
         block: elements of a row that a program holds at once, a power of two: all of it, or a piece if ``looped``.
+        rest: forward: elements held in a second and a third part of a row, powers of two; 0: there is none.
         rows: rows that a program holds at once.
         warps: of a program.
         looped: whether a row is read in pieces because it does not fit into registers.
-        stages: backward: tiles in flight, of which all but one are being copied to shared memory.
+        stages: tiles in flight, of which all but one are being copied to shared memory, if ``programs`` are resident.
         hold: backward: whether the elements that a tile needs after its reductions stay in registers.
-        programs: backward: resident on a multiprocessor; the grid is this times the number of multiprocessors.
+        programs: resident on a multiprocessor; the grid is this times the number of multiprocessors. 0: forward, a
+            program for every tile.
         registers: the most that a thread may use. Without a limit NVIDIA's assembler uses fewer than it may, and
             spills a few bytes.
     """
@@ -38,6 +40,7 @@ class Choice:
     stages: int = 1
     programs: int = 0
     registers: int | None = None
+    rest: tuple[int, int] = (0, 0)
 
 
 def power_of_two(n: int) -> int:
@@ -73,6 +76,35 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) ->
         return Choice(block=8192 if itemsize <= 4 else 4096, rows=1, warps=512 // warp_size, looped=True)
     rows, threads = _tile(block, each, itemsize, warp_size)
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
+
+
+def persistent(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
+    """The same tiles by programs that stay: the gain is read once, and the next tile is copied ahead.
+
+    512 threads with 128 registers each share a multiprocessor. Nothing spills then, and 32 KiB are in flight. No length
+    has this choice until a device shows that it is faster. None for looped rows.
+    """
+    choice = forward(n, itemsize, aligned, warp_size)
+    if choice.looped:
+        return None
+    choice = replace(choice, programs=max(1, 512 // (choice.warps * warp_size)), stages=1 + aligned)
+    return resident(choice, warp_size)
+
+
+def parts(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
+    """A row in two or three parts, if they hold fewer elements than one block; 64 or 128 bytes a thread.
+
+    No length has this choice until a device shows that it is faster.
+    """
+    whole = forward(n, itemsize, aligned, warp_size)
+    block = whole.block // 2
+    second = power_of_two(n - block)
+    third = 0
+    if second == block and n - block - block // 2 > 0:
+        second, third = block // 2, power_of_two(n - block - block // 2)
+    if whole.looped or whole.warps * warp_size < 128 or block + second + third >= whole.block:
+        return None
+    return replace(whole, block=block, warps=whole.warps // 2, rest=(second, third))
 
 
 @lru_cache
@@ -180,7 +212,7 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
         return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
     if rows > 1:
         rows //= 2
-    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads)
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads, stages=2)
     return resident(choice, warp_size)
 
 

@@ -30,22 +30,18 @@ def affine(
 
 
 @triton.jit
-def forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+def forward_tile(
+    row, inside, cols, w, b, x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, middle, inner, heads,
     x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
     y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
     N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
     LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
     ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
-    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, BLOCK: tl.constexpr, KNOWN: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows a program, each read once and held in registers."""
+    """These rows, read, normalised and written. ``w`` and ``b`` are gain and bias if they are KNOWN, else read here."""
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
-    cols = tl.arange(0, BLOCK)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
     if ADD:
         residual = read(
@@ -57,9 +53,9 @@ def forward_kernel(
             BYTES,
         )
     g, shift = None, None
-    if HAS_WEIGHT:  # read before the reductions below wait
+    if HAS_WEIGHT and not KNOWN:  # read before the reductions below wait
         w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
-    if HAS_BIAS:
+    if HAS_BIAS and not KNOWN:
         b = read_parameter(bias_ptr, row, heads, cols, HEADS, N, BLOCK)
     x = x.to(C)
     if ADD:
@@ -83,6 +79,60 @@ def forward_kernel(
         shift = b.to(C)
     y = affine(xhat, g, shift, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST)
     write(y_ptr, row_offset(row, middle, inner, y_outer, y_middle, y_inner, LEVELS), cols, y, inside, N, BLOCK, BYTES)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+    x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+    y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
+    LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows a program, each read once and held in registers."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
+    forward_tile(
+        row, inside, tl.arange(0, BLOCK), None, None,
+        x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, middle, inner, heads,
+        x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+        y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+        N, K, ROOT, LAYER, ADD, HAS_WEIGHT, HAS_BIAS, HEADS, ZERO_CENTERED, ROUND_FIRST, LEVELS, BYTES, BLOCK, False,
+    )  # fmt: skip
+
+
+@triton.jit
+def forward_persistent_kernel(
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, rows, middle, inner, heads,
+    x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+    y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+    N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
+    LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
+    ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As forward_kernel, by as many programs as are resident: the gain stays, and the next tile is copied ahead."""
+    cols = tl.arange(0, BLOCK)
+    w, b = None, None
+    if HAS_WEIGHT and not HEADS:
+        w = read_parameter(weight_ptr, cols, heads, cols, False, N, BLOCK)
+    if HAS_BIAS and not HEADS:
+        b = read_parameter(bias_ptr, cols, heads, cols, False, N, BLOCK)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = row < rows
+        row = tl.minimum(row, rows - 1)
+        forward_tile(
+            row, inside, cols, w, b,
+            x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, middle, inner, heads,
+            x_outer, x_middle, x_inner, residual_outer, residual_middle, residual_inner,
+            y_outer, y_middle, y_inner, sum_outer, sum_middle, sum_inner,
+            N, K, ROOT, LAYER, ADD, HAS_WEIGHT, HAS_BIAS, HEADS, ZERO_CENTERED, ROUND_FIRST,
+            LEVELS, BYTES, BLOCK, not HEADS,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -109,6 +109,7 @@ def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan
         DWEIGHT=dweight is not None,
         LEAF=choices.LEAF,
         HOLD=choice.hold,
+        STAGES=choice.stages,
     )
     integers = problem.integers()
 

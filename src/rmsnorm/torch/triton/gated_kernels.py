@@ -90,9 +90,9 @@ def gated_backward_kernel(
     dx_outer, dx_middle, dx_inner, dz_outer, dz_middle, dz_inner,
     N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, NORM_FIRST: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     DWEIGHT: tl.constexpr, HEADS: tl.constexpr, LEVELS: tl.constexpr, BYTES: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr, HOLD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid, sums and HOLD are those of ``backward_kernel``, whose gain is read again with the rest."""
+    """Grid, sums, HOLD and STAGES are those of ``backward_kernel``, whose gain is read again with the rest."""
     KEEP: tl.constexpr = "" if HOLD else "evict_last"
     C: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def gated_backward_kernel(
     partial = program.to(tl.int64) * N
     for leaf in range(own, tiles, step * LEAF):
         dweight = tl.zeros([ROWS, BLOCK], C)
-        for tile in range(leaf, tl.minimum(leaf + step * LEAF, tiles), step):
+        for tile in tl.range(leaf, tl.minimum(leaf + step * LEAF, tiles), step, num_stages=STAGES):
             token = tile * ROWS + tl.arange(0, ROWS)
             inside = token < tokens
             row = tl.minimum(token, tokens - 1) * heads + head

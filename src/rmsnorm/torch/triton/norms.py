@@ -8,7 +8,14 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.native.codes import NORM_KINDS
-from rmsnorm.torch.triton import backward_kernels, choices, forward_kernels, launch, long_backward_kernels
+from rmsnorm.torch.triton import (
+    backward_kernels,
+    choices,
+    forward_kernels,
+    launch,
+    long_backward_kernels,
+    parts_kernels,
+)
 from rmsnorm.torch.triton.plans import Plan, Problem, call, with_finish, zero_sums
 
 SUMS = 5  # where dweight and dbias begin among the tensors of a backward call
@@ -45,9 +52,10 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
     if problem.rows == 0:
         return lambda tensors, addresses: None
     aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
-    kernel, choice, programs, added = _forward(
-        problem, x.element_size(), aligned, warp_size, bool(flags & native.FRESH)
-    )
+    found = _forward(problem, x.element_size(), aligned, warp_size, bool(flags & native.FRESH))
+    if found is None:
+        return None
+    kernel, choice, programs, added = found
     given = {"ADD": residual is not None, "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
     run, integers = problem.launcher(kernel, tensors, x.dtype, choice, **given, **added), problem.integers()
     return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers)
@@ -55,7 +63,7 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
 
 def _forward(
     problem: Problem, itemsize: int, aligned: bool, warp_size: int, fresh: bool
-) -> tuple[Any, choices.Choice, int, dict[str, int]]:
+) -> tuple[Any, choices.Choice, int, dict[str, int]] | None:
     """The kernel of a forward pass, its choice, the number of programs, and the constants that it alone has."""
     stream = choices.stream(problem.n, problem.k, itemsize, aligned, warp_size)
     if stream is not None and fresh:  # in place, a program would write what others read
@@ -64,6 +72,14 @@ def _forward(
             added = {"PIECES": pieces, "HEAD": choices.HEAD}
             return forward_kernels.forward_stream_kernel, stream, problem.rows * pieces, added
     choice = choices.forward(problem.n, itemsize, aligned, warp_size)
+    if choice.programs:
+        programs = choices.grid(choice, problem.rows, 1, launch.multiprocessors(problem.device))
+        return forward_kernels.forward_persistent_kernel, choice, programs, {"STAGES": choice.stages}
+    if choice.rest[0]:
+        second, third = choice.rest
+        if problem.layer:
+            return None  # no kernel takes a mean over parts
+        return parts_kernels.forward_parts_kernel, choice, problem.rows, {"SECOND": second, "THIRD": third}
     kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
     return kernel, choice, -(-problem.rows // choice.rows), {}
 
@@ -131,15 +147,14 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
         head, parts = choices.head(problem.k, warp_size), choices.power_of_two(pieces)
         tensors = (x, dy, weight, plus, dx, like, like)
         third = made(long_backward_kernels.head_kernel, tensors, head, PIECES=pieces, PARTS=parts)
-    rows, compute, integers = problem.rows, problem.compute, problem.integers()
+    rows, integers, like = problem.rows, problem.integers(), like.to(x.device)
     found = -(-long_backward_kernels.FOUND * rows // choices.VECTOR) * choices.VECTOR  # what follows is aligned as well
     size = found * like.element_size()
 
     def run(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
-        assert tensors[0] is not None
-        buffer = torch.empty(found + (pieces * rows if split else 0), dtype=compute, device=tensors[0].device)
+        buffer = like.new_empty(found + (pieces * rows if split else 0))
         at = buffer.data_ptr()
-        more, places = (buffer, buffer[found:]), (at, at + size)
+        more, places = (buffer, buffer[found:] if launch.INTERPRETED else buffer), (at, at + size)
         first(rows, 1, (*tensors[:3], buffer), (*addresses[:3], at), integers[:10])
         second(pieces, programs, (*tensors, *more), (*addresses, *places), integers)
         if third is not None:

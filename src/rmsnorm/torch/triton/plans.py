@@ -20,6 +20,8 @@ Plan = Callable[[Sequence[Tensor | None], Sequence[int]], None]
 plans: dict[Any, Plan | None] = {}
 _MOST = 8192  # plans kept; then all are dropped
 _interpreters = torch._C._functorch.peek_interpreter_stack
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)  # without the check for a device
+INPUTS = 4  # of a call's tensors; the others are outputs
 
 
 def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
@@ -29,7 +31,7 @@ def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape,
         return _interpreters() is None and _serve(make, variant, tensors, shape, eps, p, flags)
     if not x.is_cuda or _interpreters() is not None:  # a transform's tensors have no memory
         return False
-    if x.get_device() == torch.cuda.current_device():
+    if x.get_device() == _current_device():
         return _serve(make, variant, tensors, shape, eps, p, flags)
     with torch.cuda.device(x.get_device()):
         return _serve(make, variant, tensors, shape, eps, p, flags)
@@ -38,12 +40,24 @@ def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape,
 def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
     if isinstance(shape, list):
         shape = tuple(shape)
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    low = 0
-    for address in addresses:
+    addresses, low = [], 0
+    seen: list[Any] = [make, variant, shape, eps, p, flags]
+    # Fresh outputs were made to fit the inputs: which of them there are says it all.
+    described = INPUTS if flags & native.FRESH else len(tensors)
+    for place, t in enumerate(tensors):
+        if t is None:
+            addresses.append(0)
+            seen.append(None)
+            continue
+        address = t.data_ptr()
+        addresses.append(address)
         low |= address
-    seen = [None if t is None else (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg()) for t in tensors]
-    key = (make, variant, shape, eps, p, flags, low & 15, *seen)
+        if place < described:
+            seen += (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg())
+        else:
+            seen.append(True)
+    seen.append(low & (choices.VECTOR - 1))
+    key = tuple(seen)
     try:
         plan = plans[key]
     except KeyError:
@@ -64,12 +78,12 @@ def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shap
 
 
 def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
-    """Whether each output (from the fifth tensor on) shares no memory with another tensor, except rows in place."""
+    """Whether each output shares no memory with another tensor, except rows in place."""
     extents = [
         (0, 0) if t is None or not t.numel() else (a, a + t.element_size() * (1 + _reach(t)))
         for t, a in zip(tensors, addresses, strict=True)
     ]
-    for i in range(4, len(tensors)):
+    for i in range(INPUTS, len(tensors)):
         for j, other in enumerate(tensors):
             overlap = extents[i][0] < extents[j][1] and extents[j][0] < extents[i][1]
             if i != j and overlap and not _same_rows(tensors[i], other, j):
@@ -122,7 +136,7 @@ class Problem:
             self.k = partial_count(self.n, p)
         except (TypeError, ValueError):
             return
-        self.dims = len(self.shape)
+        self.dims, self.device = len(self.shape), x.get_device()
         if x.dtype not in launch.TYPES or tuple(x.shape[x.dim() - self.dims :]) != self.shape or x.dim() < self.dims:
             return
         alike = [t for place in rows if (t := tensors[place]) is not None]
@@ -184,8 +198,7 @@ class Problem:
         fixed = self.constants | constants | {"ROWS": choice.rows, "BLOCK": choice.block}
         named = tuple((name, value) for name, value in fixed.items() if name in kernel.arg_names)
         pointers = tuple(like if t is None else t.dtype for t in tensors)
-        device = tensors[0].get_device() if tensors[0] is not None else 0
-        return launch.launcher(kernel, pointers, self.wide, named, choice, device)
+        return launch.launcher(kernel, pointers, self.wide, named, choice, self.device)
 
     def integers(self) -> list[int]:
         """A kernel's arguments after its pointers."""
@@ -213,22 +226,21 @@ def with_finish(run: Plan, programs: int, problem: Problem, tensors: Sequence[Te
     if not any(wanted):
         return run
     slots = [sum(wanted[:i]) if there else None for i, there in enumerate(wanted)]
-    partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
+    partial = torch.empty(0, dtype=problem.compute, device=tensors[0].device)  # type: ignore[union-attr]
     last = choices.finish(launch.target(tensors[0].get_device()).warp_size)  # type: ignore[union-attr]
     sums = (*tensors[first:], None)[:2]
     finish = problem.launcher(
         backward_kernels.finish_kernel, (partial, *sums), problem.compute, last, DWEIGHT=wanted[0]
     )
-    parts, columns, compute = programs // problem.heads, problem.heads * problem.n, problem.compute
+    parts, columns = programs // problem.heads, problem.heads * problem.n
     shape, size = (sum(wanted), programs * problem.n), programs * problem.n * partial.element_size()
     blocks, more = -(-columns // last.block), [None] * (2 - len(wanted))
 
     def plan(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
-        x = tensors[0]
-        assert x is not None
-        buffer = torch.empty(shape, dtype=compute, device=x.device)
+        buffer = partial.new_empty(shape)
         start = buffer.data_ptr()
-        scratch = [None if slot is None else buffer[slot] for slot in slots]
+        # On a device an address is all that is needed; a view would cost 1 µs.
+        scratch = [None if slot is None else buffer[slot] for slot in slots] if launch.INTERPRETED else slots
         places = [start if slot is None else start + slot * size for slot in slots]
         run((*tensors[:first], *scratch), (*addresses[:first], *places))
         to = (*tensors[first:], *more), (*addresses[first:], *(0 for _ in more))
