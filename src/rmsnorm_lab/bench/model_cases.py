@@ -43,7 +43,7 @@ def stock(n: int, dtype: str) -> nn.Module:
         vocab_size=VOCABULARY,
         hidden_size=n,
         intermediate_size=-(-8 * n // (3 * 64)) * 64,
-        num_hidden_layers=LAYERS if n < WIDE else LAYERS_OF_WIDE,
+        num_hidden_layers=_layers(n),
         num_attention_heads=max(1, n // HEAD),
         num_key_value_heads=max(1, n // HEAD),
         rms_norm_eps=EPS,
@@ -55,6 +55,16 @@ def stock(n: int, dtype: str) -> nn.Module:
             for norm in norms(model):
                 norm.weight.add_(0.3 * torch.randn(n))  # type: ignore[operator]
     return model.to(getattr(torch, dtype))
+
+
+def operations(case: Case) -> float:
+    """Of a step's matrix products, roughly: 12·n² weights a layer, and the head."""
+    weights = 12 * case.n**2 * _layers(case.n) + VOCABULARY * case.n
+    return 2.0 * weights * case.rows * (3 if case.backward else 1)
+
+
+def _layers(n: int) -> int:
+    return LAYERS if n < WIDE else LAYERS_OF_WIDE
 
 
 def norms(model: nn.Module) -> list[nn.Module]:

@@ -157,8 +157,8 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     if case.recurrent:  # at the 100 GFLOP/s of one processor; the oracle's four loops take twice as long each
         a_round = len(names) * case.work[0] / 1e11
         return 4 * 2 * case.work[0] / 1e11 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
-    if case.kind == "model":  # building, the float64 model and two compilers; a step at 50 GFLOP/s
-        a_step = 2 * 3 ** int(case.backward) * case.rows * (40 * case.n**2 + 4096 * case.n) / 5e10 + 3e-3
+    if case.kind == "model":  # building, the float64 model and two compilers; a step at 100 GFLOP/s for each thread
+        a_step = model_cases.operations(case) / 1e11 / case.threads + 5e-3
         own = plan_of(case, plan)
         return 60 * len(names) / 7 + 8 * a_step + max(own.budget_ns / 1e9, own.rounds[0] * len(names) * a_step)
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
