@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -63,15 +64,28 @@ def alone(text, tmp_path_factory):
     return result(out)
 
 
+SHARDED = ("train.clip=global", "train.accumulate=3")
+OWN = "import torch\n\ndef Same(width):\n    return torch.nn.RMSNorm(width, eps=1e-5)\n"
+
+
+@pytest.fixture(scope="module")
+def sharded(text, tmp_path_factory):
+    """(folder, finished process) of a run with FSDP, with checkpoints at 5, 10 and the end; the last two are kept."""
+    out = tmp_path_factory.mktemp("sharded")
+    return out, torchrun(2, arguments(text, out, *SHARDED, "--strategy", "fsdp", "--checkpoint-every", "5"))
+
+
 @pytest.mark.parametrize(("strategy", "parts", "own"), [("ddp", 1, False), ("ddp", 3, True), ("fsdp", 3, False)])
-def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy, parts, own):
-    accumulate = f"train.accumulate={parts}"
-    norm = []
+def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, request, strategy, parts, own):
+    accumulate, norm = f"train.accumulate={parts}", []
     if own:
         path = tmp_path / "my_norm.py"
-        path.write_text("import torch\n\ndef Same(width):\n    return torch.nn.RMSNorm(width, eps=1e-5)\n")
+        path.write_text(OWN)
         norm = ["--norm", f"{path}:Same"]
-    done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy, *norm))
+    if strategy == "fsdp":
+        tmp_path, done = request.getfixturevalue("sharded")
+    else:
+        done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy, *norm))
     both = result(tmp_path)
     assert both["curve"]["step"] == alone["curve"]["step"]
     for key in ("train_loss", "valid"):
@@ -94,10 +108,10 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, strategy
         assert own["result"]["curve"]["valid"] == alone["curve"]["valid"]
 
 
-def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, alone, capsys):
+def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, sharded, alone, capsys):
     """A checkpoint is whole, written by one process or by several."""
-    command = arguments(text, tmp_path, "train.clip=global")
-    torchrun(2, [*command, "--strategy", "fsdp", "--checkpoint-every", "5"])
+    shutil.copytree(sharded[0], tmp_path, dirs_exist_ok=True)
+    command = arguments(text, tmp_path, *SHARDED)
     (record,) = tmp_path.glob("*.jsonl")
     record.unlink()
     kept = sorted((tmp_path / "checkpoints").glob("*.pt"))
