@@ -134,7 +134,7 @@ def _torch() -> list[dict[str, str]]:
     ):
         why = "no kernel for this device yet" + ("" if present else "; no device is present")
         found.append({"where": f"torch {device}", "served by": "composite", "why": why})
-    found.append({"where": "torch meta", "served by": "composite", "why": "there is nothing to compute"})
+    found.append({"where": "torch meta", "served by": "shapes and strides alone", "why": "there is nothing to compute"})
     return found
 
 
