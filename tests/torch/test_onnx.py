@@ -165,7 +165,8 @@ def test_a_graph_for_inductor_keeps_the_operator():
         seen.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
         return graph
 
-    assert torch.equal(torch.compile(module, backend=backend)(x), module(x))
+    many = x.expand(1000, *x.shape).contiguous()  # a small call would be an expression
+    assert torch.equal(torch.compile(module, backend=backend)(many), module(many))
     assert torch.ops.rmsnorm.rms_norm in seen or torch.ops.rmsnorm.rms_norm.default in seen
     decomposed = torch.export.export(module, (x,)).run_decompositions()
     assert torch.ops.rmsnorm.rms_norm.default in [node.target for node in decomposed.graph.nodes]

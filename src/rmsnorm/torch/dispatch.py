@@ -4,7 +4,8 @@ Before it asks :func:`eager_way`, a public function of the plain norms tries the
 built), which return None for whatever is not usual.
 
 ``RMSNORM_COMPILE`` says what ``torch.compile`` sees of a call: ``operator`` (the default), the kernels as one operator
-of ``torch.library``; or ``decompose``, the torch expression, which Inductor fuses with what surrounds it.
+of ``torch.library``, except that a small call on a CPU is the torch expression, which Inductor fuses with what
+surrounds it; or ``decompose``, that expression for every call.
 """
 
 import functools
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from rmsnorm import native
 from rmsnorm.torch.indirect import holds_tensors
@@ -177,9 +179,41 @@ def _decomposed() -> bool:
 _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _decomposed() and not why_no_triton}
 
 
-def graph_way(input: Tensor) -> int:
-    """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE."""
+SMALL = 2048
+"""The most elements of a call that ``torch.compile`` sees as its expression.
+
+Time of chains of norms and additions over the same with ``F.rms_norm``, compiled, one thread: expression and operator
+1.01 and 1.98 (1 x 256), 1.01 and 1.79 (1 x 1024), 1.16 and 1.47 (4 x 1024), 1.31 and 1.13 (8 x 1024) in float32;
+1.02 and 1.92 (1 x 256), 2.22 and 1.32 (8 x 1024) in bfloat16. In docs/findings.md, 2026-11-27.
+"""
+
+_SHORT = (torch.float32, torch.bfloat16, torch.float16)
+_SIZES_ARE_TOLD = hasattr(Tensor, "__dlpack_c_exchange_api__")  # torch >= 2.10: Dynamo traces what _is_small asks
+
+
+def graph_way(input: Tensor, *others: Tensor, writes: bool = False) -> int:
+    """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE; ``others`` have rows too.
+
+    ``writes``: into a given tensor. Inductor of torch 2.13 fails on some fused expressions that do (KeyError: 'buf1').
+    """
     if transformed() or holds_tensors(input):
         return COMPOSITE
     as_operator = _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]
-    return OPERATOR if as_operator else COMPOSITE
+    return OPERATOR if as_operator and (writes or not _is_small(input, *others)) else COMPOSITE
+
+
+def _is_small(input: Tensor, *others: Tensor) -> bool:
+    """Whether a call has few elements, in a shape that is known now, and its expression's results have the operator's
+    strides. An exported graph keeps the operator, whatever its size."""
+    if not _SIZES_ARE_TOLD or not input.is_cpu or input.dtype not in _SHORT or torch.compiler.is_exporting():
+        return False
+    # Imported here: it takes SymPy along, and torch.compile has both.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    few = statically_known_true(input.numel() <= SMALL)
+    return few and all(isinstance(t, Tensor) and t.is_contiguous() for t in (input, *others))
+
+
+def fused(input: Tensor) -> bool:
+    """Whether a norm of ``input`` is traced for a compiler that fuses it with what surrounds it, on a CPU."""
+    return is_compiling() and not transformed() and input.is_cpu and input.dtype in _SHORT

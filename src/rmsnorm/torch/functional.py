@@ -102,7 +102,7 @@ def rms_norm(
         tensor([[1.0000, 1.3333]])
     """
     if is_compiling():
-        way = graph_way(input)
+        way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
             y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
             return _written(y, out, input, weight, bias)
@@ -166,7 +166,7 @@ def layer_norm(
         tensor([[-1.0000,  1.0000]])
     """
     if is_compiling():
-        way = graph_way(input)
+        way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
             y = _ops.layer_norm(input, _extents(normalized_shape), weight, bias, eps)
             return _written(y, out, input, weight, bias)
@@ -235,7 +235,7 @@ def add_rms_norm(
         return _add_inplace(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
     tensors = input, residual, weight, bias
     if is_compiling():
-        way = graph_way(input)
+        way = graph_way(input, residual)
         if way == OPERATOR:
             shape = _extents(normalized_shape)
             return _ops.add_rms_norm(input, residual, shape, weight, bias, eps, p, zero_centered, casting)
@@ -309,7 +309,7 @@ def rms_norm_gated(
     how = eps, norm_before_gate, groups, p
     tensors = input, gate, weight
     if is_compiling():
-        way = graph_way(input)
+        way = graph_way(input, gate)
         if way == OPERATOR:
             return _ops.rms_norm_gated(input, gate, _extents(normalized_shape), weight, *how)
     else:
@@ -436,7 +436,10 @@ def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
             return pair
     elif forward_inplace(norm_spec("rms", normalized_shape, *how), input, residual, weight, bias):
         return _touched(input), _touched(residual)
-    y, total = add_rms_norm(input, residual, normalized_shape, **options)
+    if is_compiling() and graph_way(input, residual, writes=True) == OPERATOR:
+        y, total = _ops.add_rms_norm(input, residual, _extents(normalized_shape), weight, bias, *how)
+    else:
+        y, total = add_rms_norm(input, residual, normalized_shape, **options)
     checks.check_inplace(input, residual, y.dtype, weight, bias)
     return input.copy_(y), residual.copy_(total)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from rmsnorm.spec import NormSpec, check_groups, check_norm_first, norm_spec
+from rmsnorm.spec import NormSpec, check_groups, check_norm_first, check_spec, norm_spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ def check_gated_spec(
     normalized_shape: int | Sequence[int], eps: float | None, norm_before_gate: bool, groups: int, p: float
 ) -> GatedSpec:
     """The arguments as a :class:`GatedSpec`, or the error that says what is wrong with them."""
-    whole = norm_spec("rms", normalized_shape, eps, p)
+    whole = check_spec("rms", normalized_shape, eps, p)
     groups = check_groups(groups, whole.n)
-    group = norm_spec("rms", whole.n // groups, eps, p)
+    group = check_spec("rms", whole.n // groups, eps, p)
     return GatedSpec(whole.normalized_shape, groups, check_norm_first(norm_before_gate), group)
 
 
