@@ -59,6 +59,11 @@ def fabric_for(setup: Setup, strategy: str = "ddp") -> Fabric:
 def _shard(model: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
+    if scalars := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+        raise UserError(
+            f"--strategy fsdp needs parameters of one dimension or more; {scalars[0]} is a scalar. "
+            "Give it the shape (1,), or pass --strategy ddp."
+        )
     fully_shard(model, mesh=mesh["data_parallel"])
     return model
 

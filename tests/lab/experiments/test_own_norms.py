@@ -17,6 +17,7 @@ from rmsnorm_lab import experiments  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments import norms, tasks  # noqa: E402
 from rmsnorm_lab.experiments.data.subwords import END, PAD  # noqa: E402
+from rmsnorm_lab.experiments.learner import _shard  # noqa: E402
 from tiny_runs import TINY, corpus, language, result  # noqa: E402
 
 DOCS = Path(__file__).parents[3] / "docs" / "experiments.md"
@@ -260,6 +261,15 @@ def test_what_is_no_norm_is_refused_before_anything_is_trained(text, message, tm
     assert main(language(tmp_path / "out", "--norm", "layer", "my_norm.py:X")) == 2
     assert re.search(rf"my_norm.py:X must .*{message}", found := said(capsys)), found
     assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_a_scalar_parameter_cannot_be_sharded():
+    written(
+        BODY.format("X") + "        self.a = torch.nn.Parameter(torch.tensor(0.5))\n    def forward(self, x):\n"
+        "        return self.a * x"
+    )
+    with pytest.raises(UserError, match=r"fsdp needs .*; norm.a is a scalar. Give it the shape \(1,\)"):
+        _shard(torch.nn.ModuleDict({"norm": norms.made(norms.of_user("my_norm.py:X"), "best").layer(3)}), None)
 
 
 def test_invariance_measures_it_with_the_others(capsys):
