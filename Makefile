@@ -21,7 +21,7 @@ MESSAGES_FOLDER := build/messages
 
 .PHONY: help demo messages test asan triton gpu lint docs bench smoke wheel format clean
 help:
-	@echo "make demo   set up, then train with each normaliser and compare (about three minutes)"
+	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
 	@echo "make test   set up, then run the tests"
 	@echo "make asan   set up, build with AddressSanitizer, then run the conformance cases and fuzz every function (a minute)"
@@ -52,7 +52,7 @@ $(VENV)/.dev $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs: $(VENV)/.tools $(SOURCE
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/rmsnorm compare language
+	$(BIN)/rmsnorm demo $(if $(DETAILS),--details)
 
 # A package that is here already is not downloaded again. One that the release lacks is named, and left out.
 messages:

@@ -22,6 +22,7 @@ COMMANDS = {
         "measure what the norms of your own model cost, and what would be saved",
     ),
     "train": ("rmsnorm_lab.experiments.train_command", "train one model with one normaliser"),
+    "demo": ("rmsnorm_lab.experiments.demo_command", "train, time and compare the norms of a small model: one screen"),
     "compare": ("rmsnorm_lab.experiments.compare_command", "train the same model with each normaliser and compare"),
     "evaluate": ("rmsnorm_lab.experiments.evaluate_command", "measure a trained network on its task's data"),
     "translate": ("rmsnorm_lab.experiments.translate_command", "translate lines of text with a trained network"),
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="RMSNorm and pRMSNorm: kernels, the paper's experiments, benchmarks.",
         usage="rmsnorm COMMAND [OPTIONS]",
         epilog="'rmsnorm COMMAND --help' lists a command's options. Start with 'rmsnorm info', 'rmsnorm bench --quick' "
-        "(one minute) or 'rmsnorm compare language' (three minutes on two cores).",
+        "(one minute) or 'rmsnorm demo' (three minutes on two cores).",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=16),
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")

@@ -51,7 +51,7 @@ def _compare(
                 store.get(job.task.name, job.identity)
     for name in recipes:
         task, planned, norms = loaded.pop(name), of_task.pop(name), norms_of[name]
-        records = _do(
+        records = do(
             planned, store, args, heading("compare", task, setup), partial(_trained, args, task, setup, norms, store)
         )
         if records is None:
@@ -60,16 +60,16 @@ def _compare(
             swept = p_sweep.rows(runs_of(records))
             found.append(p_sweep.as_json(task, swept))
             if not args.json:
-                p_sweep.show(task, swept, _output())
+                p_sweep.show(task, swept, output())
         elif args.sweep_lr:
             found.append(rate_sweep.summary(task, norms, args.sweep_lr, runs_of(records)))
             if not args.json:
-                rate_sweep.show(found[-1], _output())
+                rate_sweep.show(found[-1], output())
         else:
-            compared = _compared(task, setup, norms, records, store.folder)
-            found.append(comparison.as_json(compared))
+            whole = compared(task, setup, norms, records, store.folder)
+            found.append(comparison.as_json(whole))
             if not args.json:
-                show_times(compared, _output())
+                show_times(whole, output())
     if args.json:
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2, allow_nan=False))
     return 0
@@ -90,10 +90,10 @@ def _trained(
 ) -> None:
     """The last run of a comparison is done and its timings are not: the first table can be printed."""
     if not (args.sweep_lr or args.sweep_p is not None or args.json):
-        show_quality(_compared(task, setup, norms, records, store.folder), _output())
+        show_quality(compared(task, setup, norms, records, store.folder), output())
 
 
-def _do(
+def do(
     planned: list[Job], store: RunStore, args: argparse.Namespace, title: str, trained: Callable[[list[Record]], None]
 ) -> list[Record] | None:
     """The record of every job; None if interrupted. ``trained`` is called with the runs' records once they exist."""
@@ -119,7 +119,7 @@ def _do(
     return records
 
 
-def _compared(task: Task, setup: Setup, norms: list[str], records: list[Record], out: Path) -> Comparison:
+def compared(task: Task, setup: Setup, norms: list[str], records: list[Record], out: Path) -> Comparison:
     timed = {record.identity.kernels: record for record in timings_of(records)}
     runs = {norm: [record for record in runs_of(records) if record.identity.norm == norm] for norm in norms}
     quality = [quality_row(norm, runs[norm]) for norm in norms]
@@ -129,7 +129,7 @@ def _compared(task: Task, setup: Setup, norms: list[str], records: list[Record],
     return Comparison(task, setup, quality, times, records, str(plot))
 
 
-def _output() -> Console:
+def output() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=120)  # a file or a pipe has no width to obey
 

@@ -109,7 +109,7 @@ def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table
             norms.label(each.norm),
             [
                 f"{each.milliseconds:.1f}",
-                "" if each.saved is None else _interval(each.saved),
+                "" if each.saved is None else interval_cell(each.saved),
                 *([paper.saved.get(each.norm, "")] if paper.saved else []),
                 "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
                 "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
@@ -122,7 +122,7 @@ def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table
     return Table(headings, rows, title)
 
 
-def _interval(share: Spread) -> str:
+def interval_cell(share: Spread) -> str:
     median = f"{100 * share.median:.1f}"
     if share.interval is None:
         return median

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rmsnorm_lab.experiments.norms.base import Normaliser
 
 EVERYWHERE = ("translation", "transformer", "images", "retrieval", "reading", "language")
+OF_ROWS = ("translation", "transformer", "language")
 RECURRENT = ("translation", "retrieval", "reading")
 
 
@@ -154,6 +155,7 @@ for _norm in (
     ),
     Norm("group", "GroupNorm", "#A6761D", "--", "group:Group", ("language",)),
     Norm("layer", "LayerNorm", OF_NORM["layer"], "-", "row_norms:Layer", EVERYWHERE, EVERYWHERE),
+    Norm("rms-torch", "RMSNorm (torch's)", "#5B5BD6", (0, (5, 1)), "row_norms:TorchRMS", OF_ROWS),
     Norm("rms", "RMSNorm", OF_NORM["rms"], "--", "row_norms:RMS", EVERYWHERE, EVERYWHERE),
     Norm("prms", "pRMSNorm", OF_NORM["prms"], "-.", "row_norms:PartialRMS", EVERYWHERE, EVERYWHERE, takes_p=True),
     Norm("dyt", "DyT", "#8A6FD1", (0, (3, 1, 1, 1, 1, 1)), "dyt:DyT", ("language",)),

@@ -99,6 +99,16 @@ class RMS(Rows):
         return None if self.kernels == "unfused" else {"norm": "rms", "p": self.share, "eps": EPS}
 
 
+class TorchRMS(Rows):
+    """RMSNorm by torch's own operator, in every setting with kernels."""
+
+    def fused(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), gain, EPS)
+
+    def fused_layer(self, width: int) -> nn.Module:
+        return nn.RMSNorm(width, eps=EPS)
+
+
 class PartialRMS(RMS):
     """pRMSNorm: σ² is of the first k = ⌈n·p⌉ elements."""
 

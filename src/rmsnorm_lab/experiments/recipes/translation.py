@@ -1,6 +1,6 @@
 """Translation by a recurrent network: RNNSearch, the paper's first experiment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
@@ -38,6 +38,12 @@ def small() -> Recipe:
         TimingConfig(rounds=40),
         parallel_text.small(by_tokens=False, length_penalty=1.0),
     )
+
+
+def demo() -> Recipe:
+    """Dates, which this network does not learn without a norm. pRMSNorm takes 16 elements or more of a row."""
+    recipe = small()
+    return replace(recipe, train=replace(recipe.train, evaluations=4), p=0.25)
 
 
 def medium() -> Recipe:
