@@ -134,7 +134,7 @@ def test_quality_is_there_before_anything_is_timed_and_only_what_was_asked_for_i
     ("rounds", "settings", "warm_up"), [(2, [], 2), (9, [], 5), (2, ["timing.warmup_rounds=4"], 4)]
 )
 def test_few_rounds_are_not_waited_for_longer_than_they_take(rounds, settings, warm_up):
-    args = argparse.Namespace(size="small", set=settings, steps=None, timing_rounds=rounds)
+    args = argparse.Namespace(size="small", set=settings, steps=None, timing_rounds=rounds, source=None, target=None)
     timing = recipe_of(args, "language", ["rms"], times=True).timing
     assert (timing.rounds, timing.warmup_rounds) == (rounds, warm_up)
 
