@@ -39,8 +39,9 @@ def derived(original: type[torch.nn.Module], convention: Convention | GatedConve
 
     def deepcopy(self, memo):
         """A copy is served as its original is."""
-        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        make, arguments, state, *_ = cast(tuple, original.__reduce_ex__(self, 4))
+        twin = memo[id(self)] = make(*arguments)
+        twin.__setstate__(copy.deepcopy(state, memo))
         return twin
 
     def prepare_scriptable(self):

@@ -36,19 +36,31 @@ class Names(NamedTuple):
     bias: str | None
 
 
-class Ranks(NamedTuple):
-    """The numbers of an input's dimensions at which a module was compared; elsewhere its own forward runs."""
+class Inputs(NamedTuple):
+    """What the inputs were on which a module was compared. For others its own forward runs."""
 
-    all: tuple[int, ...] = ()
-    with_equal_extents: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
+    """The numbers of their dimensions."""
+    ranks_with_equal_extents: tuple[int, ...] = ()
     """Those at which an outer extent was also that of the normalised dimension."""
+    strided: bool = False
+    """Whether the results of inputs that are not contiguous had the module's values and strides."""
+    autocast: bool = False
+    """Whether it computes the same under autocast."""
 
-    def hold(self, shape: torch.Size) -> bool:
-        """Whether an input of this shape is like one that was compared."""
-        return len(shape) in (self.with_equal_extents if shape[-1] in shape[:-1] else self.all)
+    def include(self, x: Tensor) -> bool:
+        """Whether ``x`` is like one that was compared."""
+        if x.is_nested:
+            return False
+        shape = x.shape
+        return (
+            len(shape) in (self.ranks_with_equal_extents if shape[-1] in shape[:-1] else self.ranks)
+            and (self.strided or x.is_contiguous())
+            and (self.autocast or not torch.is_autocast_enabled("cpu"))
+        )
 
 
-NOT_COMPARED = Ranks()
+NOT_COMPARED = Inputs()
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Convention:
     p: float = 1.0
     shape: tuple[int, ...] | None = None
     """The normalised dimensions; None: the last one, whatever its length."""
-    ranks: Ranks = NOT_COMPARED
+    inputs: Inputs = NOT_COMPARED
     pairs: tuple[tuple[Pair, str], ...] = ()
     """The pairs of dtypes that were verified, and the casting of each."""
 
@@ -94,7 +106,8 @@ class Convention:
         casting = self.castings.get((x.dtype, x.dtype if weight is None else weight.dtype))
         if casting is None or not self._fits(x, weight):
             return None
-        return self.compute(x, weight, bias, casting, self._eps(module))
+        eps = self._eps(module)
+        return self.compute(x, weight, bias, casting, eps) if eps >= 0 else None
 
     def compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, casting: str, eps: float) -> Tensor:
         """The result from tensors."""
@@ -116,7 +129,7 @@ class Convention:
 
     def _fits(self, x: Tensor, weight: Tensor | None) -> bool:
         """The module itself says what is wrong with other shapes, or broadcasts them."""
-        if not self.ranks.hold(x.shape):
+        if not self.inputs.include(x):
             return False
         shape = self.shape or ()
         if weight is not None and weight.dim() > len(shape):  # a gain for each head

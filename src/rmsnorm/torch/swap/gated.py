@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmsnorm.torch.functional import rms_norm, rms_norm_gated
-from rmsnorm.torch.swap.conventions import NOT_COMPARED, Names, Pair, Ranks
+from rmsnorm.torch.swap.conventions import NOT_COMPARED, Inputs, Names, Pair
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
 
@@ -29,7 +29,7 @@ class GatedConvention:
     groups: int
     norm_before_gate: bool
     activation: str
-    ranks: Ranks = NOT_COMPARED
+    inputs: Inputs = NOT_COMPARED
     pairs: tuple[tuple[Pair, str], ...] = ()
     """The pairs of dtypes that were verified, the gate being of the input's, and the casting of each."""
     norm: str = "rms"
@@ -48,11 +48,10 @@ class GatedConvention:
         casting = self.castings.get((x.dtype, weight.dtype))
         if casting is None or gate.dtype != x.dtype or gate.shape != x.shape or x.shape[-1:] != (self.n,):
             return None
-        if not self.ranks.hold(x.shape):
+        if not (self.inputs.include(x) and self.inputs.include(gate)):
             return None
-        return self.compute(
-            x, gate, weight, casting, self.eps if self.eps_name is None else getattr(module, self.eps_name)
-        )
+        eps = self.eps if self.eps_name is None else getattr(module, self.eps_name)
+        return self.compute(x, gate, weight, casting, eps) if eps >= 0 else None
 
     def compute(self, x: Tensor, gate: Tensor, weight: Tensor, casting: str, eps: float) -> Tensor:
         """The result from tensors."""

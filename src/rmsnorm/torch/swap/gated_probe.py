@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from rmsnorm.torch.swap.conventions import PAIRS, Names
 from rmsnorm.torch.swap.gated import ACTIVATIONS, GatedConvention
 from rmsnorm.torch.swap.samples import (
-    GRADIENT_TOLERANCE,
     TOLERANCE,
     alike,
+    close_with_gradients,
     make_parameters,
     make_rows,
     named_eps,
@@ -47,7 +47,7 @@ def judge_gated(module: nn.Module) -> GatedConvention:
             for norm_before_gate in (True, False):
                 convention = GatedConvention(Names(name, None), eps, eps_name, n, groups, norm_before_gate, activation)
                 if _reproduces(module, convention):
-                    return _with_pairs(module, _with_ranks(module, convention))
+                    return _with_pairs(module, _with_inputs(module, convention))
     raise Left("no convention with a gate reproduces its results")
 
 
@@ -89,15 +89,8 @@ def _reproduces(module: nn.Module, convention: GatedConvention) -> bool:
         return False
     x, gate, weight = (t.requires_grad_() for t in _arguments(convention, 1, wide=False))
     theirs, ours = run(module, {name: weight}, x, gate), convention.compute(x, gate, weight, "once", convention.eps)
-    if not theirs.requires_grad:
-        return False
     dy = torch.randn(x.shape, generator=seeded(2))
-    g = torch.autograd.grad(theirs, (x, gate, weight), dy, allow_unused=True)
-    h = torch.autograd.grad(ours, (x, gate, weight), dy)
-    return all(
-        a is not None and bool((a - b).abs().max() <= GRADIENT_TOLERANCE * b.abs().max())
-        for a, b in zip(g, h, strict=True)
-    )
+    return close_with_gradients(theirs, ours, [x, gate, weight], dy)
 
 
 def _close(module: nn.Module, convention: GatedConvention, x: Tensor, gate: Tensor, weight: Tensor) -> bool:
@@ -109,17 +102,17 @@ def _close(module: nn.Module, convention: GatedConvention, x: Tensor, gate: Tens
     return True
 
 
-def _with_ranks(module: nn.Module, convention: GatedConvention) -> GatedConvention:
-    """The convention with the ranks of inputs at which it reproduces the module."""
+def _with_inputs(module: nn.Module, convention: GatedConvention) -> GatedConvention:
+    """The convention with the inputs for which it reproduces the module."""
 
     gate, weight = (torch.randn(convention.n, generator=seeded(seed)) for seed in (4, 5))
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
-        gates = gate.expand_as(x).contiguous()
+        gates = torch.empty_like(x).copy_(gate)
         ours = convention.compute(x, gates, weight, "once", convention.eps)
         return ours, run(module, {convention.names.weight or "": weight}, x, gates)
 
-    return replace(convention, ranks=verified(both, (convention.n,)))
+    return replace(convention, inputs=verified(both, (convention.n,)))
 
 
 def _with_pairs(module: nn.Module, convention: GatedConvention) -> GatedConvention:

@@ -26,21 +26,23 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def make_rows(wide: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Rows of sizes from 1e-6 to 1e3, one with a mean, one with an outlier."""
+    """Rows of sizes from 1e-6 to 1e6, one with a mean, one with an outlier."""
     count = max(16, -(-2048 // math.prod(wide)))
     x = torch.randn(count, *wide, generator=generator)
-    x = x * torch.logspace(-6, 3, count).reshape(-1, *[1] * len(wide))
-    x[-1] = x[-1] / 1e3 + 5
+    x = x * torch.logspace(-6, 6, count).reshape(-1, *[1] * len(wide))
+    x[-1] = x[-1] / 1e6 + 5
     x[-2] = x[-2].sign()
     x[-2, ..., 0] = 40 * math.prod(wide) ** 0.5
     return x
 
 
-def make_parameters(names: Names, wide: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
-    """Random gains and biases."""
+def make_parameters(
+    names: Names, wide: tuple[int, ...], generator: torch.Generator, outlier: float = 100
+) -> dict[str, Tensor]:
+    """Random gains and biases; ``outlier``: what one gain is multiplied by, for a result beyond what is clamped."""
     parameters = {name: torch.randn(wide, generator=generator) for name in names if name is not None}
     if names.weight is not None:
-        parameters[names.weight][..., 0] *= 100  # a result beyond what is clamped, where the outlier is
+        parameters[names.weight][..., 0] *= outlier  # where make_rows has its own
     return parameters
 
 
@@ -53,12 +55,14 @@ def gain_of_one(names: Names, gain: str, wide: tuple[int, ...]) -> dict[str, Ten
 def named_eps(module: nn.Module, measure: Callable[[nn.Module], float], smallest: float) -> tuple[float, str | None]:
     """The eps that ``measure`` finds: as the attribute of the module that changes it, or as a number of two digits."""
     measured = measure(module)
-    if not math.isfinite(measured) or measured > 1:
+    if not math.isfinite(measured) or measured > 2:
         raise Left("rows near zero do not come out as x / √eps")
     if measured < 4 * smallest:  # the row's own mean square
         measured = 0.0
     attributes = {
-        name: value for name, value in vars(module).items() if isinstance(value, float) and not name.startswith("_")
+        name: float(value)
+        for name, value in vars(module).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
     for name, value in attributes.items():
         if value >= 0 and math.isclose(value, measured, rel_tol=1e-3):
@@ -70,6 +74,20 @@ def named_eps(module: nn.Module, measure: Callable[[nn.Module], float], smallest
         if math.isclose(value, measured, rel_tol=1e-3):
             return value, None
     raise Left(f"its eps of about {measured:.3g} is neither an attribute nor a number of two digits")
+
+
+def close_with_gradients(theirs: Tensor, ours: Tensor, inputs: list[Tensor], dy: Tensor) -> bool:
+    """Whether results that require grad agree roughly, and their gradients, which may be large."""
+    if not theirs.requires_grad or not torch.allclose(theirs, ours, rtol=GRADIENT_TOLERANCE, atol=GRADIENT_TOLERANCE):
+        return False
+    for scale in (1, 1e6):
+        g, h = (
+            torch.autograd.grad(y, inputs, scale * dy, allow_unused=True, retain_graph=True) for y in (theirs, ours)
+        )
+        for a, b in zip(g, h, strict=True):
+            if a is None or b is None or not (a - b).abs().max() <= GRADIENT_TOLERANCE * b.abs().max():
+                return False
+    return True
 
 
 def alike(ours: Tensor, theirs: Tensor, *dtypes: torch.dtype) -> bool:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import random
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,8 +36,10 @@ def check_structure(module: nn.Module) -> None:
         raise Left("it has modules of its own")
     if any(b is not None for b in module._buffers.values()):
         raise Left("it has buffers")
-    if any(isinstance(value, Tensor) for value in vars(module).values()):
+    if any(_holds(value, Tensor) for name, value in vars(module).items() if name != "_parameters"):
         raise Left("it has tensors that are no parameters")
+    if any(_holds(value, nn.Module) for value in vars(module).values()):
+        raise Left("it has modules of its own")
     parameters = given(module)
     if len(parameters) > 2:
         raise Left(f"it has {len(parameters)} parameters, a norm has a gain and a bias")
@@ -52,6 +55,15 @@ def check_structure(module: nn.Module) -> None:
             raise Left(f"{name} has the shape {tuple(p.shape)}, which is no gain of a norm")
     if len({p.shape for p in parameters.values()}) > 1:
         raise Left("its parameters differ in shape")
+
+
+def _holds(value: object, kind: type) -> bool:
+    """Whether ``value`` is of the kind, or a container that has one."""
+    if isinstance(value, dict):
+        return any(_holds(v, kind) for v in value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return any(_holds(v, kind) for v in value)
+    return isinstance(value, kind)
 
 
 def takes_one_argument(module: nn.Module) -> bool:
@@ -86,9 +98,8 @@ def shadow(module: nn.Module, parameters: dict[str, Tensor], training: bool) -> 
     twin = object.__new__(type(module))
     for name, value in vars(module).items():
         # What a forward might write to is copied; a configuration is shared.
-        vars(twin)[name] = copy.deepcopy(value) if isinstance(value, list | set) else value
-        if isinstance(value, dict):
-            vars(twin)[name] = value.copy()
+        written = isinstance(value, list | set | dict | deque | bytearray | np.ndarray) and name != "_parameters"
+        vars(twin)[name] = copy.deepcopy(value) if written and name not in _HOOKS else value
     vars(twin)["_parameters"] = {name: parameters.get(name) for name in module._parameters}
     vars(twin)["training"] = training
     return twin

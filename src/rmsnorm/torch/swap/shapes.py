@@ -1,11 +1,12 @@
 """The shapes of inputs that a convention is compared on: a module may take other dimensions, or branch on sizes."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from rmsnorm.torch.swap.conventions import Ranks
+from rmsnorm.torch.swap.conventions import Inputs
 from rmsnorm.torch.swap.samples import seeded
 from rmsnorm.torch.swap.shadow import Left
 
@@ -19,8 +20,8 @@ _EXTENTS = 2, 3, 5, 7, 11, 13
 Both = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def verified(both: Both, wide: tuple[int, ...]) -> Ranks:
-    """The ranks at which the two results of ``both`` agree for inputs that end in ``wide``.
+def verified(both: Both, wide: tuple[int, ...]) -> Inputs:
+    """The inputs that end in ``wide`` for which the two results of ``both`` agree.
 
     A rank at which the module raises is not among them. Left if results differ at any.
     """
@@ -44,7 +45,18 @@ def verified(both: Both, wide: tuple[int, ...]) -> Ranks:
         ranks.append(count + len(wide))
         if count <= depth:
             equal.append(count + len(wide))
-    return Ranks(tuple(ranks), tuple(equal))
+    strided = all(_agree_on(both, x, strides=True) for x in _not_contiguous(values, wide))
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = _agree(both, values, (2, *wide))
+    return Inputs(tuple(ranks), tuple(equal), strided, autocast)
+
+
+def _not_contiguous(values: Tensor, wide: tuple[int, ...]) -> Iterator[Tensor]:
+    """Inputs of shape (2, 3, *wide): a transposition of the outer dimensions, a slice, channels before positions."""
+    elements = 6 * math.prod(wide)
+    yield values[:elements].view(3, 2, *wide).transpose(0, 1)
+    yield values[: 2 * elements].view(2, 3, *wide[:-1], 2 * wide[-1])[..., : wide[-1]]
+    yield values[:elements].view(2, *wide, 3).movedim(-1, 1)
 
 
 def _agree(both: Both, values: Tensor, shape: tuple[int, ...]) -> bool:
@@ -53,6 +65,12 @@ def _agree(both: Both, values: Tensor, shape: tuple[int, ...]) -> bool:
     rows = torch.randn((*shape[:-1], 1), generator=seeded(3)).exp()
     count = rows.numel() * shape[-1]
     x = values[:count].view(shape) * rows
-    with torch.no_grad():
+    return _agree_on(both, x)
+
+
+def _agree_on(both: Both, x: Tensor, strides: bool = False) -> bool:
+    """In inference mode: other comparisons are made with gradients."""
+    with torch.inference_mode():
         ours, theirs = both(x)
-        return bool((ours - theirs).abs().max() <= 1e-3 * theirs.abs().max())
+        same = ours.dtype == theirs.dtype and (ours.stride() == theirs.stride() or not strides)
+        return bool(same and (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max())
