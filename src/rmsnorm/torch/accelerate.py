@@ -156,7 +156,8 @@ def _rms_norm(
         try:
             if input.is_contiguous():
                 return rms_norm(input, normalized_shape, weight, eps)
-            if not _maybe_channels_last(input):  # torch copies it too: result and gradient are contiguous
+            if input.layout is torch.strided and not _maybe_channels_last(input):
+                # torch copies it too: result and gradient are contiguous
                 return rms_norm(input.contiguous(), normalized_shape, weight, eps)
         except _REFUSED:
             pass
@@ -173,7 +174,8 @@ def _layer_norm(
 ) -> Tensor:
     if eager_way(input, weight, bias) != COMPOSITE and _layer_norm_takes(input, normalized_shape, weight, bias):
         try:
-            return layer_norm(input.contiguous(), normalized_shape, weight, bias, eps)
+            if input.layout is torch.strided:
+                return layer_norm(input.contiguous(), normalized_shape, weight, bias, eps)
         except _REFUSED:
             pass
     return torch.ops.aten.layer_norm.default.decompose(input, normalized_shape, weight, bias, eps, cudnn_enable)

@@ -77,7 +77,7 @@ def _add_rms_norm_autograd(ctx, dnormed, dnew):
         dy = dnormed if ctx.dtypes[0] == ctx.dtypes[1] else dnormed.to(x.dtype)
         gradients = _ops.rms_norm_backward(dy, x, ctx.shape, weight, bias, dnew, wants, *ctx.how)
         dsum, dweight, dbias = wanted(gradients, wants)
-    dinput = dsum.to(ctx.dtypes[0]) if needs[0] else None
+    dinput = dsum.to(ctx.dtypes[0]) if needs[0] and dsum is not None else None
     return dinput, dsum if needs[1] else None, None, dweight, dbias, None, None, None, None
 
 
