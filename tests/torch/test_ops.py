@@ -278,3 +278,20 @@ def test_add_rms_norm_of_which_only_the_sum_is_used():
     assert dw is None
     assert torch.equal(dx, (x + z).cos())
     assert torch.equal(dz, dx)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, w: torch.ops.rmsnorm.rms_norm(x, [8], w, None, None, 0.5, False, "once"),
+        lambda x, w: torch.ops.rmsnorm.layer_norm(x, [8], w, w, None),
+        lambda x, w: torch.ops.rmsnorm.add_rms_norm(x, x, [8], w, None, None, 1.0, False, "once")[0],
+        lambda x, w: torch.ops.rmsnorm.rms_norm_gated(x, x, [8], w, None, False, 2, 1.0),
+    ],
+)
+def test_inputs_made_in_inference_mode(run):
+    x, w = torch.randn(3, 8), torch.randn(8, requires_grad=True)
+    with torch.inference_mode():
+        inferred = x.clone()
+    found, expected = (torch.autograd.grad(run(t, w).square().sum(), w)[0] for t in (inferred, x))
+    assert torch.equal(found, expected)
