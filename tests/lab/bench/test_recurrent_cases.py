@@ -20,7 +20,7 @@ SMALL = [
 
 
 def test_a_figure_tells_the_networks_apart():
-    shown = [p for p in providers.all_providers(1) if p.recurrent and not p.limit]
+    shown = [p for p in providers.all_providers(1) if p.kind == "recurrent" and not p.limit]
     assert len({(p.colour, p.marker) for p in shown}) == len(shown) > 6
     assert all(p.colour == norms.entry(p.norm).colour for p in shown)
 

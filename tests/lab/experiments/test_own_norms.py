@@ -79,7 +79,6 @@ def test_the_documented_norm_is_trained_timed_tabulated_drawn_and_reported(tmp_p
         "batch",
         "group",
         "layer",
-        "rms-torch",
         "rms",
         "prms",
         "dyt",
