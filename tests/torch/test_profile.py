@@ -71,7 +71,7 @@ def outputs(monkeypatch):
     """What each variant returns: they are called once, and get made times of five rounds."""
     found = {}
 
-    def measure(timed, plan, pause, drop):
+    def measure(timed, plan, sample, pause, drop):
         for name, call in timed.items():
             found[name] = call()
         made = {"model": 10.0, "swap_norms": 9.0, "no norms": 8.0}

@@ -6,6 +6,8 @@ other devices and captured graphs never see it, or are handed on to torch's comp
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -105,14 +107,42 @@ def _switch(names: tuple[str, ...], by: int) -> None:
         for name in names if by > 0 else ():
             if not _users[name]:
                 _check(name)
-        for name in names:
-            _users[name] += by
-            if _users[name] and name not in _libraries:
-                _libraries[name] = library = torch.library.Library("aten", "IMPL")
-                for key in ("CPU", "AutogradCPU"):
-                    library.impl(name, _IMPLEMENTATIONS[name], key)
-            elif not _users[name]:
-                _libraries.pop(name)._destroy()
+        counted = []
+        try:
+            for name in names:
+                _count(name, by)
+                counted.append(name)
+        except BaseException:  # an interruption too: nobody could undo what is counted
+            for name in counted:
+                _count(name, -by)
+            raise
+
+
+def _count(name: str, by: int) -> None:
+    if by > 0 and name not in _libraries:
+        library = torch.library.Library("aten", "IMPL")
+        try:
+            for key in ("CPU", "AutogradCPU"):
+                library.impl(name, _IMPLEMENTATIONS[name], key)
+        except BaseException:
+            library._destroy()
+            raise
+        _libraries[name] = library
+    _users[name] += by
+    if not _users[name]:
+        _libraries.pop(name)._destroy()
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Puts the switch back at the end, also where an interruption came between a call and its undo."""
+    before = dict(_users)
+    try:
+        yield
+    finally:
+        for name, count in before.items():
+            while _users[name] > count:
+                _switch((name,), -1)
 
 
 def _check(name: str) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from statistics import median
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 import torch
 from torch import nn
 
-from rmsnorm.timing import Plan, Spread, Within, measure, saved, spread
-from rmsnorm.torch.accelerate import accelerate
+from rmsnorm.timing import Call, Plan, Spread, Within, measure, saved, spread
+from rmsnorm.torch.accelerate import accelerate, as_before
 from rmsnorm.torch.profile.kept import Kept
 from rmsnorm.torch.profile.report import NormCost, NormProfile
 from rmsnorm.torch.profile.variants import Calls, Functions, forwards, recorded, without
@@ -21,6 +21,7 @@ from rmsnorm.torch.swap import Row, swap_norms
 
 __all__ = ["NormCost", "NormProfile", "profile_norms"]
 
+_OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm)
 Step = Callable[[nn.Module], object]
 Variants = dict[str, Callable[[], AbstractContextManager[Any]]]
 Progress = Callable[[str, float | None], None]
@@ -48,15 +49,15 @@ def profile_norms(
     Shares are medians over the rounds r, with 95 % confidence intervals. No norm is timed alone: in warm caches it
     seems three to five times cheaper than in a model.
 
-    A norm that is left out returns its input (one with a gate, input · gate). That changes the numbers, so it tells
-    time only, and it is not possible for a step whose work depends on them (a generation that stops at a token): then
-    ``notes`` say so. The shares of distinct norms need not add up to that of all.
+    A norm that is left out returns its input (one with a gate, input · gate). That changes the numbers, so only the
+    times mean anything. It is not possible for a step whose work depends on the numbers (a generation that stops at a
+    token): then ``notes`` say so. The shares of distinct norms need not add up to that of all.
 
     Nothing of the model is changed afterwards, also after an error or an interruption: parameters, buffers, gradients,
-    attributes, modes, hooks and classes are put back; so are optimizers that step, and the random states of torch,
-    NumPy and Python. Each step starts from the same numbers. What else the step changes (a data loader's place, a
-    learning rate's schedule, files) it changes some hundred times. The copy takes the memory of the model once more,
-    and that of the optimizers' states.
+    attributes (with what lists, dicts, sets, deques and arrays hold, not other objects), modes, hooks and classes are
+    put back; so are optimizers that step, and the random states of torch, NumPy and Python. Each step starts from the
+    same numbers. What else the step changes (a data loader's place, a learning rate's schedule, files) it changes some
+    hundred times. The copy takes the memory of the model once more, and that of the optimizers' states.
 
     Args:
         model: any module on a CPU.
@@ -87,21 +88,23 @@ def profile_norms(
         >>> [(row.cls, row.n, row.rows, row.calls) for row in profile.norms]
         [('RMSNorm', 8, (4,), 1)]
     """
-    _check(model, step, seconds, rounds)
+    _check(model, step, seconds, rounds, progress)
     tell = progress or (lambda what, left: None)
     kept = Kept(model)
     try:
-        with _room_to_compile():
+        with as_before(), _room_to_compile():
             return _Profiler(model, step, kept, tell).profile(seconds, rounds)
     finally:
         kept.restore()
 
 
-def _check(model: nn.Module, step: Step, seconds: float, rounds: int | None) -> None:
+def _check(model: nn.Module, step: Step, seconds: float, rounds: int | None, progress: Progress | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not callable(step):
         raise TypeError(f"step must be callable with the model, got {type(step).__name__}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable or None, got {type(progress).__name__}")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"seconds must be a number, got {type(seconds).__name__}")
     if rounds is not None and (isinstance(rounds, bool) or not isinstance(rounds, int)):
@@ -160,6 +163,10 @@ class _Profiler:
                     f"{name} is called {functions[name] - of_modules} times outside of torch's modules: "
                     "swap_norms does not reach a function, and no row has it unless it is in a norm's class"
                 )
+        others = Counter(type(m).__name__ for m in self.model.modules() if isinstance(m, _OTHER_NORMS))
+        if others:
+            listed = ", ".join(f"{count} {name}" for name, count in others.items())
+            self.notes.append(f"{listed}: not counted, since they normalise over other dimensions or examples")
         if idle := sum(not calls[module] for module in rows):
             self.notes.append(f"{idle} norms of the model are not called in a step")
         if not any(calls.values()) and not functions.total():
@@ -228,7 +235,19 @@ class _Profiler:
         limits = (FEWEST_ROUNDS, MOST_ROUNDS) if rounds is None else (rounds, rounds)
         plan = Plan(budget_ns=seconds * 1e9, sample_ns=SAMPLE_NS, lead_ns=LEAD_NS, rounds=limits)
         timed = {name: Within(self.call, partial(placed, context)) for name, context in variants.items()}
-        return measure(timed, plan, pause=pause, drop=drop)
+        return measure(timed, plan, sample=self._sample, pause=pause, drop=drop)
+
+    def _sample(self, call: Call, repeats: int) -> float:
+        """Nanoseconds a step; before each, the clock is stopped and what the last one changed is put back."""
+        assert isinstance(call, Within)
+        spent = 0
+        with call.context():
+            for _ in range(repeats):
+                self.kept.rewind()
+                start = perf_counter_ns()
+                call.call()
+                spent += perf_counter_ns() - start
+        return spent / repeats
 
     def _report(
         self,
