@@ -1,8 +1,15 @@
-"""``rmsnorm build-nodes``: compile the C++ calls and autograd nodes for the installed torch, into the user's cache."""
+"""``rmsnorm build-nodes``: compile the C++ calls, autograd nodes and operators for the installed torch."""
 
 import argparse
 import subprocess
 import sys
+
+_CHECK = """
+from rmsnorm.torch.norm.eager import why_no_nodes
+from rmsnorm.torch.registration import why_no_operators
+
+raise SystemExit(why_no_nodes or why_no_operators)
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,22 +22,23 @@ def run(args: argparse.Namespace) -> int:
     try:
         from rmsnorm.torch import node_files
         from rmsnorm.torch.norm.eager import nodes
+        from rmsnorm.torch.registration import why_no_operators
     except ImportError as error:
         return _fail(f"rmsnorm.torch must be importable: {error}")
-    if nodes:
-        print(f"They are there: {nodes.__file__}")
+    if nodes and not why_no_operators:
+        print(f"They are there:\n{nodes.__file__}\n{node_files.find_operators()}")
         return 0
-    print(f"Compiling {node_files.cached()} (about a minute) ...", flush=True)
+    print(f"Compiling into {node_files.cached('').parent} (two minutes or so) ...", flush=True)
     try:
-        path = node_files.build(verbose=args.verbose)
-    except Exception as error:  # the compiler's, ninja's, the file system's
+        paths = node_files.build(verbose=args.verbose)
+    except (RuntimeError, OSError) as error:
         needs = "a C++20 compiler (g++ 11, clang++ 14 or newer), ninja (pip install ninja) and Python's headers"
         return _fail(f"{error}\nCompiling needs {needs}.")
-    check = "from rmsnorm.torch.norm.eager import why_no_nodes; raise SystemExit(why_no_nodes)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
     if done.returncode:
-        path.unlink(missing_ok=True)
-        return _fail(f"the compiled module does not load, and is removed: {done.stderr.strip()}")
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return _fail(f"what was compiled does not load, and is removed: {done.stderr.strip()}")
     print("Done. They serve every process that starts from now on.")
     return 0
 

@@ -16,7 +16,10 @@ from typing import Any
 
 COMMANDS = {
     "info": ("rmsnorm.info", "show what this installation can do here, and why not the rest"),
-    "build-nodes": ("rmsnorm.build_nodes", "compile the C++ calls and autograd nodes for the installed torch"),
+    "build-nodes": (
+        "rmsnorm.build_nodes",
+        "compile the C++ calls, autograd nodes and operators for the installed torch",
+    ),
     "profile": (
         "rmsnorm_lab.profile_command",
         "measure what the norms of your own model cost, and what would be saved",

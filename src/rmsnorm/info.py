@@ -113,7 +113,9 @@ def _torch() -> list[dict[str, str]]:
                 "where": "torch cpu, compiled or exported",
                 "served by": "native kernels",
                 "as": "torch.ops.rmsnorm.*",
-                "operators": f"in Python: {why_no_operators}" if why_no_operators else f"in {node_files.operators()}",
+                "operators": f"in Python: {why_no_operators}"
+                if why_no_operators
+                else f"in {node_files.find_operators()}",
             },
         ]
     if why_no_triton := dispatch.tried_triton():

@@ -1,4 +1,4 @@
-"""Which compiled nodes are loaded, and how `rmsnorm build-nodes` makes them for a torch that the installation lacks."""
+"""Which compiled nodes and operators are loaded, and how `rmsnorm build-nodes` makes them where there are none."""
 
 import os
 import shutil
@@ -12,16 +12,18 @@ torch = pytest.importorskip("torch")
 from rmsnorm import build_nodes  # noqa: E402
 from rmsnorm.torch import node_files  # noqa: E402
 from rmsnorm.torch.norm.eager import nodes, why_no_nodes  # noqa: E402
+from rmsnorm.torch.registration import why_no_operators  # noqa: E402
 
-if nodes is None:
-    pytest.skip(f"C++ nodes: {why_no_nodes}", allow_module_level=True)
+if nodes is None or why_no_operators:
+    pytest.skip(f"C++ nodes and operators: {why_no_nodes or why_no_operators}", allow_module_level=True)
+OPERATORS = node_files.find_operators()
 
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """The installed module, in a cache; the installation seems to have none."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = node_files.cached()
+    path = node_files.cached(node_files.nodes_name())
     path.parent.mkdir(parents=True, mode=0o700)
     shutil.copy(nodes.__file__, path)
     monkeypatch.setattr(node_files, "import_module", _there_is_none)
@@ -33,7 +35,7 @@ def _there_is_none(name):
 
 
 def test_the_caches_module_serves_where_the_installation_has_none(cached):
-    found = node_files.find()
+    found = node_files.find_nodes()
     assert found.__file__ == str(cached)
     assert hasattr(found, "add_rms_norm")
 
@@ -41,42 +43,52 @@ def test_the_caches_module_serves_where_the_installation_has_none(cached):
 @pytest.mark.parametrize("which", ["the file", "its folder"])
 def test_a_module_that_others_can_write_is_not_loaded(cached, which):
     (cached if which == "the file" else cached.parent).chmod(0o777)
-    assert node_files.find() is None
+    assert node_files.find_nodes() is None
 
 
 def test_another_torch_has_another_module(cached, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.99.0.dev20270101+cu140")
-    assert node_files.module_name() == "_nodes_2_99_0_dev20270101"
-    assert node_files.find() is None
+    assert node_files.nodes_name() == "_nodes_2_99_0_dev20270101"
+    assert node_files.find_nodes() is None
 
 
 def test_other_sources_have_another_place(cached, monkeypatch):
     monkeypatch.setattr(node_files.codes, "header", lambda: "another")
-    assert node_files.cached() != cached
+    assert node_files.cached(node_files.nodes_name()) != cached
 
 
 def test_one_that_does_not_load_says_so(cached):
     cached.write_bytes(b"no library")
     with pytest.raises(ImportError, match=cached.name):
-        node_files.find()
+        node_files.find_nodes()
+
+
+def test_the_caches_operators_serve_where_the_installation_has_none(cached, monkeypatch):
+    monkeypatch.setattr(node_files, "find_spec", lambda name: None)
+    assert node_files.find_operators() is None
+    path = node_files.cached(node_files.operators_name())
+    shutil.copy(OPERATORS, path)
+    assert node_files.find_operators() == str(path)
+    path.chmod(0o777)
+    assert node_files.find_operators() is None
 
 
 COMPILER = """#!{python}
 import shutil, sys
 out = sys.argv[sys.argv.index("-o") + 1]
 if "-c" in sys.argv:
-    assert "-DRMSNORM_NODES={name}" in sys.argv, sys.argv
+    assert "-DRMSNORM_NODES=" in " ".join(sys.argv), sys.argv
     open(out, "w").close()
 else:
-    shutil.copy({made!r}, out)
+    shutil.copy({made}["_ops_" in out], out)
 """
 
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """One that copies the installed module; compiling takes half a minute."""
+    """One that copies what is installed; compiling takes a minute."""
     path = tmp_path / "g++"
-    path.write_text(COMPILER.format(python=sys.executable, name=node_files.module_name(), made=nodes.__file__))
+    path.write_text(COMPILER.format(python=sys.executable, made=[nodes.__file__, OPERATORS]))
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -96,8 +108,9 @@ def command(*arguments):
 def test_the_command_puts_a_module_into_the_cache(compiler, capsys):
     assert command() == 0
     assert "Done" in capsys.readouterr().out
-    assert node_files.cached().is_file()
-    assert node_files._is_private(node_files.cached())
+    assert node_files.cached(node_files.nodes_name()).is_file()
+    for name in (node_files.nodes_name(), node_files.operators_name()):
+        assert node_files._is_private(node_files.cached(name))
 
 
 def test_a_compiler_that_fails_is_named(compiler, capsys):
@@ -106,7 +119,7 @@ def test_a_compiler_that_fails_is_named(compiler, capsys):
     said = capsys.readouterr().err
     assert "no such machine" in said
     assert "C++20 compiler" in said
-    assert not node_files.cached().exists()
+    assert not node_files.cached(node_files.nodes_name()).exists()
 
 
 def test_the_command_says_that_they_are_there():
@@ -114,3 +127,4 @@ def test_the_command_says_that_they_are_there():
         [sys.executable, "-m", "rmsnorm.cli", "build-nodes"], capture_output=True, text=True, check=True
     )
     assert nodes.__file__ in done.stdout
+    assert OPERATORS in done.stdout

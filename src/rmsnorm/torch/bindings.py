@@ -124,7 +124,7 @@ def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | 
     if native.missing:
         return None, native.missing
     try:
-        module = node_files.find()
+        module = node_files.find_nodes()
     except ImportError as error:
         return None, f"their module for torch {torch.__version__} cannot be loaded ({error}); run `rmsnorm build-nodes`"
     if module is None:
@@ -141,17 +141,15 @@ def load_operators() -> str | None:
     """Loads the library that defines the CPU's operators in C++, and hands it the kernels; or says why not."""
     if native.missing:
         return native.missing
-    library = node_files.operators()
+    library = node_files.find_operators()
     if library is None:
-        return (
-            f"there are none for torch {torch.__version__}; `pip install --no-build-isolation .` beside it builds them"
-        )
+        return f"there are none for torch {torch.__version__}; `rmsnorm build-nodes` compiles them"
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     try:
         connect = ctypes.CDLL(library).rmsnorm_connect
     except OSError as error:
-        return f"{library} cannot be loaded ({error}); run pip install again"
+        return f"{library} cannot be loaded ({error}); run `rmsnorm build-nodes`"
     connect.restype, connect.argtypes = ctypes.c_bool, (ctypes.c_void_p, ctypes.c_int)
     if not connect(pointer(native.kernels.c_api, b"rmsnorm.native.c_api"), FLAGS):
         raise ImportError(f"{native.OLDER}: {library} is of another version of the interface")
