@@ -118,7 +118,7 @@ def _build(path: Path, name: str) -> tuple[Any, Any]:
     sys.path.insert(0, str(path.resolve().parent))  # as for `python FILE.py`
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _said(path, "must be importable", error) from error
     build = getattr(module, name, None)
     if not callable(build):
@@ -126,7 +126,7 @@ def _build(path: Path, name: str) -> tuple[Any, Any]:
         raise UserError(f"{path} must have a function {name!r}; it has none.{nearest(name, functions)}")
     try:
         made = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _said(path, f"{name}() must return a model and a step", error) from error
     if not (isinstance(made, tuple | list) and len(made) == 2):
         got = type(made).__name__ + (f" of {len(made)}" if isinstance(made, tuple | list) else "")
@@ -146,22 +146,20 @@ def _profile(path: Path, model: Any, step: Any, seconds: float, rounds: int | No
     progress = _Progress()
     try:
         return profile_norms(model, step, seconds=seconds, rounds=rounds, progress=progress)
-    except Exception as error:
-        if _line_of(path, error) or isinstance(error, ValueError | NotImplementedError):
-            raise _said(path, "its model and step must run", error) from error
-        raise
+    except (Exception, SystemExit) as error:  # a step that takes no model has no line in the user's file
+        raise _said(path, "its model and step must run", error) from error
     finally:
         progress.clear()
 
 
-def _said(path: Path, what: str, error: Exception) -> UserError:
+def _said(path: Path, what: str, error: BaseException) -> UserError:
     """The user's error in a sentence, with the line of the user's file that it came from."""
     line = _line_of(path, error)
     where = f"{path}, line {line}" if line else str(path)
     return UserError(f"{where}: {what}; got {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
-def _line_of(path: Path, error: Exception) -> int | None:
+def _line_of(path: Path, error: BaseException) -> int | None:
     if isinstance(error, SyntaxError):
         return error.lineno
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]

@@ -60,6 +60,14 @@ def normless():
 
 def short():
     return nn.RMSNorm(8), lambda model: model(torch.ones(3, 7))
+
+
+def stepless():
+    return nn.RMSNorm(8), lambda: 3
+
+
+def leaves():
+    raise SystemExit(7)
 """
 BESIDE = "from torch.nn import LayerNorm as Norm\n"
 
@@ -105,6 +113,8 @@ def test_table_json_and_figure(file, tmp_path, capsys):
         ("mine.py:stops", "mine.py, line 35: its model and step must run; got OSError: no data"),
         ("mine.py:short", "mine.py, line 52: its model and step must run; got RuntimeError: "),
         ("mine.py:normless", "mine.py: its model and step must run; got ValueError: the step must call a norm"),
+        ("mine.py:stepless", "mine.py: its model and step must run; got TypeError"),
+        ("mine.py:leaves", "leaves() must return a model and a step; got SystemExit: 7"),
         ("broken.py:build", "broken.py, line 2: must be importable; got SyntaxError"),
         (
             "lacking.py:build",

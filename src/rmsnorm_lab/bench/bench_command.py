@@ -108,6 +108,8 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
         known_cases = (cases.quick_cases if args.quick else cases.default_cases)(usable)
         if any(change["op"] in cases.MODELS for change in choices.get("op", ())):
             known_cases += cases.model_cases(usable, args.quick)
+        if any(change["op"] in cases.CHAINS for change in choices.get("op", ())):
+            known_cases += cases.chain_cases(usable, args.quick)
     selected = cases.choose(known_cases, choices)
     known = providers.all_providers(max(case.threads for case in selected))
     wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rmsnorm_lab.bench.cases import Case
-from rmsnorm_lab.bench.model_tables import COMPARED, model_ratios, model_table
+from rmsnorm_lab.bench.model_tables import COMPARED, chain_table, model_ratios, model_table
 from rmsnorm_lab.bench.oracle import SUMMED
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.table import Row, Table, count
@@ -43,7 +43,8 @@ def figures(record: Record) -> Iterator[Figures]:
 def case_table(record: Record, earlier: Record | None = None) -> Table:
     """All providers on one case; with ``earlier``, its times beside these."""
     case = record.case
-    ratios = ["time ÷\nthe other's", "the\nother"] if case.kind == "model" else ["time ÷\nlimit", "rmsnorm ÷\nthis"]
+    compared = case.kind in ("model", "chain")
+    ratios = ["time ÷\nthe other's", "the\nother"] if compared else ["time ÷\nlimit", "rmsnorm ÷\nthis"]
     headings = ["provider", "time", "quartiles", case.work[1], *ratios, "error"]
     to_other = model_ratios(record)
     rows = []
@@ -55,7 +56,7 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
             f"{each.rate:.3g}",
             *(
                 [to_other.get(each.name, "–"), COMPARED.get(each.name, "–")]
-                if case.kind == "model"
+                if compared
                 else [_ratio(each.over_limit), _ratio(each.ours_over)]
             ),
             _errors(each.result.errors, case),
@@ -76,7 +77,7 @@ def case_table(record: Record, earlier: Record | None = None) -> Table:
     return Table(
         headings=headings + (["earlier", "now ÷\nearlier"] if earlier else []),
         rows=rows,
-        title=str(case) if case.kind == "model" else f"{case} ({_bytes(case.bytes)})",
+        title=str(case) if compared else f"{case} ({_bytes(case.bytes)})",
         note="\n".join(notes),
     )
 
@@ -86,7 +87,7 @@ LEGEND = (
     "bytes, into new memory if the output is new; for recurrent networks, their matrix products. "
     "Ratios: the median of the ratios within each round. "
     "error: the largest of y and dx, in epsilons of the dtype; Σ: of gradients that are sums over rows, relative; "
-    "codes: in steps; recurrent networks and models: of results and all gradients, relative."
+    "codes: in steps; recurrent networks, models and chains: of results and all gradients, relative."
 )
 
 
@@ -95,14 +96,19 @@ def markdown(records: Iterable[Record]) -> str:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.case.group, []).append(record)
-    models = [record for members in groups.values() for record in members if record.case.kind == "model"]
+    models, chains = (
+        [record for members in groups.values() for record in members if record.case.kind == kind]
+        for kind in ("model", "chain")
+    )
     parts = [
         _group_table(heading, members).markdown()
         for heading, members in groups.items()
-        if members[0].case.kind != "model"
+        if members[0].case.kind not in ("model", "chain")
     ]
     if models:
         parts.append(model_table(models, duration).markdown())
+    if chains:
+        parts.append(chain_table(chains, duration).markdown())
     machines = dict.fromkeys(about(record.machine) for members in groups.values() for record in members)
     return "\n\n".join([*parts, *machines])
 

@@ -25,7 +25,8 @@ OPERANDS = {
 }
 RECURRENT = ("gru", "lstm")
 MODELS = ("llama",)
-OPS = (*OPERANDS, *RECURRENT, *MODELS)
+CHAINS = ("compiled_chain",)
+OPS = (*OPERANDS, *RECURRENT, *MODELS, *CHAINS)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
 FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")  # without a gradient
 HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
@@ -60,7 +61,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """``"norm"``, ``"recurrent"`` or ``"model"``."""
+        """``"norm"``, ``"recurrent"``, ``"model"`` or ``"chain"``."""
         return kind(self.op)
 
     @property
@@ -110,7 +111,7 @@ class Case:
     @property
     def work(self) -> tuple[float, str]:
         """What a rate counts, and its unit: bytes moved, a recurrent network's operations in products, or tokens."""
-        if self.kind == "model":
+        if self.kind in ("model", "chain"):
             return self.rows * 1e9, "tokens/s"
         if not self.recurrent:
             return self.bytes_moved, "GB/s"
@@ -177,7 +178,7 @@ class Case:
 
 
 def kind(op: str) -> str:
-    return "recurrent" if op in RECURRENT else "model" if op in MODELS else "norm"
+    return "recurrent" if op in RECURRENT else "model" if op in MODELS else "chain" if op in CHAINS else "norm"
 
 
 def _product(**choices: Sequence[Any]) -> list[Case]:
@@ -252,6 +253,14 @@ def model_cases(threads: int, quick: bool) -> list[Case]:
         for t in dict.fromkeys((1, threads))
         for direction, rows in (("forward", 512), ("forward", 1), ("forward+backward", 512))
     ]
+
+
+def chain_cases(threads: int, quick: bool) -> list[Case]:
+    """Compiled chains, from one short row to 64 MiB. Only if --op names them."""
+    if quick:
+        return [Case("compiled_chain", direction, "float32", 4, 64, threads=threads) for direction in TRAINED]
+    shapes = [(1, 256), (1, 1024), (4, 1024), (16, 1024), (64, 1024), (256, 1024), (1024, 1024), (4096, 4096)]
+    return _product(op=CHAINS, direction=TRAINED, dtype=tuple(DTYPES), threads=[threads], shape=shapes)
 
 
 def cuda_cases() -> list[Case]:

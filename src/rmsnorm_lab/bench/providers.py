@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rmsnorm_lab.bench import (
     array_providers,
+    chain_providers,
     gpu_providers,
     jax_providers,
     model_providers,
@@ -40,6 +41,7 @@ def all_providers(threads: int) -> list[Provider]:
         torch_providers.Copy(),
         *recurrent_providers.providers(),
         *model_providers.providers(),
+        *chain_providers.providers(),
     ]
 
 

@@ -10,15 +10,16 @@ import torch
 
 from rmsnorm.timing import QUICK, Call, Plan, measure, wall_clock
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import cuda, device_oracle, model_cases, oracle, recurrent_oracle
+from rmsnorm_lab.bench import chain_cases, cuda, device_oracle, model_cases, oracle, recurrent_oracle
 from rmsnorm_lab.bench.cases import Case
+from rmsnorm_lab.bench.chain_cases import ChainOracle
 from rmsnorm_lab.bench.model_cases import ModelOracle
 from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 
-AnyOracle: TypeAlias = Oracle | RecurrentOracle | ModelOracle
+AnyOracle: TypeAlias = Oracle | RecurrentOracle | ModelOracle | ChainOracle
 
 # A step of a model is 10 000 times as long as a call of a norm.
 MODEL_PLAN = Plan(budget_ns=20e9, sample_ns=20e6, rounds=(11, 99))
@@ -114,6 +115,8 @@ def make_inputs(case: Case) -> Inputs:
         return recurrent_oracle.make_inputs(case)
     if case.kind == "model":
         return model_cases.make_inputs(case)
+    if case.kind == "chain":
+        return chain_cases.make_inputs(case)
     return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
 
 
@@ -122,6 +125,8 @@ def _oracle(case: Case, inputs: Inputs) -> AnyOracle:
         return RecurrentOracle(case, inputs)
     if case.kind == "model":
         return ModelOracle(case, inputs)
+    if case.kind == "chain":
+        return ChainOracle(case, inputs)
     return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
 
 
@@ -161,6 +166,9 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
         a_step = model_cases.operations(case) / 1e11 / case.threads + 5e-3
         own = plan_of(case, plan)
         return 60 * len(names) / 7 + 8 * a_step + max(own.budget_ns / 1e9, own.rounds[0] * len(names) * a_step)
+    if case.kind == "chain":  # a compilation for each; a pass over memory for each link
+        a_round = len(names) * chain_cases.PAIRS * case.bytes * (8 if case.backward else 3) / 1e10
+        return 8.0 * len(names) + max(plan.budget_ns / 1e9, (plan.rounds[0] + 6) * a_round)
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
     a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
     oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)

@@ -33,7 +33,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=tasks.SIZES,
         default="small",
-        help="recipe: small takes minutes on two cores, medium (translation, transformer) a quarter of an hour a run, "
+        help="recipe: small takes minutes on two cores, medium (translation, transformer) 4,000 steps, "
         "paper has the paper's dimensions (default: %(default)s)",
     )
     for flag, which in (("--source", "translated from"), ("--target", "translated into")):

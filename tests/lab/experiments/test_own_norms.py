@@ -210,6 +210,15 @@ def test_norms_of_one_network_start_differently_and_in_training_mode():
     assert first.training
 
 
+def test_statistics_start_where_the_norm_starts_them():
+    written(
+        "import torch\nclass X(torch.nn.Module):\n    def __init__(self, width):\n        super().__init__()\n"
+        "        self.register_buffer('seen', torch.zeros(()))\n    def forward(self, x):\n"
+        "        self.seen += 1\n        return x * 1\n"
+    )
+    assert norms.made(norms.of_user("my_norm.py:X"), "best").layer(3).seen == 0
+
+
 def test_a_norm_in_a_package(tmp_path):
     written("from mine.inside import Other as MyNorm\nstray = 3\n", "mine/__init__.py")
     written(RMS + "Other = Same\n", "mine/inside.py")
@@ -235,7 +244,8 @@ BODY = "import torch\nclass {}(torch.nn.Module):\n    def __init__(self, width):
         ("my_norm.py:", "", "FILE.py:NAME or package.module:NAME; got 'my_norm.py:'"),
         ("my_norm.py:Sane", RMS, "must have 'Sane', .*; it has no 'Sane'. Did you mean 'Same'"),
         ("my_norm.py:xyz", RMS, "it has no 'xyz'. It has Same, Deep, plain"),
-        ("my_norm.py:three", "three = 3", "its 'three' is of type int"),
+        ("my_norm.py:three", "three = 3", "its 'three' is of type int. It has no class and no function"),
+        ("torch:nothing", None, "it has no 'nothing'. It has .*, …"),
         ("my_norm.py:X", "import torch\n\ndef X(:", "my_norm.py must be importable; it is not: SyntaxError"),
         ("my_norm.py:X", "import torch\n1 / 0\n", "it is not: ZeroDivisionError, line 2: division by zero"),
         ("my_norm.py:X", "import sys; sys.exit(3)", "it is not: SystemExit, line 1: 3"),
@@ -263,6 +273,11 @@ def test_what_cannot_be_found_is_said(source, text, message, capsys):
         (BODY.format("X") + "    def forward(self, x):\n        return x.double()", r"it made float64 \(3, 32\)"),
         (BODY.format("X") + "    def forward(self, x):\n        return None", r"it made NoneType"),
         (BODY.format("X") + "    def forward(self, x):\n        return x @ x", r"it raised RuntimeError"),
+        (
+            BODY.format("X") + "    def forward(self, x):\n        return x.sum(-1) if self.training else x",
+            r"of float32 \(3, 32\), in training, it made float32 \(3,\)",
+        ),
+        ("def X(width):\n    return lambda x: x.mul_(2)", r"leave that tensor as it is; .* it wrote into it"),
     ],
 )
 def test_what_is_no_norm_is_refused_before_anything_is_trained(text, message, tmp_path, capsys):

@@ -33,7 +33,7 @@ class Entry:
     forms: tuple[str, ...]
     """Translations: one, or one for each plural form."""
     fuzzy: bool = False
-    """A tool made the translation from that of a similar message, and nobody has checked it."""
+    """The translation was copied from a similar message by a tool, and is unchecked."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ It is a class or a function of the width. Its name in the registry, and so in re
 hash of its source: ``MyNorm@3f2a91c0``. After an edit it is another norm, whose runs are others.
 """
 
+import copy
 import importlib
 import inspect
+import itertools
 import os
 import sys
 import traceback
@@ -47,7 +49,10 @@ def registered(source: str) -> str:
         else:
             what = f"it has no {attribute!r}"
         there = [name for name, each in vars(module).items() if callable(each) and not name.startswith("_")]
-        meant = nearest(attribute, there) or f" It has {', '.join(there) or 'neither'}."
+        meant = (
+            nearest(attribute, there)
+            or f" It has {', '.join(there[:10]) or 'no class and no function'}{', …' if there[10:] else ''}."
+        )
         raise UserError(f"{place} must have {attribute!r}, a class or a function of the width; {what}.{meant}")
     name = f"{attribute}@{sha256_of(content + _elsewhere(factory, module))[:_DIGITS]}"
     if name not in norms.REGISTRY:
@@ -158,21 +163,26 @@ class Own(Normaliser):
         return _Function(made)
 
     def _checked(self, module: nn.Module, width: int) -> nn.Module:
-        """The module, after it has shown in evaluation mode that it keeps shape and dtype."""
+        """The module, after it has shown in both modes that it keeps shape and dtype, and its input."""
         must = f"{self.source} must turn a tensor of shape (..., width) into one of the same shape and dtype"
-        training = module.training
-        for x in (torch.randn(3, width), torch.randn(2, 3, width)):
-            asked = f"of float32 {tuple(x.shape)}"
+        training, state = module.training, copy.deepcopy(module.state_dict())  # it may keep statistics in training
+        shapes = ((3, width), (2, 3, width))
+        for mode, shape in itertools.product(("evaluation", "training"), shapes):
+            x = torch.randn(shape)
+            before, asked = x.clone(), f"of float32 {shape}, in {mode}"
             try:
                 with torch.no_grad():
-                    y = module.eval()(x)
+                    y = module.train(mode == "training")(x)
             except Exception as error:
                 raise UserError(f"{must}; {asked}, it raised {type(error).__name__}: {error}.") from error
+            if not torch.equal(x, before):
+                raise UserError(f"{must}, and leave that tensor as it is; {asked}, it wrote into it.")
             if not isinstance(y, Tensor):
                 raise UserError(f"{must}; {asked}, it made {type(y).__name__}.")
             if y.shape != x.shape or y.dtype != x.dtype:
                 dtype = str(y.dtype).removeprefix("torch.")
                 raise UserError(f"{must}; {asked}, it made {dtype} {tuple(y.shape)}.")
+        module.load_state_dict(state)
         return module.train(training)
 
 

@@ -1,0 +1,81 @@
+"""Compiled chains in the benchmark: additions and norms in turn, as in a transformer's residual stream.
+
+Each of the ``PAIRS`` links is y = norm(h) ⊙ gain, then h = h + relu(y): the smallest neighbour that a norm has in a
+model, and one that Inductor can fuse with it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsnorm_lab.bench.cases import EPS, Case
+from rmsnorm_lab.bench.oracle import Inputs, WrongError
+
+PAIRS = 8
+
+# Relative to the size of the result: of eight roundings of a sum that grows, and of the gradients' sums.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.03}
+
+Link = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+"""(h, y or None, gain) → (h + relu(y), the norm of that)."""
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """The stream, random gains, and the gradient of the result. Dynamo forgets the graphs of other cases."""
+    torch._dynamo.reset()
+    draw, dtype = torch.Generator().manual_seed(seed), getattr(torch, case.dtype)
+    gains = 1 + 0.3 * torch.randn(PAIRS, case.n, generator=draw)
+    x, dy = (torch.randn(case.rows, case.n, generator=draw) for _ in range(2))
+    return {"x": x.to(dtype), "gains": gains.to(dtype), "dy": dy.to(dtype)}
+
+
+def chain(link: Link) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of the stream and the gains."""
+
+    def call(x: Tensor, gains: Tensor) -> Tensor:
+        h, y = x, None
+        for gain in gains.unbind():
+            h, y = link(h, y, gain)
+        return h + torch.relu(y)  # type: ignore[arg-type]
+
+    return call
+
+
+def step(case: Case, call: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Callable[[], Any]:
+    """The call to time: the result, or the result and the gradients of stream and gains."""
+    if not case.backward:
+        return torch.no_grad()(lambda: (call(inputs["x"], inputs["gains"]),))
+    leaves = [inputs[name].detach().clone().requires_grad_() for name in ("x", "gains")]
+
+    def train() -> tuple[Tensor, ...]:
+        y = call(*leaves)
+        return y.detach(), *torch.autograd.grad(y, leaves, inputs["dy"])
+
+    return train
+
+
+class ChainOracle:
+    """The chain in float64, of torch's plain operations."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self.case = case
+
+        def link(h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+            h = h if y is None else h + torch.relu(y)
+            return h, h * torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS) * gain
+
+        self.want = step(case, chain(link), {name: t.double() for name, t in inputs.items()})()
+
+    def check(self, found: Sequence[Any]) -> dict[str, float]:
+        """The relative error of each output, or WrongError."""
+        errors = {}
+        for name, output, want in zip(("y", "dx", "dweight"), found, self.want, strict=False):
+            error = float((output.double() - want).norm() / want.norm())
+            if output.shape != want.shape or not error <= TOLERANCE[self.case.dtype]:
+                raise WrongError(f"{name} of shape {tuple(output.shape)} is {error:.3g} of its size off the oracle")
+            errors[name] = error
+        if len(errors) != len(self.want) or len(found) != len(self.want):
+            raise WrongError(f"it must have {len(self.want)} results; got {len(found)}")
+        return errors
