@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmsnorm_lab.bench.cases import EPS, Case
-from rmsnorm_lab.bench.chain_cases import chain, step
+from rmsnorm_lab.bench.chain_cases import chain, reversed_, step
 from rmsnorm_lab.bench.oracle import Inputs
 from rmsnorm_lab.bench.provider import Prepared, Provider
 
@@ -29,7 +29,7 @@ class ChainProvider(Provider):
 
     @abstractmethod
     def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """h + relu(y), and the norm of that; y is None at the start."""
+        """h + reversed_(y), and the norm of that; y is None at the start."""
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         compiled = torch.compile(chain(self.link), fullgraph=True, dynamic=False)
@@ -40,7 +40,7 @@ class Stock(ChainProvider):
     name, summary, colour = "chain-F.rms_norm", "a compiled chain of additions and F.rms_norm", "#CC79A7"
 
     def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
-        h = h if y is None else h + torch.relu(y)
+        h = h if y is None else h + reversed_(y)
         return h, F.rms_norm(h, gain.shape, gain, EPS)
 
 
@@ -50,7 +50,7 @@ class Norm(ChainProvider):
     def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
         from rmsnorm.torch import rms_norm
 
-        h = h if y is None else h + torch.relu(y)
+        h = h if y is None else h + reversed_(y)
         return h, rms_norm(h, gain.shape, gain, EPS)
 
 
@@ -62,7 +62,7 @@ class AddNorm(ChainProvider):
 
         if y is None:
             return h, rms_norm(h, gain.shape, gain, EPS)
-        normed, h = add_rms_norm(torch.relu(y), h, gain.shape, gain, EPS)
+        normed, h = add_rms_norm(reversed_(y), h, gain.shape, gain, EPS)
         return h, normed
 
 
