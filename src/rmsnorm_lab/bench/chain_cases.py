@@ -1,8 +1,8 @@
 """Compiled chains in the benchmark: additions and norms in turn, as in a transformer's residual stream.
 
-Each of the ``PAIRS`` links is y = norm(h) ⊙ gain, then h = h + reversed(y). In a model there is a matrix product
-between two norms, which needs all rows of y. So does the reversal of rows and columns. Without it Inductor would compute
-the whole chain for one row after another, in one loop, as it can in no model.
+Each of the ``PAIRS`` links is y = norm(h) ⊙ gain, then h = h + y·D·U with matrices of rank ``RANK``, as a low-rank
+adapter has them. In a model there is a matrix product between two norms, which Inductor does not fuse. Without one it
+would compute the whole chain for one row after another, in one loop, as it can in no model.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from torch import Tensor
 from rmsnorm_lab.bench.cases import EPS, Case
 from rmsnorm_lab.bench.oracle import Inputs, WrongError
 
-PAIRS = 8
+PAIRS, RANK = 8, 8
 
 # Relative to the size of the result: of eight roundings of a sum that grows, and of the gradients' sums.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.03}
 
 Link = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-"""(h, y or None, gain) → (h + reversed(y), the norm of that)."""
+"""(h, a branch or None, gain) → (their sum, the norm of that)."""
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
@@ -29,34 +29,36 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     draw, dtype = torch.Generator().manual_seed(seed), getattr(torch, case.dtype)
     gains = 1 + 0.3 * torch.randn(PAIRS, case.n, generator=draw)
     x, dy = (torch.randn(case.rows, case.n, generator=draw) for _ in range(2))
-    return {"x": x.to(dtype), "gains": gains.to(dtype), "dy": dy.to(dtype)}
+    down, up = torch.randn(case.n, RANK, generator=draw) / case.n**0.5, torch.randn(RANK, case.n, generator=draw)
+    inputs = {"x": x, "gains": gains, "dy": dy, "down": down, "up": up / RANK**0.5}
+    return {name: t.to(dtype) for name, t in inputs.items()}
 
 
-def reversed_(y: Tensor) -> Tensor:
-    """What lies between two links, in the place of a matrix product."""
-    return y.flip(0, 1)
+Chain = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def chain(link: Link) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function of the stream and the gains."""
+def chain(link: Link) -> Chain:
+    """The function of the stream, the gains and the two matrices."""
 
-    def call(x: Tensor, gains: Tensor) -> Tensor:
-        h, y = x, None
+    def call(x: Tensor, gains: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        h, branch = x, None
         for gain in gains.unbind():
-            h, y = link(h, y, gain)
-        return h + reversed_(y)  # type: ignore[arg-type]
+            h, y = link(h, branch, gain)
+            branch = y @ down @ up
+        return h + branch  # type: ignore[operator]
 
     return call
 
 
-def step(case: Case, call: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Callable[[], Any]:
+def step(case: Case, call: Chain, inputs: Inputs) -> Callable[[], Any]:
     """The call to time: the result, or the result and the gradients of stream and gains."""
+    x, gains, *matrices = (inputs[name] for name in ("x", "gains", "down", "up"))
     if not case.backward:
-        return torch.no_grad()(lambda: (call(inputs["x"], inputs["gains"]),))
-    leaves = [inputs[name].detach().clone().requires_grad_() for name in ("x", "gains")]
+        return torch.no_grad()(lambda: (call(x, gains, *matrices),))
+    leaves = [t.detach().clone().requires_grad_() for t in (x, gains)]
 
     def train() -> tuple[Tensor, ...]:
-        y = call(*leaves)
+        y = call(*leaves, *matrices)
         return y.detach(), *torch.autograd.grad(y, leaves, inputs["dy"])
 
     return train
@@ -68,8 +70,8 @@ class ChainOracle:
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case = case
 
-        def link(h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
-            h = h if y is None else h + reversed_(y)
+        def link(h: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+            h = h if branch is None else h + branch
             return h, h * torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS) * gain
 
         self.want = step(case, chain(link), {name: t.double() for name, t in inputs.items()})()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmsnorm_lab.bench.cases import EPS, Case
-from rmsnorm_lab.bench.chain_cases import chain, reversed_, step
+from rmsnorm_lab.bench.chain_cases import chain, step
 from rmsnorm_lab.bench.oracle import Inputs
 from rmsnorm_lab.bench.provider import Prepared, Provider
 
@@ -28,8 +28,8 @@ class ChainProvider(Provider):
         return None
 
     @abstractmethod
-    def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """h + reversed_(y), and the norm of that; y is None at the start."""
+    def link(self, h: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of stream and branch, and its norm; there is no branch at the start."""
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         compiled = torch.compile(chain(self.link), fullgraph=True, dynamic=False)
@@ -39,30 +39,30 @@ class ChainProvider(Provider):
 class Stock(ChainProvider):
     name, summary, colour = "chain-F.rms_norm", "a compiled chain of additions and F.rms_norm", "#CC79A7"
 
-    def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
-        h = h if y is None else h + reversed_(y)
+    def link(self, h: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+        h = h if branch is None else h + branch
         return h, F.rms_norm(h, gain.shape, gain, EPS)
 
 
 class Norm(ChainProvider):
     name, summary, colour = "chain-rms_norm", "the same of rmsnorm.torch.rms_norm", "#666666"
 
-    def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def link(self, h: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
         from rmsnorm.torch import rms_norm
 
-        h = h if y is None else h + reversed_(y)
+        h = h if branch is None else h + branch
         return h, rms_norm(h, gain.shape, gain, EPS)
 
 
 class AddNorm(ChainProvider):
     name, summary, colour = "chain-add_rms_norm", "the same of rmsnorm.torch.add_rms_norm", "#000000"
 
-    def link(self, h: Tensor, y: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def link(self, h: Tensor, branch: Tensor | None, gain: Tensor) -> tuple[Tensor, Tensor]:
         from rmsnorm.torch import add_rms_norm, rms_norm
 
-        if y is None:
+        if branch is None:
             return h, rms_norm(h, gain.shape, gain, EPS)
-        normed, h = add_rms_norm(reversed_(y), h, gain.shape, gain, EPS)
+        normed, h = add_rms_norm(branch, h, gain.shape, gain, EPS)
         return h, normed
 
 
