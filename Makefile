@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt src/rmsnorm/native/codes.py \
 	$(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp src/rmsnorm/jax/*.cpp src/rmsnorm/jax/*.h)
+CPP := $(wildcard src/rmsnorm/*/*.cpp src/rmsnorm/*/*.h)
 
 OUT      ?= build/gpu-session
 DEADLINE ?= 400
@@ -29,7 +30,7 @@ help:
 	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
 	@echo "make bench  set up with all peers, then time the kernels and the peers"
 	@echo "make smoke  set up with all peers, then verify every peer (a minute)"
-	@echo "make lint   set up, then run ruff and mypy"
+	@echo "make lint   set up, then run ruff, clang-format and mypy"
 	@echo "make wheel  build a wheel with nodes for several versions of torch, and try it without a compiler (minutes)"
 	@echo "make docs   set up, then build docs/ and the API reference into build/docs/html; a warning is an error"
 
@@ -98,6 +99,7 @@ gpu:
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
@@ -106,6 +108,7 @@ docs: $(VENV)/.docs
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.bench
 	$(BIN)/rmsnorm bench

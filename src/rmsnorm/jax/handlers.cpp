@@ -145,13 +145,13 @@ bool backward(const CallFrame& frame, const Buffer& x) {
   if (!read_spec(frame, shape, spec, arguments, results)) return false;
   Operands in(frame.arguments, arguments), out(frame.results, results);
   in.next();
-  const Buffer *dy = in.next(), *weight = in.next(), *bias = in.next(), *plus = in.next(), *dx = out.next(), *dweight = out.next(),
-               *dbias = out.next();
+  const Buffer *dy = in.next(), *weight = in.next(), *bias = in.next(), *plus = in.next(), *dx = out.next(),
+               *dweight = out.next(), *dbias = out.next();
   for (const Buffer* b : {dy, weight, bias, plus, dx, dweight, dbias})
     if (!shape.fits(b)) return false;
   for (int64_t i = 0; dy && i < shape.calls(); ++i) {
-    const Part x_(&x, shape, i), dy_(dy, shape, i), weight_(weight, shape, i), plus_(plus, shape, i),
-        dx_(dx, shape, i), dweight_(dweight, shape, i), dbias_(dbias, shape, i);
+    const Part x_(&x, shape, i), dy_(dy, shape, i), weight_(weight, shape, i), plus_(plus, shape, i), dx_(dx, shape, i),
+        dweight_(dweight, shape, i), dbias_(dbias, shape, i);
     if (!kernels->backward(spec, dy_, x_, weight_.get(), dx_.get(), plus_.get(), dweight_.get(), dbias_.get()))
       return false;
   }
@@ -182,7 +182,8 @@ Error* handler(CallFrame* frame) noexcept {
     return frame->api->create_error(&arguments);
   };
   if (!has_known_layout(*frame))
-    return error("this jaxlib calls handlers in a way that this rmsnorm does not know; install a newer rmsnorm", INTERNAL);
+    return error("this jaxlib calls handlers in a way that this rmsnorm does not know; install a newer rmsnorm",
+                 INTERNAL);
   try {
     const Buffers& in = frame->arguments;
     const auto* x = in.size && in.types[0] == BUFFER ? static_cast<const Buffer*>(in.items[0]) : nullptr;

@@ -49,14 +49,13 @@ constexpr Api API = {
     },
     [](const GatedSpec& spec, const StridedTensor& x_, const StridedTensor& gate, const StridedTensor* weight,
        const StridedTensor& y_) {
-      return call_with_views(
-          [&](const View& x, const View& z, const View* w, const View& y) {
-            return run_gated_forward(spec, x, z, w, y);
-          },
-          required(x_), required(gate), optional(weight), required(y_));
+      return call_with_views([&](const View& x, const View& z, const View* w,
+                                 const View& y) { return run_gated_forward(spec, x, z, w, y); },
+                             required(x_), required(gate), optional(weight), required(y_));
     },
     [](const GatedSpec& spec, const StridedTensor& dy_, const StridedTensor& x_, const StridedTensor& gate,
-       const StridedTensor* weight, const StridedTensor& dx_, const StridedTensor& dgate, const StridedTensor* dweight_) {
+       const StridedTensor* weight, const StridedTensor& dx_, const StridedTensor& dgate,
+       const StridedTensor* dweight_) {
       return call_with_views(
           [&](const View& dy, const View& x, const View& z, const View* w, const View& dx, const View& dz,
               const View* dweight) { return run_gated_backward(spec, dy, x, z, w, dx, dz, dweight); },

@@ -10,7 +10,8 @@ namespace rmsnorm::c_api {
 
 constexpr int VERSION = 4;
 constexpr const char* CAPSULE = "rmsnorm.native.c_api";
-constexpr const char* SYMBOL = "rmsnorm_c_api";  // the function that returns the Api, in the kernels' library without Python
+// The function that returns the Api, in the kernels' library without Python.
+constexpr const char* SYMBOL = "rmsnorm_c_api";
 
 // A tensor on a CPU, described as it is: the kernels check whether they serve it. dtype is a DType, or −1 for any other
 // dtype. Strides count elements.
@@ -36,8 +37,8 @@ struct Api {
   // The same as read_spec, of numbers. A null eps: the default. groups: 1, or a gated norm's; n and k are those of one.
   bool (*make_spec)(const StridedTensor& x, const int64_t* normalized_shape, int dims, const double* eps, double p,
                     int64_t groups, NormSpec& spec);
-  bool (*gated_forward)(const GatedSpec&, const StridedTensor& x, const StridedTensor& gate, const StridedTensor* weight,
-                        const StridedTensor& y);
+  bool (*gated_forward)(const GatedSpec&, const StridedTensor& x, const StridedTensor& gate,
+                        const StridedTensor* weight, const StridedTensor& y);
   bool (*gated_backward)(const GatedSpec&, const StridedTensor& dy, const StridedTensor& x, const StridedTensor& gate,
                          const StridedTensor* weight, const StridedTensor& dx, const StridedTensor& dgate,
                          const StridedTensor* dweight);

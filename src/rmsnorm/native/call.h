@@ -23,7 +23,8 @@ constexpr int64_t RELEASE_GIL_ELEMENTS = 1 << 16;
 class MaybeReleasedGil {
  public:
   explicit MaybeReleasedGil(int64_t elements)
-      : state_(elements >= RELEASE_GIL_ELEMENTS && interpreter_lock.take ? interpreter_lock.release_if_held() : nullptr) {}
+      : state_(elements >= RELEASE_GIL_ELEMENTS && interpreter_lock.take ? interpreter_lock.release_if_held()
+                                                                         : nullptr) {}
   ~MaybeReleasedGil() {
     if (state_) interpreter_lock.take(state_);
   }
@@ -83,7 +84,8 @@ inline int64_t elements_of_statistic(int64_t n, nb::handle p_) {
 
 // eps of a call on x; NaN if it is not allowed.
 inline double checked_eps(const View& x, const double* eps) {
-  if (!eps) return x.dtype == DType::float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  if (!eps)
+    return x.dtype == DType::float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   return *eps >= 0 && !std::isinf(*eps) ? *eps : std::numeric_limits<double>::quiet_NaN();
 }
 
@@ -192,9 +194,8 @@ class Parameters {
       const W* data = reinterpret_cast<const W*>(v.data);
       if constexpr (sizeof(W) == 2 && sizeof(C) == 4) {  // the usual case, with vectors: 1024 gains in 40 ns
         if (v.contiguous(0) && !plus_one)
-          return for_each_vector<C>(0, n, [&](int64_t i, int count) {
-            store_n(to + i, load_n(data + i, count), count);
-          });
+          return for_each_vector<C>(0, n,
+                                    [&](int64_t i, int count) { store_n(to + i, load_n(data + i, count), count); });
       }
       const Rows elements(v, v.ndim);
       Cursor<const W> from(data, elements, 0);
@@ -220,9 +221,8 @@ class Parameters {
       store(to + i, with_plain_nan(concat_even(high, low)));
       store(to + i + N, with_plain_nan(concat_odd(high, low)));
     }
-    for_each_vector<float>(i, n, [&](int64_t j, int count) {
-      store_n(to + j, with_plain_nan(load_n(from + j, count)), count);
-    });
+    for_each_vector<float>(
+        i, n, [&](int64_t j, int count) { store_n(to + j, with_plain_nan(load_n(from + j, count)), count); });
   }
   bool paired_;
   Buffer<C> gain_, bias_;

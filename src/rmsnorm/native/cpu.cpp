@@ -11,8 +11,10 @@ static PyObject* levels(PyObject*, PyObject*) {
   PyObject* names = PyTuple_New(count);
   for (int i = 0; names && i < count; ++i) {
     PyObject* name = PyUnicode_FromString(rmsnorm::LEVELS[i].name);
-    if (!name) Py_CLEAR(names);
-    else PyTuple_SET_ITEM(names, i, name);
+    if (name)
+      PyTuple_SET_ITEM(names, i, name);
+    else
+      Py_CLEAR(names);
   }
   return names;
 }

@@ -62,9 +62,9 @@ bool run_gated_backward(const GatedSpec& spec, const View& dy, const View& x, co
     using T = decltype(zero);
     Parameters<compute_t<T>> parameters(call);
     const auto sums = dweight ? allocate<double>(call.groups * n) : nullptr;
-    gated_backward_tensor<T>(call.problem,
-                             {call.grouped<const T>(dy), call.grouped<const T>(x), call.grouped<const T>(z),
-                              call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, spec.norm_first, sums.get()});
+    gated_backward_tensor<T>(
+        call.problem, {call.grouped<const T>(dy), call.grouped<const T>(x), call.grouped<const T>(z),
+                       call.grouped<T>(dx), call.grouped<T>(dz), parameters.affine, spec.norm_first, sums.get()});
     if (dweight) write_sums(*dweight, sums.get(), n, false);
   });
   return true;

@@ -110,7 +110,7 @@ RMSNORM_NOINLINE void norm_then_gate_backward(const T* dy, ScaledRow<T> x, const
 
 template <class T>
 void gated_backward_rows(const Problem& problem, const GatedBackwardTensors<T>& tensors, int64_t begin, int64_t end,
-                          compute_t<T>* dweight) {
+                         compute_t<T>* dweight) {
   using C = compute_t<T>;
   const NormSpec& spec = problem.spec;
   const int64_t n = spec.n;

@@ -103,9 +103,8 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.attr("c_api") = nb::capsule(&api, c_api::CAPSULE);
   interpreter_lock = {[]() -> void* { return PyGILState_Check() ? PyEval_SaveThread() : nullptr; },
                       [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }};
-  m.def("set_torch_parallel_for", [](uintptr_t address) {
-    torch_parallel_for = reinterpret_cast<TorchParallelFor>(address);
-  });
+  m.def("set_torch_parallel_for",
+        [](uintptr_t address) { torch_parallel_for = reinterpret_cast<TorchParallelFor>(address); });
   m.def("set_exchange", [](nb::handle capsule) {
     auto* api = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     if (!api) throw nb::python_error();

@@ -124,7 +124,8 @@ bool run_forward(const Call& call, const View& y, const View* residual, const Vi
   return !residual && !sum && check_and_normalize<Layer>(call, y, nullptr, nullptr);
 }
 
-bool run_backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight, const View* dbias) {
+bool run_backward(Call& call, const View& dy, const View* dx, const View* plus, const View* dweight,
+                  const View* dbias) {
   return call.problem.spec.kind == NormKind::layer ? check_and_run_backward<Layer>(call, dy, dx, plus, dweight, dbias)
                                                    : check_and_run_backward<RMS>(call, dy, dx, plus, dweight, dbias);
 }

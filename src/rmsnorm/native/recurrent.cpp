@@ -79,13 +79,18 @@ class StepsOf : public Steps {
       if (values.rows != 1) refuse(std::string(name) + " must be one row in the computation dtype");
       return static_cast<const C*>(values.data);
     };
-    tensors_ = {input_.data,    state_.data,    h_before_.data,
-               h_after_.data,  c_before_.data, c_after_.data,
-               gates_.data,    parameter(t.input_gain, W, "input_gain"),
-               parameter(t.state_gain, W, "state_gain"),
-               parameter(t.input_bias, W, "input_bias"),
-               parameter(t.state_bias, W, "state_bias"),
-               r_.gates == 4 ? parameter(t.cell_gain, H, "cell_gain") : nullptr};
+    tensors_ = {input_.data,
+                state_.data,
+                h_before_.data,
+                h_after_.data,
+                c_before_.data,
+                c_after_.data,
+                gates_.data,
+                parameter(t.input_gain, W, "input_gain"),
+                parameter(t.state_gain, W, "state_gain"),
+                parameter(t.input_bias, W, "input_bias"),
+                parameter(t.state_bias, W, "state_bias"),
+                r_.gates == 4 ? parameter(t.cell_gain, H, "cell_gain") : nullptr};
     if (!state_.given || !h_before_.given || !h_after_.given || (r_.gates == 4 && !(c_before_.given && c_after_.given)))
       refuse("the state's tensors must be there");
   }
@@ -103,8 +108,7 @@ class StepsOf : public Steps {
     dh_after_ = {dh_after, H, "dh_after"}, dh_ = {dh, H, "dh"}, dc_ = {dc, H, "dc"};
     dinput_ = {dinput, W, "dinput"}, dstate_ = {dstate, W, "dstate"};
     if (!gates_.given || !dstate_.given || !dh_.given || input_.given != dinput_.given || (r_.gates == 4) != dc_.given)
-      refuse("backward needs the gates of the forward pass, dstate, dh, dc for an LSTM, and dinput if there is an "
-             "input");
+      refuse("backward needs the gates of the forward pass, dstate, dh, dc for an LSTM, and dinput for an input");
     gradients_ = {tensors_, dh_after_.data, dinput_.data, dstate_.data, dh_.data, dc_.data, bias_inside};
     sums_.assign(size_t(tasks_of(dh_.rows) * count_of_sums(r_)), 0.0);
   }
@@ -190,8 +194,8 @@ void bind_recurrent(nb::module_& m) {
       .def("prepare_backward", &Steps::prepare_backward, none, none, none, none, none, nb::arg())
       .def("backward", &Steps::backward)
       .def("sums", &Steps::sums);
-  m.def("recurrent_steps", &recurrent_steps, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg(), none, none, none, none, none, none, none, none, none, none, none, none);
+  m.def("recurrent_steps", &recurrent_steps, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg(), none, none, none, none, none, none, none, none, none, none, none, none);
 }
 
 }  // namespace rmsnorm

@@ -82,7 +82,7 @@ template <class T>
 struct LayerTensors {
   using C = compute_t<T>;
   const T *input, *state;  // (rows, G·H): a, or null, and c
-  const T *h_before;       // (rows, H)
+  const T* h_before;       // (rows, H)
   T* h_after;
   const T* c_before;  // LSTM
   T* c_after;

@@ -15,8 +15,8 @@ struct LayerGradients {
   LayerTensors<T> forward;
   const T* dh_after;   // (rows, H): the gradients of the outputs, or null
   T *dinput, *dstate;  // (rows, G·H); dinput is null if the input's side is absent
-  T *dh, *dc;          // (batch, H): the state's gradients from the next step, replaced by those for the previous step
-  bool bias_inside;    // b_ih is added before its side is normalised
+  T *dh, *dc;  // (batch, H): the state's gradients from the next step, replaced by those for the previous step
+  bool bias_inside;  // b_ih is added before its side is normalised
 };
 
 // The sums of a layer's parameters, one after the other: four of G·H numbers, and the cell's of H.
@@ -127,9 +127,7 @@ RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const LayerTensors<
 }
 
 // The rows of a task are added to the same sums.
-inline int64_t rows_of_task(int64_t batch) {
-  return std::max(STEP_LEAF_ROWS, (batch + STEP_TASKS - 1) / STEP_TASKS);
-}
+inline int64_t rows_of_task(int64_t batch) { return std::max(STEP_LEAF_ROWS, (batch + STEP_TASKS - 1) / STEP_TASKS); }
 inline int64_t tasks_of(int64_t batch) { return (batch + rows_of_task(batch) - 1) / rows_of_task(batch); }
 
 // The rows [row, row + rows). Adds to sums, (tasks_of(batch), count_of_sums(r)).

@@ -89,7 +89,7 @@ template <class Norm, unsigned V, class T, class D, class C>
 RMSNORM_INLINE Projection<C> project(const BackwardInputs<T, D>& in, const NormSpec& spec, const Statistics<C> s,
                                      const C* gain) {
   const bool with_gain = (V & GENERIC) ? gain != nullptr : bool(V & GAIN);
-  const auto [dot, sum] = accumulate<C, 2, PAIRED<T> && PAIRED<D>>(
+  const auto [dot, sum] = accumulate<C, 2, (PAIRED<T> && PAIRED<D>)>(
       spec.n, [=, x = in.x, dy = in.dy](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
         Vec<C> u = at.load(dy);
         if (with_gain) u *= at.load(gain);
@@ -125,15 +125,15 @@ RMSNORM_NOINLINE void statistics_and_projections(RowGroup<T, D>& group, const No
   const double eps = spec.eps;
   double squares[GROUP] = {1, 1, 1, 1, 1, 1, 1, 1}, dots[GROUP] = {}, rstd[GROUP], along_xhat[GROUP];
   for (int64_t row = 0; row < group.count; ++row) {
-    const auto sums = accumulate<C, 2, PAIRED<T> && PAIRED<D>>(
-        n, [x = group.x[row], dy = group.dy[row], gain = group.gain[row]](auto at, Vec<C>* total)
-               RMSNORM_INLINE_LAMBDA {
-                 const Vec<C> v = at.load(x);
-                 Vec<C> u = at.load(dy);
-                 if (WITH_GAIN) u *= at.load(gain);
-                 total[0] += v * v;
-                 total[1] += u * v;
-               });
+    const auto sums = accumulate<C, 2, (PAIRED<T> && PAIRED<D>)>(
+        n,
+        [x = group.x[row], dy = group.dy[row], gain = group.gain[row]](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+          const Vec<C> v = at.load(x);
+          Vec<C> u = at.load(dy);
+          if (WITH_GAIN) u *= at.load(gain);
+          total[0] += v * v;
+          total[1] += u * v;
+        });
     squares[row] = sums[0], dots[row] = sums[1];
   }
   const auto finish = [&](int64_t row) RMSNORM_INLINE_LAMBDA {
@@ -146,8 +146,8 @@ RMSNORM_NOINLINE void statistics_and_projections(RowGroup<T, D>& group, const No
     for (int64_t row = 0; row < GROUP; ++row) finish(row);
   for (int64_t row = 0; row < group.count; ++row) {
     // Products of small x and small dy underflow where those of x̂ would not. Beside a dominant eps they do not count.
-    const bool underflowed = eps < NormalRange<C>::dominant_eps &&
-                             std::abs(dots[row]) < NormalRange<C>::smallest_square * double(n);
+    const bool underflowed =
+        eps < NormalRange<C>::dominant_eps && std::abs(dots[row]) < NormalRange<C>::smallest_square * double(n);
     group.usual[row] = !left_normal_range<C>(squares[row], n, eps) && std::isfinite(dots[row]) && !underflowed;
     group.statistics[row] = {};
     group.statistics[row].rstd = C(rstd[row]);
@@ -247,9 +247,8 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
 }
 
 template <class Norm, class T, class D, class C>
-RMSNORM_NOINLINE void backward_row_generic(const BackwardInputs<T, D>& in, const NormSpec& spec,
-                                           const Statistics<C>& s, const Affine<C>& affine,
-                                           const Gradients<T, C>& out) {
+RMSNORM_NOINLINE void backward_row_generic(const BackwardInputs<T, D>& in, const NormSpec& spec, const Statistics<C>& s,
+                                           const Affine<C>& affine, const Gradients<T, C>& out) {
   Projection<C> projection;
   if (out.dx) projection = project<Norm, GENERIC>(in, spec, s, affine.gain);
   backward_row<Norm, GENERIC>(in, spec, s, projection, affine, out);

@@ -158,9 +158,8 @@ struct Layer {
   template <bool SCALED, class T>
   static RMSNORM_INLINE double moments(ScaledRow<T> x, int64_t n, Statistics<compute_t<T>>& s, double& correction) {
     using C = compute_t<T>;
-    const auto [sum] = accumulate<C, 1, PAIRED<T>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
-      total[0] += x.template load<SCALED>(at);
-    });
+    const auto [sum] = accumulate<C, 1, PAIRED<T>>(
+        n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA { total[0] += x.template load<SCALED>(at); });
     const C mean = s.mean = C(sum / double(n));
     const auto [first, second] = accumulate<C, 2, PAIRED<T>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
       const Vec<C> d = zero_after<C>(x.template load<SCALED>(at) - mean, at.count);

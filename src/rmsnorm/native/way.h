@@ -24,10 +24,10 @@ inline void set_way(nb::handle tensor_type, nb::handle parameter_type, nb::handl
                     nb::handle pre_dispatch_key, nb::handle tracing_state, nb::handle grad_enabled) {
   const auto keep = [](nb::handle h) { return h.inc_ref().ptr(); };
   const auto intern = PyUnicode_InternFromString;
-  torch_objects = {keep(tensor_type),     keep(parameter_type),     keep(forward_ad),
-                   keep(functorch_level), keep(dispatch_modes),     keep(tracing_state),
-                   keep(grad_enabled),    keep(is_key_included),    keep(pre_dispatch_key),
-                   intern("_current_level"), intern("is_cpu"), intern("is_neg"), intern("requires_grad")};
+  torch_objects = {keep(tensor_type),      keep(parameter_type),     keep(forward_ad),   keep(functorch_level),
+                   keep(dispatch_modes),   keep(tracing_state),      keep(grad_enabled), keep(is_key_included),
+                   keep(pre_dispatch_key), intern("_current_level"), intern("is_cpu"),   intern("is_neg"),
+                   intern("requires_grad")};
 }
 
 inline bool is_attribute_true(nb::handle object, PyObject* name) {

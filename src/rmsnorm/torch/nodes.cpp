@@ -52,8 +52,8 @@ struct Node : torch::autograd::Function<Node> {
     ctx->set_materialize_grads(false);
     const auto& spec = call.spec;
     ctx->saved_data["numbers"] = c10::List<double>({spec.eps, call.p});
-    ctx->saved_data["counts"] = c10::List<int64_t>(
-        {int(spec.kind), spec.flags, spec.dims, spec.n, spec.k, sums, or_undefined(weight).defined(), or_undefined(bias).defined()});
+    ctx->saved_data["counts"] = c10::List<int64_t>({int(spec.kind), spec.flags, spec.dims, spec.n, spec.k, sums,
+                                                    or_undefined(weight).defined(), or_undefined(bias).defined()});
     return outputs.made;
   }
 
@@ -103,19 +103,20 @@ struct Node : torch::autograd::Function<Node> {
   }
 
   static void in_python(const Call& call, const Tensor& dy, const Tensor& plus, const variable_list& saved,
-                        bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight,
-                        Tensor& dbias) {
+                        bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight, Tensor& dbias) {
     pybind11::gil_scoped_acquire lock;
-    const auto object = [](const Tensor& t) { return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t)); };
+    const auto object = [](const Tensor& t) {
+      return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
+    };
     const auto fail = [] {
       python_error error;
       error.persist();
       throw error;
     };
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-        gradients, "iOOOOOi(NNN)ddNs", int(call.spec.kind), object(dy).ptr(), object(plus).ptr(), object(saved[0]).ptr(),
-        object(saved[1]).ptr(), object(saved[2]).ptr(), call.spec.dims, PyBool_FromLong(wants_dx),
-        PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.spec.eps, call.p,
+        gradients, "iOOOOOi(NNN)ddNs", int(call.spec.kind), object(dy).ptr(), object(plus).ptr(),
+        object(saved[0]).ptr(), object(saved[1]).ptr(), object(saved[2]).ptr(), call.spec.dims,
+        PyBool_FromLong(wants_dx), PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.spec.eps, call.p,
         PyBool_FromLong(call.spec.flags & ZERO_CENTERED), call.spec.flags & ROUND_FIRST ? "llama" : "once"));
     if (!found) fail();
     Tensor* to[3] = {&dx, &dweight, &dbias};

@@ -73,7 +73,8 @@ std::optional<NormSpec> read_spec(const Described& x, NormKind kind, SymIntArray
   if (casting != "once" && casting != "llama") return {};
   const auto extents = c10::asIntArrayRefSlowOpt(shape);
   if (!extents) return {};
-  NormSpec spec{kind, usual_flags | FRESH | (zero_centered ? ZERO_CENTERED : 0) | (casting == "llama" ? ROUND_FIRST : 0)};
+  NormSpec spec{kind,
+                usual_flags | FRESH | (zero_centered ? ZERO_CENTERED : 0) | (casting == "llama" ? ROUND_FIRST : 0)};
   if (!kernels->make_spec(x, extents->data(), int(extents->size()), eps ? &*eps : nullptr, p, groups, spec)) return {};
   return spec;
 }
@@ -241,7 +242,8 @@ struct Keys<Operator, std::optional<Result> (*)(A...)> {
     static const std::string name = Operator::NAME;
     const auto other = c10::Dispatcher::singleton().findSchema({"rmsnorm::_" + name, ""});
     TORCH_CHECK_NOT_IMPLEMENTED(
-        other, "rmsnorm::", name, " was called with arguments that its C++ kernels do not take (a layout, dtype, shape, "
+        other, "rmsnorm::", name,
+        " was called with arguments that its C++ kernels do not take (a layout, dtype, shape, "
         "or a gradient), and without Python nothing else serves them; pass contiguous CPU tensors that need no gradient");
     return other->template typed<Result(A...)>().redispatch(keys, arguments...);
   }

@@ -1,8 +1,8 @@
 // torch's CPU tensors as the kernels take them, and which of them are usual. nodes.cpp and ops.cpp share it.
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
