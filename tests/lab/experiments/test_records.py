@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,11 @@ from made_records import run_identity, run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab import files  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import store  # noqa: E402
+from rmsnorm_lab.experiments import norms, store, tasks  # noqa: E402
+from rmsnorm_lab.experiments.jobs import training  # noqa: E402
+from rmsnorm_lab.experiments.learner import Setup  # noqa: E402
 from rmsnorm_lab.experiments.store import RunStore, file_name  # noqa: E402
+from rmsnorm_lab.experiments.task import Source  # noqa: E402
 from tiny_runs import TINY, corpus  # noqa: E402
 
 IDENTITY = run_identity("rms", 3)
@@ -37,6 +41,18 @@ def test_every_published_record_is_read_and_written_the_same():
     assert len(PUBLISHED) > 200
     for path in PUBLISHED:
         assert store.line_of(store.read(path)).encode() == path.read_bytes()
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="the records are no part of the source distribution")
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_the_small_recipe_still_names_the_published_runs(task):
+    there = {path.name for path in PUBLISHED}
+    of = store.read(next(path for path in PUBLISHED if path.name.startswith(f"{task}-rms-seed0"))).identity.source
+    source = Source("", of.stand_in, of.sha256, of.details)
+    for norm in norms.by_default(task):
+        for seed in range(3):
+            job = training(SimpleNamespace(name=task, recipe=tasks.recipe(task), source=source), Setup(), norm, seed)
+            assert f"{job.stem}.jsonl" in there, (norm, seed)
 
 
 @pytest.mark.parametrize("record", [run_record(), run_record(quality=None), timing_record({"rms": [1.0, 2]})])

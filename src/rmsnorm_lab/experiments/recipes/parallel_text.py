@@ -1,6 +1,6 @@
 """What the two translation tasks share: how parallel text is cut."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from rmsnorm_lab.errors import UserError
@@ -55,17 +55,9 @@ def small(*, by_tokens: bool, length_penalty: float) -> DataConfig:
     )
 
 
-def medium(*, by_tokens: bool, length_penalty: float) -> DataConfig:
-    """The messages of programs, which have 7 words on average; without data, more dates."""
-    return DataConfig(
-        vocabulary=4000,
-        max_length=40,
-        by_tokens=by_tokens,
-        valid_pairs=500,
-        beam=4,
-        length_penalty=length_penalty,
-        stand_in_pairs=(60_000, 500, 1000),
-    )
+def medium(of: DataConfig) -> DataConfig:
+    """The messages of programs, which have 7 words on average; without data, more dates. ``of`` is the small one."""
+    return replace(of, vocabulary=4000, max_length=40, valid_pairs=500, stand_in_pairs=(60_000, 500, 1000))
 
 
 def paper(*, by_tokens: bool, max_length: int, length_penalty: float) -> DataConfig:

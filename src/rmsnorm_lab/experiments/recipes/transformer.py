@@ -1,6 +1,6 @@
 """Translation by the Transformer: post-norm as in the paper, or pre-norm."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
@@ -56,21 +56,14 @@ def small() -> Recipe:
 
 def medium() -> Recipe:
     """The messages of programs on two cores."""
-    return Recipe(
-        "medium",
-        ModelConfig(width=192, feed_forward=768, heads=6, layers=3, dropout=0.1),
-        TrainConfig(
-            steps=4000,
-            batch=1500,
-            learning_rate=1e-3,
-            betas=(0.9, 0.98),
-            optimizer_eps=1e-9,
-            schedule="inverse_sqrt",
-            warmup_steps=400,
-            evaluations=10,
-        ),
-        TimingConfig(rounds=40),
-        parallel_text.medium(by_tokens=True, length_penalty=0.6),
+    of = small()
+    return replace(
+        of,
+        size="medium",
+        model=replace(of.model, width=192, feed_forward=768, heads=6, layers=3, dropout=0.1),
+        train=replace(of.train, steps=4000, learning_rate=1e-3, warmup_steps=400, evaluations=10),
+        data=parallel_text.medium(of.data),
+        learning_rates=(),
     )
 
 

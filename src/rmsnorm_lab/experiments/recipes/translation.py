@@ -48,20 +48,15 @@ def demo() -> Recipe:
 
 def medium() -> Recipe:
     """The messages of programs on two cores; pRMSNorm takes 16 elements of a row of 256."""
-    return Recipe(
-        "medium",
-        ModelConfig(embedding=128, hidden=256, init_std=0.1),
-        TrainConfig(
-            steps=4000,
-            batch=64,
-            learning_rate=3e-3,
-            schedule="cosine",
-            warmup_steps=200,
-            clip="global",
-            evaluations=10,
+    of = small()
+    return replace(
+        of,
+        size="medium",
+        model=replace(of.model, embedding=128, hidden=256),
+        train=replace(
+            of.train, steps=4000, batch=64, learning_rate=3e-3, warmup_steps=200, clip="global", evaluations=10
         ),
-        TimingConfig(rounds=40),
-        parallel_text.medium(by_tokens=False, length_penalty=1.0),
+        data=parallel_text.medium(of.data),
     )
 
 
