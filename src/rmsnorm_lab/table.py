@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def signed(value: float, form: str) -> str:
+    """The number with a minus sign that is as wide as a digit, and none where it is shown as 0."""
+    text = f"{value:{form}}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "\N{MINUS SIGN}")
+
+
 def count(number: int, thing: str) -> str:
     """'1 thread', '2 threads'."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

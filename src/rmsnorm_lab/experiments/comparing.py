@@ -62,9 +62,10 @@ def _compare(
             if not args.json:
                 p_sweep.show(task, swept, output())
         elif args.sweep_lr:
-            found.append(rate_sweep.summary(task, norms, args.sweep_lr, runs_of(records)))
+            of_rates = rate_sweep.swept({n: [r for r in runs_of(records) if r.identity.norm == n] for n in norms})
+            found.append(rate_sweep.as_json(task, of_rates))
             if not args.json:
-                rate_sweep.show(found[-1], output())
+                rate_sweep.show(task, of_rates, output())
         else:
             whole = compared(task, setup, norms, records, store.folder)
             found.append(comparison.as_json(whole))

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from rmsnorm.timing import FEWEST, Spread
-from rmsnorm_lab.experiments import norms
+from rmsnorm.timing import FEWEST
+from rmsnorm_lab.experiments import norms, paired
 from rmsnorm_lab.experiments.data.official import is_official
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published, label
-from rmsnorm_lab.experiments.record import Record, timings_of
-from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines
+from rmsnorm_lab.experiments.record import Record, RunRecord, runs_of, timings_of
+from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines, percent
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Cell, Row, Table, count
 
@@ -109,7 +109,7 @@ def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table
             norms.label(each.norm),
             [
                 f"{each.milliseconds:.1f}",
-                "" if each.saved is None else interval_cell(each.saved),
+                "" if each.saved is None else " ".join(filter(None, percent(each.saved))),
                 *([paper.saved.get(each.norm, "")] if paper.saved else []),
                 "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
                 "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
@@ -122,18 +122,10 @@ def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table
     return Table(headings, rows, title)
 
 
-def interval_cell(share: Spread) -> str:
-    median = f"{100 * share.median:.1f}"
-    if share.interval is None:
-        return median
-    low, high = share.interval
-    return f"{median} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def notes(comparison: Comparison) -> list[str]:
     """The notes under the tables, one line each."""
     task, records = comparison.task, comparison.records
-    found = [*_about_quality(comparison), _about_data(task)]
+    found = [*_against_layer_norm(comparison), *_about_quality(comparison), _about_data(task)]
     if timed := timings_of(records):
         first, rounds = timed[0], timed[0].result.rounds
         saved = [
@@ -158,6 +150,29 @@ def notes(comparison: Comparison) -> list[str]:
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
     return found
+
+
+def _runs(comparison: Comparison) -> dict[str, list[RunRecord]]:
+    runs: dict[str, list[RunRecord]] = {each.norm: [] for each in comparison.quality}
+    for run in runs_of(comparison.records):
+        runs[run.identity.norm].append(run)
+    return runs
+
+
+def _against_layer_norm(comparison: Comparison) -> list[str]:
+    """What the runs show of RMSNorm, and every norm's difference from LayerNorm in the headline metric."""
+    runs, metric = _runs(comparison), comparison.task.metrics[0]
+    layer = runs.pop("layer", None)
+    if layer is None or not runs:
+        return []
+    found = {norm: paired.difference(metric, of_norm, layer) for norm, of_norm in runs.items()}
+    listed = [f"{norms.label(norm)} {' '.join(each.texts()).strip()}" for norm, each in found.items() if each]
+    lines = [paired.said(metric, "rms", runs["rms"], "layer", layer)] if "rms" in runs else []
+    if listed:
+        interval = " and 95 % confidence interval" if any(each and each.interval for each in found.values()) else ""
+        label = metric.label.replace("\n", " ")
+        lines.append(f"difference from LayerNorm in {label}, paired by seed, mean{interval}: {', '.join(listed)}")
+    return lines
 
 
 def _about_quality(comparison: Comparison) -> list[str]:
@@ -204,6 +219,19 @@ def _said(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _differences(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Norm -> metric -> mean, interval and seeds of its difference from LayerNorm."""
+    runs = _runs(comparison)
+    layer = runs.pop("layer", [])
+    found: dict[str, dict[str, Any]] = {}
+    for norm, of_norm in runs.items():
+        for metric in comparison.task.metrics:
+            if each := paired.difference(metric, of_norm, layer):
+                of_metric = {"mean": each.mean, "interval": each.interval, "seeds": each.seeds}
+                found.setdefault(norm, {})[metric.key] = of_metric
+    return found
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The same for a program."""
     task = comparison.task
@@ -217,6 +245,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "paper_data": _official(task),
         "machine": asdict(comparison.records[0].machine),
         "quality": [asdict(each) for each in comparison.quality],
+        "difference from layer": _differences(comparison),
         "time": {kernels: [asdict(each) for each in rows] for kernels, rows in comparison.times.items()},
         "notes": notes(comparison),
         "plot": comparison.plot,

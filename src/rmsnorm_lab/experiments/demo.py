@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from rmsnorm.timing import FEWEST, Spread, saved, spread
 from rmsnorm_lab.experiments import interrupts, tasks
 from rmsnorm_lab.experiments.comparing import compared, do, output
-from rmsnorm_lab.experiments.comparison import Comparison, interval_cell, quality_cell, show_quality, show_times
+from rmsnorm_lab.experiments.comparison import Comparison, quality_cell, show_quality, show_times
 from rmsnorm_lab.experiments.devices import setup_of
 from rmsnorm_lab.experiments.jobs import Job, timings, training
 from rmsnorm_lab.experiments.recipes import translation
 from rmsnorm_lab.experiments.record import TimingRecord, timings_of
 from rmsnorm_lab.experiments.store import opened
-from rmsnorm_lab.experiments.summary import Quality, QualityRow
+from rmsnorm_lab.experiments.summary import Quality, QualityRow, percent
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Cell, Row, Table
 
@@ -84,7 +84,7 @@ TORCHS = ("layer", "rms-torch")
 
 
 def _cell(share: Spread) -> Cell:
-    median, _, interval = interval_cell(share).partition(" ")
+    median, interval = percent(share)
     return Cell(median, (interval,) if interval else ())
 
 

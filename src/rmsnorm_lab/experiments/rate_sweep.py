@@ -4,7 +4,8 @@ Each rate is judged by the headline metric on the validation split, never on the
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -23,36 +24,47 @@ def jobs(task: Task, setup: Setup, norms: Sequence[str], seeds: int, rates: Sequ
     return [training(task, setup, norm, seed, rate) for seed in range(seeds) for rate in rates for norm in norms]
 
 
-def summary(task: Task, norms: Sequence[str], rates: Sequence[float], records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Mean over seeds of the last (or best, if the recipe takes that) validation figure; None where a run diverged."""
-    metric = task.metrics[0]
-    best = max if metric.higher_is_better else min
-    table: dict[str, dict[str, float | None]] = {}
-    for norm in norms:
-        row: dict[str, float | None] = {}
-        for rate in rates:
-            runs = [
-                record.result
-                for record in records
-                if record.identity.norm == norm and record.identity.train.learning_rate == rate
-            ]
-            figures = [figure for run in runs if (figure := _figure(run, metric, task.recipe.train.best)) is not None]
-            row[f"{rate:g}"] = statistics.fmean(figures) if len(figures) == len(runs) else None
-        table[norm] = row
-    ends_of_grid = {f"{end(rates):g}" for end in (min, max)}
-    chosen = {}
-    for norm, row in table.items():
-        of_rate = {rate: value for rate, value in row.items() if value is not None}
-        chosen[norm] = best(of_rate, key=of_rate.__getitem__) if of_rate else None
-    return {
-        "task": task.name,
-        "source": source_of(task),
-        "metric": metric.validation_label,
-        "form": metric.form,
-        "valid": table,
-        "best": chosen,
-        "best_at_an_end": [norm for norm, rate in chosen.items() if rate in ends_of_grid],
-    }
+@dataclass(frozen=True)
+class Sweep:
+    """The validation figures of normalisers at several rates."""
+
+    metric: Metric
+    valid: dict[str, dict[float, float | None]]
+    """Normaliser -> rate -> mean over seeds of the last (or best, if the recipe takes that) figure; None where a run
+    diverged."""
+
+    @property
+    def best(self) -> dict[str, float | None]:
+        """Normaliser -> its best rate; None where it diverged at all."""
+        best = max if self.metric.higher_is_better else min
+        finite = {norm: {r: v for r, v in row.items() if v is not None} for norm, row in self.valid.items()}
+        return {norm: best(row, key=row.__getitem__) if row else None for norm, row in finite.items()}
+
+    @property
+    def best_at_an_end(self) -> list[str]:
+        """Normalisers whose best rate is the lowest or the highest that was tried with them."""
+        return [norm for norm, rate in self.best.items() if rate in (min(self.valid[norm]), max(self.valid[norm]))]
+
+
+def swept(runs: Mapping[str, Sequence[RunRecord]]) -> Sweep:
+    """The sweep that runs are of, by normaliser. Of each normaliser the seeds count that were run at all of its rates:
+    the best rate may have more."""
+    valid: dict[str, dict[float, float | None]] = {}
+    for norm, of_norm in runs.items():
+        by_rate: dict[float, dict[int, RunRecord]] = {}
+        for run in of_norm:
+            by_rate.setdefault(run.identity.train.learning_rate, {})[run.identity.seed] = run
+        seeds = set.intersection(*(set(of_rate) for of_rate in by_rate.values()))
+        if seeds:
+            valid[norm] = {rate: _mean([by_rate[rate][seed] for seed in sorted(seeds)]) for rate in sorted(by_rate)}
+    return Sweep(next(run for of_norm in runs.values() for run in of_norm).result.metrics[0], valid)
+
+
+def _mean(runs: Sequence[RunRecord]) -> float | None:
+    metric = runs[0].result.metrics[0]
+    figures = [_figure(run.result, metric, run.identity.train.best) for run in runs]
+    finite = [figure for figure in figures if figure is not None]
+    return statistics.fmean(finite) if len(finite) == len(figures) else None
 
 
 def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
@@ -64,21 +76,39 @@ def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
     return (max if metric.higher_is_better else min)(seen) if best else column[-1]
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print the sweep; the best of each row is marked."""
-    title = f"sweep of the learning rate · {found['task']} · {found['metric']}, validation · {found['source']}"
-    rows = []
-    for norm, row in found["valid"].items():
-        cells = [
-            "diverged" if value is None else f"{value:{found['form']}}" + (" *" if rate == found["best"][norm] else "")
-            for rate, value in row.items()
-        ]
+def table(found: Sweep, title: str) -> Table:
+    """A row for each normaliser; the best of each row is marked."""
+    rates = sorted({rate for row in found.valid.values() for rate in row})
+    best, rows = found.best, []
+    for norm, row in found.valid.items():
+        cells = []
+        for rate in rates:
+            value = row.get(rate)
+            shown = "diverged" if value is None else f"{value:{found.metric.form}}"
+            cells.append("" if rate not in row else shown + (" *" if rate == best[norm] else ""))
         rows.append(Row(norms.label(norm), cells))
-    Table(["norm", *next(iter(found["valid"].values()))], rows, title, note="* the best of its row").show(console)
-    if ends := found["best_at_an_end"]:
+    note = "* the best of its row"
+    if ends := found.best_at_an_end:
         labels = ", ".join(map(norms.label, ends))
-        console.print(
-            f"at an end of the rates tried: {labels}; a rate beyond it may be better",
-            highlight=False,
-            soft_wrap=True,
-        )
+        note += f"\nat an end of the rates tried: {labels}; a rate beyond it may be better"
+    return Table(["norm", *(f"{rate:g}" for rate in rates)], rows, title, note)
+
+
+def show(task: Task, found: Sweep, console: Console) -> None:
+    """Print the sweep."""
+    label = found.metric.validation_label
+    title = f"sweep of the learning rate · {task.name} · {label}, validation · {source_of(task)}"
+    table(found, title).show(console)
+
+
+def as_json(task: Task, found: Sweep) -> dict[str, Any]:
+    """The same for a program."""
+    return {
+        "task": task.name,
+        "source": source_of(task),
+        "metric": found.metric.validation_label,
+        "form": found.metric.form,
+        "valid": {norm: {f"{rate:g}": value for rate, value in row.items()} for norm, row in found.valid.items()},
+        "best": {norm: None if rate is None else f"{rate:g}" for norm, rate in found.best.items()},
+        "best_at_an_end": found.best_at_an_end,
+    }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rmsnorm.timing import Spread, saved, spread
 from rmsnorm_lab.experiments.record import Record, RunRecord, TimingRecord
+from rmsnorm_lab.table import signed
 
 MOST_NAMED = 3
 """The most commits and versions to list."""
@@ -72,6 +73,15 @@ def time_row(norm: str, record: TimingRecord) -> TimeRow:
         profiled_share=record.result.profiled_share[norm],
         peak_memory=record.result.peak_memory[norm],
     )
+
+
+def percent(share: Spread) -> tuple[str, str]:
+    """The median in percent and its interval: ("6.3", "[3.8, 9.4]"); no interval is ""."""
+    median = signed(100 * share.median, ".1f")
+    if share.interval is None:
+        return median, ""
+    low, high = (signed(100 * bound, ".1f") for bound in share.interval)
+    return median, f"[{low}, {high}]"
 
 
 def mixed_machines(records: Sequence[Record]) -> list[str]:

@@ -15,10 +15,10 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from rich.console import Console  # noqa: E402
 
-from made_records import run_identity, run_record  # noqa: E402
+from made_records import run_identity, run_record, with_result  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import hidden_states, p_sweep  # noqa: E402
-from rmsnorm_lab.experiments.rate_sweep import show, summary  # noqa: E402
+from rmsnorm_lab.experiments.rate_sweep import as_json, show, swept  # noqa: E402
 from rmsnorm_lab.experiments.task import Metric, Source  # noqa: E402
 
 
@@ -133,28 +133,40 @@ def test_wrong_sweeps_are_said(sweep, flags, said, capsys):
     assert not sweep.folder.exists()
 
 
-def a_run(norm, rate, column, status="finished"):
-    train = replace(run_identity().train, learning_rate=rate)
-    return run_record(norm, quality=0.5 if status == "finished" else None, column=column, train=train)
+ACCURACY = Metric("bits", "accuracy\nset2014", True, ".1f", "accuracy")
+
+
+def a_run(norm, rate, column, best=False, seed=0):
+    train = replace(run_identity().train, learning_rate=rate, best=best)
+    diverged = len(column) > 1 and column[1:] == [None, None]
+    run = run_record(norm, seed, quality=None if diverged else 0.5, column=column, train=train)
+    return with_result(run, metrics=(ACCURACY,))
 
 
 @pytest.mark.parametrize(("best", "expected"), [(False, [0.5, 0.6, 0.3, None]), (True, [0.8, 0.7, 0.4, None])])
 def test_a_sweep_judges_by_validation_and_says_where_the_best_rate_is_an_end(best, expected):
     rates = [0.1, 0.2, 0.4, 0.8]
-    columns = [[0.2, 0.8, 0.5], [0.7, None, 0.6], [0.1, 0.4, 0.3]]
-    records = [a_run("rms", rate, column) for rate, column in zip(rates, columns, strict=False)]
-    records += [a_run("rms", 0.8, [0.9, None, None], "diverged")]
-    records += [a_run("layer", rate, [rate, rate, rate]) for rate in rates]
-    metric = Metric("bits", "accuracy\nset2014", True, ".1f", "accuracy")
-    recipe = SimpleNamespace(train=SimpleNamespace(best=best))
-    source = Source("a [b] set", stand_in=True, sha256="")
-    task = SimpleNamespace(name="reading", metrics=(metric,), recipe=recipe, source=source)
-    found = summary(task, ["rms", "layer"], rates, records)
-    assert list(found["valid"]["rms"].values()) == expected
-    assert found["best"] == {"rms": "0.1" if best else "0.2", "layer": "0.8"}
-    assert found["best_at_an_end"] == (["rms", "layer"] if best else ["layer"])
+    columns = [[0.2, 0.8, 0.5], [0.7, None, 0.6], [0.1, 0.4, 0.3], [0.9, None, None]]
+    runs = {
+        "rms": [a_run("rms", rate, column, best) for rate, column in zip(rates, columns, strict=True)],
+        "layer": [a_run("layer", rate, [rate, rate, rate], best) for rate in rates],
+    }
+    found = swept(runs)
+    task = SimpleNamespace(name="reading", source=Source("a [b] set", stand_in=True, sha256=""))
+    said = as_json(task, found)
+    assert list(said["valid"]["rms"].values()) == expected
+    assert said["best"] == {"rms": "0.1" if best else "0.2", "layer": "0.8"}
+    assert said["best_at_an_end"] == (["rms", "layer"] if best else ["layer"])
     console = Console(width=100, record=True, file=io.StringIO())
-    show(found, console)
+    show(task, found, console)
     said = console.export_text()
     assert "reading · accuracy, validation · stand-in: a [b] set" in said
     assert "LayerNorm; a rate beyond it" in said
+
+
+def test_a_sweep_compares_rates_by_the_seeds_that_all_of_them_have():
+    runs = {
+        "rms": [a_run("rms", 0.1, [0.3], seed=0), a_run("rms", 0.2, [0.5], seed=0), a_run("rms", 0.2, [0.9], seed=1)],
+        "prms": [a_run("prms", 0.1, [0.3], seed=0), a_run("prms", 0.2, [0.5], seed=1)],
+    }
+    assert swept(runs).valid == {"rms": {0.1: 0.3, 0.2: 0.5}}
