@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm_lab.experiments.models.recurrent import Ragged, active, initialise, lstm_layer
+from rmsnorm_lab.experiments.models.recurrent import Ragged, active, initialise, lstm_layer, zero_biases
 from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
 from rmsnorm_lab.experiments.recipes.reading import ModelConfig
 
@@ -39,7 +39,7 @@ class AttentiveReader(nn.Module):
         self.dropout = config.dropout
         both = 2 * config.width
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(lstm_layer, config.word_width, config.width, norm)
+        make = partial(lstm_layer, config.word_width, config.width, norm, config.biases)
         self.context = Ragged(make, bidirectional=True, learned_start=True)
         self.question = Ragged(make, bidirectional=True, learned_start=True)
         self.of_context = nn.Linear(both, both)
@@ -54,8 +54,7 @@ class AttentiveReader(nn.Module):
         for layer in (*self.context.directions, *self.question.directions):
             initialise(layer, "weight_ih", uniform)
             initialise(layer, "weight_hh", partial(nn.init.orthogonal_, gain=0.05))
-            for bias in ("bias_ih_l0", "bias_hh_l0"):
-                nn.init.zeros_(layer.get_parameter(bias))
+            zero_biases(layer)
         for _, module in outside_norms(self):
             if isinstance(module, nn.Embedding | nn.Linear):
                 uniform(module.weight)

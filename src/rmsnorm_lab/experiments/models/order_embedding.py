@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmsnorm_lab.experiments.models.recurrent import Ragged, gru_layer, initialise
+from rmsnorm_lab.experiments.models.recurrent import Ragged, gru_layer, initialise, zero_biases
 from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.retrieval import ModelConfig
 
@@ -26,7 +26,7 @@ class OrderEmbedding(nn.Module):
     def __init__(self, features: int, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, config.word_width)
-        make = partial(gru_layer, config.word_width, config.width, norm)
+        make = partial(gru_layer, config.word_width, config.width, norm, config.biases)
         self.gru = Ragged(make)
         self.image = nn.Linear(features, config.width)
 
@@ -35,8 +35,7 @@ class OrderEmbedding(nn.Module):
         layer = self.gru.directions[0]
         initialise(layer, "weight_ih", uniform)
         initialise(layer, "weight_hh", nn.init.orthogonal_)
-        for bias in ("bias_ih_l0", "bias_hh_l0"):
-            nn.init.zeros_(layer.get_parameter(bias))
+        zero_biases(layer)
         nn.init.xavier_uniform_(self.image.weight)
         nn.init.zeros_(self.image.bias)
 

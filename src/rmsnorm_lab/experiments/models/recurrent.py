@@ -10,9 +10,15 @@ of the state-side after it (with ``norm="none"`` this is torch's own GRU and LST
     LSTM   a = N(W_ih x + b_ih), c = N(W_hh h) + b_hh       one statistic for the four gates i, f, g, o
            m' = σ(a_f + c_f) ⊙ m + σ(a_i + c_i) ⊙ tanh(a_g + c_g), h' = σ(a_o + c_o) ⊙ tanh(N(m'))
 
-Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell; a norm with parameters of its own has
-them in ``norms`` instead of gains; "weight" is torch's parametrization of the two weights. Functions that draw
-weights call :func:`initialise`, which handles both cases.
+These are the biases that torch's layers have. With ``biases="paper"`` (recipes/common.py) they are those of the paper's
+code: no b_hh, but LSTM's sum takes b_ih once more, and "+ b" is of LayerNorm (of BatchNorm in the cell alone):
+
+    GRU    a = N(W_ih x + b_ih) + b, c = N(W_hh h) + b
+    LSTM   a = N(W_ih x + b_ih) + b + b_ih, c = N(W_hh h) + b, and N(m') + b in h'
+
+Parameters have the names of torch's modules, and gain_ih, gain_hh, gain_cell, and shift_ih, … for "+ b"; a norm with
+parameters of its own has them in ``norms`` instead; "weight" is torch's parametrization of the two weights. Functions
+that draw weights call :func:`initialise`, which handles both cases.
 """
 
 import math
@@ -24,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rmsnorm.torch import GRU, LSTM
-from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.base import Normaliser, biased
 from rmsnorm_lab.recurrent_steps import gru_step, lstm_step
 
 Draw = Callable[[Tensor], object]
@@ -44,21 +50,25 @@ def still_running(lengths_B: Tensor, steps: int) -> Running:
 
 
 class _Recurrent(nn.Module):
-    """The parameters of one cell: (G, I), (G, H), (G), (G), and gains of 1."""
+    """The parameters of one cell: (G, I), (G, H), (G), (G), gains of 1 and shifts of 0."""
 
     gates: int
     suffix = ""
 
-    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser, biases: str = "alike") -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.norm = input_size, hidden_size, norm
+        self.papers = biases == "paper"
         width = self.gates * hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (width, input_size), "weight_hh": (width, hidden_size)}
-        shapes |= {"bias_ih": (width,), "bias_hh": (width,)}
+        shapes |= {"bias_ih": (width,)} if self.papers else {"bias_ih": (width,), "bias_hh": (width,)}
         for name, shape in shapes.items():
             self.register_parameter(name + self.suffix, nn.Parameter(torch.empty(shape)))
         for name, size in self.gain_sizes().items():
             self.register_parameter(name + self.suffix, nn.Parameter(torch.ones(size)))
+            place = name.removeprefix("gain_")
+            shift = nn.Parameter(torch.zeros(size)) if self.papers and place in norm.biased else None
+            self.register_parameter(f"shift_{place}{self.suffix}", shift)
         bound = 1 / math.sqrt(hidden_size)  # torch's own start
         for name in shapes:
             nn.init.uniform_(self.parameter(name), -bound, bound)
@@ -81,6 +91,11 @@ class _Recurrent(nn.Module):
         """The parameter, its suffix left out; a weight under parametrization is computed again by each call."""
         return getattr(self, name + self.suffix)
 
+    def shift(self, place: str) -> Tensor | None:
+        """The bias after the norm's gain, if the norm has one."""
+        shift: Tensor | None = getattr(self, f"shift_{place}{self.suffix}")
+        return shift
+
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, norm={type(self.norm).__name__}"
 
@@ -88,10 +103,10 @@ class _Recurrent(nn.Module):
 class _GRU(_Recurrent):
     gates = 3
 
-    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser, biases: str = "alike") -> None:
         if norm.over_examples:
             raise ValueError(f"the norm of a {type(self).__name__} must be of one vector; got {type(norm).__name__}")
-        super().__init__(input_size, hidden_size, norm)
+        super().__init__(input_size, hidden_size, norm, biases)
 
     def input_side(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """N(W_ih x + b_ih) of (..., I), all steps at once: the gates' part (..., 2H), the proposal's (..., H).
@@ -100,7 +115,7 @@ class _GRU(_Recurrent):
         """
         a = nn.functional.linear(x, self.parameter("weight_ih"), self.parameter("bias_ih"))
         gates, proposal = self._normalise(a, "ih")
-        return gates + self.parameter("bias_hh")[: 2 * self.hidden_size], proposal
+        return (gates if self.papers else gates + self.parameter("bias_hh")[: 2 * self.hidden_size]), proposal
 
     def hidden_side(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """N(W_hh h) of (..., H), its bias not yet added: the gates' part (..., 2H), the proposal's (..., H)."""
@@ -117,12 +132,16 @@ class _GRU(_Recurrent):
             return self.norms[f"{side}_gates"](gates), self.norms[f"{side}_proposal"](proposal)
         if self.normalise is None:
             return gates, proposal
-        g = self.parameter(f"gain_{side}")
-        return self.normalise(gates, g[:cut]), self.normalise(proposal, g[cut:])
+        g, b = self.parameter(f"gain_{side}"), self.shift(side)
+        of_gates, of_proposal = (None, None) if b is None else (b[:cut], b[cut:])
+        y = biased(self.normalise, gates, g[:cut], of_gates)
+        return y, biased(self.normalise, proposal, g[cut:], of_proposal)
 
     def step(self, a: tuple[Tensor, Tensor], h_BH: Tensor) -> Tensor:
-        c, bias_n = self.hidden_side(h_BH), self.parameter("bias_hh")[2 * self.hidden_size :]
-        return gru_step(a, (c[0], c[1] + bias_n), h_BH)
+        c = self.hidden_side(h_BH)
+        if not self.papers:
+            c = c[0], c[1] + self.parameter("bias_hh")[2 * self.hidden_size :]
+        return gru_step(a, c, h_BH)
 
 
 class LoopGRUCell(_GRU):
@@ -149,8 +168,8 @@ class LoopGRU(_GRU):
 class _LSTM(_Recurrent):
     gates = 4
 
-    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser) -> None:
-        super().__init__(input_size, hidden_size, norm)
+    def __init__(self, input_size: int, hidden_size: int, norm: Normaliser, biases: str = "alike") -> None:
+        super().__init__(input_size, hidden_size, norm, biases)
         if norm.over_examples:
             self.batch_norms = nn.ModuleDict({name: norm.step_norm(size) for name, size in self.gain_sizes().items()})
             for name in self.gain_sizes():  # Cooijmans et al. 2017, §4: at 1 the tanh's gradients vanish
@@ -169,8 +188,10 @@ class _LSTM(_Recurrent):
             return self.norms[place](x)
         gain = f"gain_{place}"
         if self.norm.over_examples:
-            return self.batch_norms[gain](x, self.parameter(gain), rows, step)
-        return x if self.normalise is None else self.normalise(x, self.parameter(gain))
+            return self.batch_norms[gain](x, self.parameter(gain), rows, step, self.shift(place))
+        if self.normalise is None:
+            return x
+        return biased(self.normalise, x, self.parameter(gain), self.shift(place))
 
     def input_side(self, x: Tensor) -> Tensor:
         """N(W_ih x + b_ih), (..., I) -> (..., G), all steps at once; batch norm is left to each step."""
@@ -183,7 +204,7 @@ class _LSTM(_Recurrent):
         h_BH, m_BH = state
         a_BG = self._normalise(a_BG, "ih", rows, step) if self.norm.over_examples else a_BG
         c_BG = self._normalise(nn.functional.linear(h_BH, weight_hh), "hh", rows, step)
-        sides_BG = a_BG + c_BG + self.parameter("bias_hh")
+        sides_BG = a_BG + c_BG + self.parameter("bias_ih" if self.papers else "bias_hh")
         return lstm_step(sides_BG, m_BH, lambda m: self._normalise(m, "cell", rows, step))
 
 
@@ -208,19 +229,31 @@ class LoopLSTM(_LSTM):
         return torch.stack(outputs), (current[0][None], current[1][None])
 
 
-def gru_layer(input_size: int, hidden_size: int, norm: Normaliser) -> nn.Module:
+def gru_layer(input_size: int, hidden_size: int, norm: Normaliser, biases: str = "alike") -> nn.Module:
     """One layer, one direction: :class:`rmsnorm.torch.GRU` where it does what ``norm`` asks for, or the loop.
 
-    Whichever it is, parameters, their names and what is drawn for them are the same.
+    Whichever it is, parameters, their names and what is drawn for them are the same. With the paper's biases every
+    norm takes the loop: the layers have torch's.
     """
-    arguments = norm.recurrence()
-    return LoopGRU(input_size, hidden_size, norm) if arguments is None else GRU(input_size, hidden_size, **arguments)
+    arguments = norm.recurrence() if biases == "alike" else None
+    if arguments is None:
+        return LoopGRU(input_size, hidden_size, norm, biases)
+    return GRU(input_size, hidden_size, **arguments)
 
 
-def lstm_layer(input_size: int, hidden_size: int, norm: Normaliser) -> nn.Module:
+def lstm_layer(input_size: int, hidden_size: int, norm: Normaliser, biases: str = "alike") -> nn.Module:
     """The same for :class:`rmsnorm.torch.LSTM`."""
-    arguments = norm.recurrence()
-    return LoopLSTM(input_size, hidden_size, norm) if arguments is None else LSTM(input_size, hidden_size, **arguments)
+    arguments = norm.recurrence() if biases == "alike" else None
+    if arguments is None:
+        return LoopLSTM(input_size, hidden_size, norm, biases)
+    return LSTM(input_size, hidden_size, **arguments)
+
+
+def zero_biases(layer: Any) -> None:
+    """Set the biases of a cell or layer to 0."""
+    for name, parameter in layer.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def initialise(module: Any, name: str, draw: Draw) -> None:

@@ -10,6 +10,9 @@ directions), V vocabulary.
     s_t   = GRU₂(c_t, s'_t)
     o_t   = tanh(N(W_s s_t) + N(W_y y_{t−1}) + N(W_c c_t) + b),       logits = W_o o_t + b_o, not normalised
 
+With ``biases="paper"`` (recipes/common.py) every bias b is within its norm, N(W x + b), the three of o_t have one each,
+and LayerNorm adds one more after each norm.
+
 N normalises the inputs and the recurrences of all GRUs too (models/recurrent.py).
 """
 
@@ -20,18 +23,24 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rmsnorm_lab.experiments.data.subwords import BEGIN, PAD
-from rmsnorm_lab.experiments.models.recurrent import LoopGRUCell, Ragged, gru_layer, initialise
+from rmsnorm_lab.experiments.models.recurrent import LoopGRUCell, Ragged, gru_layer, initialise, zero_biases
 from rmsnorm_lab.experiments.models.search import Tensors
-from rmsnorm_lab.experiments.norms.base import Normaliser, outside_norms
+from rmsnorm_lab.experiments.norms.base import Normaliser, biased, outside_norms
 from rmsnorm_lab.experiments.recipes.translation import ModelConfig
 
 
 class NormedLinear(nn.Module):
-    """N(W x) ⊙ g, without a bias: the caller adds one bias to the sum of several."""
+    """N(W x + b) ⊙ g + shift. b is there if ``bias``; the shift with the paper's biases, if the norm has one.
 
-    def __init__(self, inputs: int, outputs: int, norm: Normaliser) -> None:
+    Without them the caller adds one bias to the sum of several.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Normaliser, biases: str, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        shifted = biases == "paper" and "linear" in norm.biased
+        self.shift = nn.Parameter(torch.zeros(outputs)) if shifted else None
         norm.parametrise(self)
         self.norm = norm.layer(outputs) if norm.own_parameters else None
         self.normalise = norm.vector() if norm.of_activations and not norm.own_parameters else None
@@ -44,10 +53,14 @@ class NormedLinear(nn.Module):
             self.weight.copy_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.linear(x, self.weight)
+        y = nn.functional.linear(x, self.weight, self.bias)
         if self.norm is not None:
             return self.norm(y)
-        return y if self.normalise is None or self.gain is None else self.normalise(y, self.gain)
+        return y if self.normalise is None else biased(self.normalise, y, self.gain, self.shift)
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
 
 
 class Traced(NamedTuple):
@@ -66,18 +79,23 @@ class RNNSearch(nn.Module):
         super().__init__()
         E, H = config.embedding, config.hidden
 
-        def linear(inputs: int, outputs: int) -> NormedLinear:
-            return NormedLinear(inputs, outputs, norm)
+        papers = config.biases == "paper"
+
+        def linear(inputs: int, outputs: int, bias: bool = True) -> NormedLinear:
+            return NormedLinear(inputs, outputs, norm, config.biases, bias and papers)
+
+        def added(width: int) -> nn.Parameter | None:
+            return None if papers else nn.Parameter(torch.zeros(width))
 
         self.source_embedding, self.target_embedding = nn.Embedding(vocabulary, E), nn.Embedding(vocabulary, E)
-        self.encoder = Ragged(lambda: gru_layer(E, H, norm), bidirectional=True)
-        self.first_state, self.first_bias = linear(2 * H, H), nn.Parameter(torch.zeros(H))
-        self.word_cell = LoopGRUCell(E, H, norm)
-        self.context_cell = LoopGRUCell(2 * H, H, norm)
-        self.attend_context, self.attend_state = linear(2 * H, 2 * H), linear(H, 2 * H)
-        self.attend_bias, self.attend_score = nn.Parameter(torch.zeros(2 * H)), nn.Parameter(torch.empty(2 * H))
+        self.encoder = Ragged(lambda: gru_layer(E, H, norm, config.biases), bidirectional=True)
+        self.first_state, self.first_bias = linear(2 * H, H), added(H)
+        self.word_cell = LoopGRUCell(E, H, norm, config.biases)
+        self.context_cell = LoopGRUCell(2 * H, H, norm, config.biases)
+        self.attend_context, self.attend_state = linear(2 * H, 2 * H), linear(H, 2 * H, bias=False)
+        self.attend_bias, self.attend_score = added(2 * H), nn.Parameter(torch.empty(2 * H))
         self.read_state, self.read_word, self.read_context = linear(H, E), linear(E, E), linear(2 * H, E)
-        self.read_bias = nn.Parameter(torch.zeros(E))
+        self.read_bias = added(E)
         self.logits = nn.Linear(E, vocabulary)
         self._draw_weights(config)
 
@@ -99,9 +117,7 @@ class RNNSearch(nn.Module):
         for module in (*self.encoder.directions, self.word_cell, self.context_cell):
             initialise(module, "weight_ih", draw)
             initialise(module, "weight_hh", draw)
-            for name, parameter in module.named_parameters():
-                if name.startswith("bias"):
-                    nn.init.zeros_(parameter)
+            zero_biases(module)
         for _, module in outside_norms(self):
             if isinstance(module, NormedLinear):
                 drawn = torch.empty_like(module.weight)
@@ -146,10 +162,10 @@ class RNNSearch(nn.Module):
         read_BS = read_SB.transpose(0, 1)
         mean_B = read_BS.sum(dim=1) / words_BS.sum(dim=1, keepdim=True)  # beyond the end h is 0
         beyond_BS = torch.zeros_like(read_BS[..., 0]).masked_fill(~words_BS, -torch.inf)
-        return read_BS, self.attend_context(read_BS) + self.attend_bias, beyond_BS, mean_B
+        return read_BS, _plus(self.attend_context(read_BS), self.attend_bias), beyond_BS, mean_B
 
     def start(self, memory: Tensors) -> Tensors:
-        return (torch.tanh(self.first_state(memory[3]) + self.first_bias),)
+        return (torch.tanh(_plus(self.first_state(memory[3]), self.first_bias)),)
 
     def step(self, memory: Tensors, state: Tensors, words_B: Tensor) -> tuple[Tensor, Tensors]:
         words_BE = self.target_embedding(words_B)
@@ -168,4 +184,4 @@ class RNNSearch(nn.Module):
 
     def _read(self, states: Tensor, words: Tensor, contexts: Tensor) -> Tensor:
         read = self.read_state(states) + self.read_word(words) + self.read_context(contexts)
-        return self.logits(torch.tanh(read + self.read_bias))
+        return self.logits(torch.tanh(_plus(read, self.read_bias)))

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-VectorNorm = Callable[[Tensor, Tensor | None], Tensor]
-"""(x of shape (..., n), gain of shape (n,) or None) -> y of x's shape and dtype."""
+VectorNorm = Callable[..., Tensor]
+"""(x of shape (..., n), gain of shape (n,) or None) -> y of x's shape and dtype. A norm that is ``biased`` takes a bias
+of shape (n,) as the third argument."""
+PLACES = ("linear", "ih", "hh", "cell")
+"""Where recurrent networks normalise: feed-forward layers, both sides of a recurrence, and the cell of an LSTM."""
 
 
 class Normaliser:
@@ -26,6 +29,8 @@ class Normaliser:
     """False: nothing between the layers is normalised, and they keep their biases."""
     over_examples = False
     """True: the statistics are of the examples of a batch, so a recurrence takes ``step_norm``."""
+    biased: tuple[str, ...] = ()
+    """The PLACES in which the paper's code adds a bias after this norm's gain."""
     own_parameters = False
     """True: it is a module with its own parameters, so a recurrence takes a ``layer`` for each vector, and no gains."""
 
@@ -58,7 +63,8 @@ class Normaliser:
         return None
 
     def step_norm(self, width: int) -> nn.Module:
-        """(x_BN, gain_N, indices of running examples or None, step) -> (B, N), with statistics of each step."""
+        """(x_BN, gain_N, indices of running examples or None, step, bias_N or None) -> (B, N), with statistics of each
+        step."""
         raise NotImplementedError(f"{type(self).__name__} has no statistics over examples")
 
     def parametrise(self, module: nn.Module, name: str = "weight") -> None:
@@ -66,6 +72,11 @@ class Normaliser:
 
     def _marked(self, module: nn.Module) -> nn.Module:
         return mark(module) if self.of_activations else module
+
+
+def biased(normalise: VectorNorm, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``normalise`` with the bias where there is one."""
+    return normalise(x, gain) if bias is None else normalise(x, gain, bias)
 
 
 def outside_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

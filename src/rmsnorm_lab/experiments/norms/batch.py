@@ -13,6 +13,7 @@ class Batch(Normaliser):
     """BatchNorm of the last dimension's channels, of feature maps' channels, or within a recurrence."""
 
     over_examples = True
+    biased = ("cell",)
 
     def make_layer(self, width: int) -> nn.Module:
         return UnfusedBatchNorm(width) if self.kernels == "unfused" else BatchNorm(width)
@@ -80,11 +81,11 @@ class ChannelsLast(nn.Module):
 
 class StepBatchNorm(nn.Module):
     """Within a recurrence the statistics of each time step are its own (Cooijmans et al. 2017, §3):
-    (x − mean_t) / √(var_t + eps) ⊙ gain for each feature, over the examples that still run at step t.
+    (x − mean_t) / √(var_t + eps) ⊙ gain (+ bias) for each feature, over the examples that still run at step t.
 
-    (x_BN, gain_N, their indices or None, t) -> (B, N), 0 for those that do not. Evaluation uses running statistics of
-    each step; steps from ``max_steps`` on share the last one's. So does training where fewer than two examples still
-    run: their own statistics would make them 0.
+    (x_BN, gain_N, their indices or None, t, bias_N or None) -> (B, N), 0 for those that do not. Evaluation uses running
+    statistics of each step; steps from ``max_steps`` on share the last one's. So does training where fewer than two
+    examples still run: their own statistics would make them 0.
     """
 
     running_mean: Tensor
@@ -96,15 +97,18 @@ class StepBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(max_steps, width))
         self.register_buffer("running_var", torch.ones(max_steps, width))
 
-    def forward(self, x_BN: Tensor, gain_N: Tensor, rows: Tensor | None, step: int) -> Tensor:
+    def forward(
+        self, x_BN: Tensor, gain_N: Tensor, rows: Tensor | None, step: int, bias_N: Tensor | None = None
+    ) -> Tensor:
         step = min(step, len(self.running_mean) - 1)
         mean, var = self.running_mean[step], self.running_var[step]
         x = x_BN if rows is None else x_BN[rows]
         own = self.training and len(x) > 1
         if self.unfused:
             y = self._in_operators(x, mean, var, own) * gain_N
+            y = y if bias_N is None else y + bias_N
         else:
-            y = F.batch_norm(x, mean, var, gain_N, None, own, self.momentum, EPS)
+            y = F.batch_norm(x, mean, var, gain_N, bias_N, own, self.momentum, EPS)
         return y if rows is None else y.new_zeros(x_BN.shape).index_copy(0, rows, y)
 
     def _in_operators(self, x: Tensor, mean: Tensor, var: Tensor, own: bool) -> Tensor:

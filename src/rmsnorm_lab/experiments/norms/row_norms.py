@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rmsnorm.spec import partial_count
 from rmsnorm.torch import LayerNorm, RMSNorm, layer_norm, rms_norm
-from rmsnorm_lab.experiments.norms.base import Normaliser, VectorNorm
+from rmsnorm_lab.experiments.norms.base import PLACES, Normaliser, VectorNorm
 from rmsnorm_lab.experiments.recipes.common import EPS
 
 
@@ -27,8 +27,8 @@ class Rows(Normaliser):
         """σ² of each row of ``x``, (..., 1)."""
         return x.square().mean(-1, keepdim=True)
 
-    def fused(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        """x̂ ⊙ gain by a kernel."""
+    def fused(self, x: Tensor, gain: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """x̂ ⊙ gain (+ bias) by a kernel."""
         raise NotImplementedError
 
     def fused_layer(self, width: int) -> nn.Module:
@@ -39,9 +39,10 @@ class Rows(Normaliser):
         wide = self.centred(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
         return (wide * torch.rsqrt(self.square(wide) + EPS)).type_as(x)
 
-    def unfused(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        """x̂ ⊙ gain in framework operators."""
-        return self.standardise(x) if gain is None else self.standardise(x) * gain
+    def unfused(self, x: Tensor, gain: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """x̂ ⊙ gain (+ bias) in framework operators."""
+        y = self.standardise(x) if gain is None else self.standardise(x) * gain
+        return y if bias is None else y + bias
 
     def vector(self) -> VectorNorm:
         return self.unfused if self.kernels == "unfused" else self.fused
@@ -68,13 +69,14 @@ class Layer(Rows):
     """LayerNorm: σ² is of x minus its mean. "best" is torch's own."""
 
     bias = True
+    biased = PLACES
 
     def centred(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True)
 
-    def fused(self, x: Tensor, gain: Tensor | None) -> Tensor:
+    def fused(self, x: Tensor, gain: Tensor | None, bias: Tensor | None = None) -> Tensor:
         function = F.layer_norm if self.kernels == "best" else layer_norm
-        return function(x, (x.shape[-1],), gain, None, EPS)
+        return function(x, (x.shape[-1],), gain, bias, EPS)
 
     def fused_layer(self, width: int) -> nn.Module:
         return (nn.LayerNorm if self.kernels == "best" else LayerNorm)(width, eps=EPS)
@@ -89,7 +91,8 @@ class RMS(Rows):
     share = 1.0
     """The part of the elements that σ² is of."""
 
-    def fused(self, x: Tensor, gain: Tensor | None) -> Tensor:
+    def fused(self, x: Tensor, gain: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        assert bias is None  # it is not ``biased``
         return rms_norm(x, (x.shape[-1],), gain, EPS, p=self.share)
 
     def fused_layer(self, width: int) -> nn.Module:
@@ -102,7 +105,8 @@ class RMS(Rows):
 class TorchRMS(Rows):
     """RMSNorm by torch's own operator, in every setting with kernels."""
 
-    def fused(self, x: Tensor, gain: Tensor | None) -> Tensor:
+    def fused(self, x: Tensor, gain: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        assert bias is None  # it is not ``biased``
         return F.rms_norm(x, (x.shape[-1],), gain, EPS)
 
     def fused_layer(self, width: int) -> nn.Module:

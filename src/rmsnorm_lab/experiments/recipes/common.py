@@ -20,6 +20,9 @@ P = 0.0625
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "linear_second_half")
 CLIPS = ("none", "global", "per_tensor")
+BIASES = ("alike", "paper")
+"""Where a recurrent network has biases. "alike": the same for every norm, as torch's layers have them. "paper": as in
+the paper's code, one before each norm of an input; LayerNorm adds one more after every norm, RMSNorm none."""
 
 
 @dataclass(frozen=True)

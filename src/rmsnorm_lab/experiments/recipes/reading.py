@@ -1,10 +1,11 @@
 """The attentive reader on CNN's questions (the paper's §5.2), and its likeness for functions and their docstrings."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-from rmsnorm_lab.experiments.recipes.checked import Settings, Share
-from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
+from rmsnorm_lab.experiments.recipes.checked import OneOf, Settings, Share
+from rmsnorm_lab.experiments.recipes.common import BIASES, Recipe, TrainConfig
+from rmsnorm_lab.plain import ADDED
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class ModelConfig(Settings):
     dropout: Share = 0.5
     word_bound: float | None = None
     """Word vectors are uniform in ± this at the start; None: as all other weights."""
+    biases: Annotated[str, OneOf(BIASES)] = field(default="alike", metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -51,4 +53,4 @@ def paper() -> Recipe:
     train = TrainConfig(
         steps=100_000, batch=64, learning_rate=8e-5, clip="global", clip_norm=10.0, evaluations=50, best=True
     )
-    return Recipe("paper", ModelConfig(), train, data=DataConfig())
+    return Recipe("paper", ModelConfig(biases="paper"), train, data=DataConfig())

@@ -1,11 +1,12 @@
 """Order-embedding image-caption retrieval (the paper's §5.3), and its likeness for scenes of digits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments.recipes.checked import Range, Settings
-from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
+from rmsnorm_lab.experiments.recipes.checked import OneOf, Range, Settings
+from rmsnorm_lab.experiments.recipes.common import BIASES, Recipe, TrainConfig
+from rmsnorm_lab.plain import ADDED
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class ModelConfig(Settings):
     width: int = 1024
     """Of the GRU and of the space that captions and images share."""
     margin: float = 0.05
+    biases: Annotated[str, OneOf(BIASES)] = field(default="alike", metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -51,4 +53,4 @@ def paper() -> Recipe:
     train = TrainConfig(
         steps=88_500, batch=128, learning_rate=1e-3, clip="per_tensor", clip_norm=2.0, evaluations=295, best=True
     )
-    return RetrievalRecipe("paper", ModelConfig(), train, data=DataConfig())
+    return RetrievalRecipe("paper", ModelConfig(biases="paper"), train, data=DataConfig())

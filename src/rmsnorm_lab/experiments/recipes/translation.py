@@ -1,11 +1,12 @@
 """Translation by a recurrent network: RNNSearch, the paper's first experiment."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
-from rmsnorm_lab.experiments.recipes.checked import Real, Settings, Share
-from rmsnorm_lab.experiments.recipes.common import Recipe, TimingConfig, TrainConfig
+from rmsnorm_lab.experiments.recipes.checked import OneOf, Real, Settings, Share
+from rmsnorm_lab.experiments.recipes.common import BIASES, Recipe, TimingConfig, TrainConfig
+from rmsnorm_lab.plain import ADDED
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ModelConfig(Settings):
     init_mean: Real = 0.0
     """The mean of all initial weights: 0.2 in the paper's Fig. 4."""
     label_smoothing: Share = 0.1
+    biases: Annotated[str, OneOf(BIASES)] = field(default="alike", metadata=ADDED)
 
 
 def small() -> Recipe:
@@ -64,7 +66,7 @@ def paper() -> Recipe:
     """§2 of the paper: WMT14 En-De, 32k joint subwords."""
     return Recipe(
         "paper",
-        ModelConfig(embedding=512, hidden=1024),
+        ModelConfig(embedding=512, hidden=1024, biases="paper"),
         TrainConfig(steps=300_000, batch=80, learning_rate=1e-4, evaluations=60),
         data=parallel_text.paper(by_tokens=False, max_length=80, length_penalty=1.0),
     )
