@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as state
 
 from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.experiments.adam import EpsInRoot
 from rmsnorm_lab.experiments.recipes.common import TrainConfig
 from rmsnorm_lab.experiments.task import Batch, Task, torch_generator
 
@@ -84,7 +85,7 @@ class Learner:
         self.task, self.setup, self.norm, self.seed = task, setup, norm, seed
         self.config = task.recipe.train
         model = self._plain()
-        task.initialise(model, task.batch(0, seed))
+        task.initialise(model, seed)
         self.model = self.fabric.setup_module(model)
         made: Any = self.fabric.setup_optimizers(optimizer_for(self.model, self.config, setup.device))
         self.optimizer: _FabricOptimizer = made
@@ -208,14 +209,15 @@ def optimizer_for(model: nn.Module, config: TrainConfig, device: str) -> torch.o
     """Adam or AdamW as the recipe has it; weight decay for matrices, not for gains and biases."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(
+    kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    made: torch.optim.Optimizer = (EpsInRoot if config.eps_in_root else kind)(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=0.0,
         betas=config.betas,
         eps=config.optimizer_eps,
         fused=device.partition(":")[0] in ("cpu", "cuda"),
     )
+    return made
 
 
 def schedule_at(step: int, config: TrainConfig, peak: float) -> tuple[float, float]:

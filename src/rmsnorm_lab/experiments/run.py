@@ -3,18 +3,19 @@
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from rmsnorm_lab.errors import UserError
+from rmsnorm_lab.errors import UserError, nearest
 from rmsnorm_lab.experiments import interrupts
 from rmsnorm_lab.experiments.checkpoints import Checkpoints
 from rmsnorm_lab.experiments.learner import Learner, Setup, schedule_at
 from rmsnorm_lab.experiments.recipes.common import TrainConfig
 from rmsnorm_lab.experiments.record import Curve, RunResult
-from rmsnorm_lab.experiments.task import Task
+from rmsnorm_lab.experiments.task import Metric, Task
 
 DIVERGED_ABOVE = 1.25
 """A run whose training loss ends above this multiple of its first has diverged. (That of validation may rise so far and
@@ -84,6 +85,7 @@ class Run:
         self.learning_rate = learning_rate or task.recipe.learning_rate(norm)
         self.checkpoints, self.every = checkpoints, every
         self.stops = evaluation_steps(self.config)
+        self.chosen_by = chosen_by(self.config, task.metrics)
         columns: dict[str, list[float | None]] = {key: [] for key in [*(m.key for m in task.metrics), "loss"]}
         self.progress = _Progress(0, 0.0, math.nan, [], Curve([], [], [], columns))
         self.saved = 0
@@ -151,11 +153,16 @@ class Run:
         for key, column in curve.valid.items():
             column.append(_finite(found.get(key, math.nan)))  # a figure of the test split alone
         progress.since = []
-        headline = self.task.metrics[0]
-        seen = [value for value in curve.valid[headline.key] if value is not None]
-        best = max if headline.higher_is_better else min
-        if self.config.best and seen and curve.valid[headline.key][-1] == best(seen):
+        if self.config.best and self._best_so_far():
             progress.best = {name: t.detach().cpu().clone() for name, t in self.learner.network().state_dict().items()}
+
+    def _best_so_far(self) -> bool:
+        """Whether the last point of the curve is its best."""
+        keys, higher = self.chosen_by
+        worst = -math.inf if higher else math.inf
+        columns = [[worst if each is None else each for each in self.progress.curve.valid[key]] for key in keys]
+        sums = [sum(point) for point in zip(*columns, strict=True)]
+        return math.isfinite(sums[-1]) and sums[-1] == (max(sums) if higher else min(sums))
 
     def _outcome(self, listener: Listener) -> RunResult:
         last = self.progress.curve.train_loss[-1]
@@ -202,6 +209,22 @@ class Run:
             ) from None
         self.progress, self.saved = progress, progress.done
         checkpoints.say(f"goes on from step {self.progress.done}")
+
+
+def chosen_by(config: TrainConfig, metrics: Sequence[Metric]) -> tuple[list[str], bool]:
+    """The columns of the validation curve whose sum decides which weights are best, and whether more is better."""
+    better = {each.key: each.higher_is_better for each in metrics} | {"loss": False}
+    keys = [metrics[0].key] if config.best_by == "headline" else config.best_by.split("+")
+    if unknown := [key for key in keys if key not in better]:
+        raise UserError(
+            f"train.best_by must be headline, or one or more of {', '.join(better)} joined by +; "
+            f"got {unknown[0]!r}.{nearest(unknown[0], tuple(better))}"
+        )
+    if len({better[key] for key in keys}) > 1:
+        raise UserError(
+            f"train.best_by must add up figures of which more is better, or less; got {config.best_by}. Leave one out."
+        )
+    return keys, better[keys[0]]
 
 
 def evaluation_steps(config: TrainConfig) -> list[int]:

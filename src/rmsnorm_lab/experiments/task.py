@@ -74,8 +74,8 @@ class Task(Protocol):
         through :func:`processes.shared`, which divides them among the processes.
         """
 
-    def initialise(self, model: nn.Module, batch: Batch) -> None:
-        """Initialisation that depends on data; usually none. Called once, before the first step, with batch 0."""
+    def initialise(self, model: nn.Module, seed: int) -> None:
+        """Initialisation that depends on data; usually none. Called once, before the first step of a seed's run."""
 
     def files(self) -> dict[str, bytes]:
         """Name -> content of the files that a trained network needs, written next to the run: what was learnt from the

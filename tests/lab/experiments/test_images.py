@@ -87,7 +87,7 @@ def test_every_norm_starts_from_the_same_draws_and_learns(task, norm, kernels):
     task.model("none", kernels)
     assert torch.equal(torch.rand(1), after)  # and leaves the generator where the others do
     batch = task.batch(0, 0)
-    task.initialise(network, batch)
+    task.initialise(network, 0)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     losses = []
     for _ in range(8):
@@ -106,7 +106,7 @@ def test_the_data_dependent_start_standardises_every_channel(task, norm):
     network = task.model(norm, "rmsnorm")
     batch = task.batch(0, 0)
     before = torch.get_rng_state()
-    task.initialise(network, batch)
+    task.initialise(network, 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert network.training
     outputs = []
@@ -175,3 +175,49 @@ def test_too_few_images_are_refused():
         images.Images(RECIPE, Source("few", False, ""), data)
     with pytest.raises(UserError, match=r"holds out 10 training images; 'few' has 9"):
         images.Images(RECIPE, Source("few", False, ""), replace(data, train=data.train[:9]))
+
+
+@pytest.fixture(scope="module")
+def papers(task):
+    recipe = replace(
+        RECIPE, model=replace(RECIPE.model, start_images=20), train=replace(RECIPE.train, eps_in_root=True)
+    )
+    other = images.Images.__new__(images.Images)
+    other.__dict__ |= vars(task) | {"recipe": recipe}
+    return other
+
+
+@pytest.mark.parametrize("norm", ["none", "weight"])
+def test_the_papers_start_is_on_its_number_of_images_with_noise_and_dropout(papers, norm, monkeypatch):
+    network, seen = papers.model(norm, "rmsnorm"), []
+    monkeypatch.setattr(type(network), "initialise", lambda self, x: seen.append(x))
+    papers.initialise(network, 4)
+    monkeypatch.undo()
+    (x,) = seen
+    assert torch.equal(x[:8], papers.batch(0, 4)[0])
+    assert len(x) == 20
+
+    weights = [layer.parametrizations.weight[0] for layer in network.layers] if norm == "none" else []
+    drawn = [layer.parametrizations.weight.original.clone() for layer in network.layers] if norm == "none" else []
+    torch.manual_seed(5)
+    network.initialise(x)
+    for before, layer in zip(drawn, network.layers, strict=False):  # the factors alone have moved
+        assert torch.equal(layer.parametrizations.weight.original, before)
+    assert all((each.factors != 1).any() for each in weights)
+    assert not any("factors" in name for name, _ in network.named_parameters())
+
+    outputs = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    torch.manual_seed(5)  # the same noise and the same dropout: the outputs that were standardised
+    network(x)
+    for output in outputs:
+        over = [0, *range(2, output.ndim)]
+        torch.testing.assert_close(output.mean(over), torch.zeros(output.shape[1]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(output.std(over, correction=0), torch.ones(output.shape[1]), rtol=0, atol=1e-3)
+
+
+def test_the_papers_images_start_so():
+    recipe = recipes.paper()
+    assert recipe.model.start_images == 500
+    assert recipe.train.eps_in_root

@@ -64,7 +64,7 @@ class Stub:
     def weight(self, batch):
         return 4
 
-    def initialise(self, model, batch):
+    def initialise(self, model, seed):
         pass
 
 

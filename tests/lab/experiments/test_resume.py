@@ -15,8 +15,12 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
 from rmsnorm.cli import main  # noqa: E402
+from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments.checkpoints import Checkpoints  # noqa: E402
 from rmsnorm_lab.experiments.learner import Learner  # noqa: E402
+from rmsnorm_lab.experiments.recipes.common import TrainConfig  # noqa: E402
+from rmsnorm_lab.experiments.run import chosen_by  # noqa: E402
+from rmsnorm_lab.experiments.task import Metric  # noqa: E402
 from tiny_runs import STEPS, arguments, checkpoints, corpus, result  # noqa: E402
 
 
@@ -221,3 +225,43 @@ def test_the_best_weights_are_tested_if_the_recipe_asks_for_them(text, tmp_path,
     assert min(figures[0]) < figures[0][-1] - 0.1  # the premise
     assert result(best)[0]["bits"] == pytest.approx(min(figures[0]), abs=0.2)
     assert result(best)[0]["bits"] < result(last)[0]["bits"] - 0.1
+
+
+def test_the_best_point_is_by_the_figures_that_the_recipe_adds_up(text, tmp_path, monkeypatch):
+    """Validation figures that disagree: by bits the second point is best, by the sum of both the third."""
+    curve = iter([(5.0, 9.0), (1.0, 9.0), (2.0, 3.0), (4.0, 4.0)])
+    evaluate = Learner.evaluate
+
+    def figures(learner, split, weights=None):
+        if split == "test":
+            assert torch.equal(weights["embedding.weight"], kept[2])
+            return evaluate(learner, split, weights)
+        kept.append(learner.network().state_dict()["embedding.weight"].clone())
+        return dict(zip(("bits", "loss"), next(curve), strict=True))
+
+    kept = []
+    monkeypatch.setattr(Learner, "evaluate", figures)
+    best = ["train.best=true", "train.best_by=bits+loss", "train.evaluations=3"]
+    assert main(arguments(text, tmp_path / "sum", *best, steps=6)) == 0
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        ("bit", r"must be headline, or one or more of bits, .*loss joined by \+; got 'bit'\. Did you mean 'bits'"),
+        ("bits+", "got ''"),
+    ],
+)
+def test_figures_that_no_point_has_are_refused(by, said):
+    metrics = (Metric("bits", "bits", False, ".3f"), Metric("accuracy", "accuracy", True, ".1f"))
+    config = TrainConfig(steps=1, batch=1, learning_rate=1.0, best=True, best_by=by)
+    with pytest.raises(UserError, match=said):
+        chosen_by(config, metrics)
+
+
+def test_figures_of_both_directions_are_not_added_up():
+    metrics = (Metric("bits", "bits", False, ".3f"), Metric("accuracy", "accuracy", True, ".1f"))
+    config = TrainConfig(steps=1, batch=1, learning_rate=1.0, best=True, best_by="bits+accuracy")
+    with pytest.raises(UserError, match="more is better, or less; got bits"):
+        chosen_by(config, metrics)

@@ -15,6 +15,7 @@ from rmsnorm_lab.experiments.data.captions import LAYOUTS, UNKNOWN  # noqa: E402
 from rmsnorm_lab.experiments.models import order_embedding  # noqa: E402
 from rmsnorm_lab.experiments.recipes import retrieval as recipes  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import KERNELS  # noqa: E402
+from rmsnorm_lab.experiments.run import chosen_by  # noqa: E402
 from rmsnorm_lab.experiments.tasks import retrieval  # noqa: E402
 
 SMALL = recipes.small()
@@ -113,6 +114,33 @@ def test_figures_are_means_over_folds(task):
     assert found["image_mean_rank"] == pytest.approx(of_images.mean().item())
     losses = [order_embedding.ranking_loss(each[:, ::5], RECIPE.model.margin).item() for each in errors]
     assert found["loss"] == pytest.approx(np.mean(losses) * (6 * 5) / (8 * 7), rel=1e-4)
+
+
+def test_the_papers_curve_is_of_one_search_in_the_whole_validation_set(task, monkeypatch):
+    monkeypatch.setattr(retrieval, "_ERRORS", 150)  # an image or two at a time
+    network, part = task.model("rms", "rmsnorm").eval(), task.splits["valid"]
+    whole = replace(task.recipe, data=replace(task.recipe.data, whole_validation=True))
+    other = retrieval.Retrieval.__new__(retrieval.Retrieval)
+    other.__dict__ |= vars(task) | {"recipe": whole}
+    assert len(part.images) > whole.data.fold
+    with torch.no_grad():
+        found, first = other.evaluate(network, "valid"), task.evaluate(network, "valid")
+        images = network.images(torch.tensor(part.images))
+        sentences = map(part.captions.__getitem__, range(len(part.captions)))
+        captions = torch.cat([network.captions(*task._words([words])) for words in sentences])
+    of_captions, of_images = retrieval.ranks(order_embedding.order_errors(images, captions))
+    assert found["caption_mean_rank"] == pytest.approx(of_captions.double().mean().item())
+    assert found["image_mean_rank"] == pytest.approx(of_images.double().mean().item())
+    assert found["image_mean_rank"] > first["image_mean_rank"]
+    with torch.no_grad():
+        assert other.evaluate(network, "test") == task.evaluate(network, "test")
+
+
+def test_the_papers_recipe_selects_as_its_code():
+    recipe = recipes.paper()
+    assert (recipe.train.best, recipe.data.whole_validation) == (True, True)
+    keys, higher = chosen_by(recipe.train, retrieval.Retrieval.metrics)
+    assert (keys, higher) == (["image_r1", "image_r5", "image_r10"], True)
 
 
 def test_a_network_that_says_the_same_of_everything_finds_nothing():

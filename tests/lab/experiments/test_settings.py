@@ -57,7 +57,7 @@ def test_a_value_is_read_as_its_fields_type(task, assignment, expected):
 @pytest.mark.parametrize(("task", "size"), [(task, size) for task in tasks.TASKS for size in tasks.sizes(task)])
 def test_every_setting_takes_its_own_value_as_it_is_listed(task, size):
     recipe = tasks.recipe(task, size)
-    idle = {"train.clip_norm", "train.final_share"}
+    idle = {"train.clip_norm", "train.final_share", "train.best_by"}
     names = {name: present for name, (_, present) in _settings(recipe).items() if name not in idle}
     assert {"p", "train.steps", "timing.rounds"} <= names.keys()
     same = changed(recipe, [f"{name}={_shown(present)}" for name, present in names.items()])

@@ -8,10 +8,33 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from rmsnorm_lab.experiments.norms.base import Normaliser
 from rmsnorm_lab.experiments.recipes.images import ModelConfig
+
+
+class Factors(nn.Module):
+    """A fixed factor for each output of a layer, apart from its weight: Adam then moves what it multiplies."""
+
+    factors: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factors", weight.new_ones((len(weight),) + (1,) * (weight.ndim - 1)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.factors * weight
+
+
+def _scaled(layer: Any) -> Tensor:
+    """What is multiplied to scale a layer's outputs: its weight, WeightNorm's gain, or the fixed factors."""
+    if not is_parametrized(layer):
+        weight: Tensor = layer.weight
+        return weight
+    of = layer.parametrizations.weight
+    scale: Tensor = of[0].factors if isinstance(of[0], Factors) else of.original0
+    return scale
 
 
 class ConvPool(nn.Module):
@@ -29,7 +52,7 @@ class ConvPool(nn.Module):
         first, second = config.widths
         sizes = [channels, first, first, first, second, second, second, second, second, second]
         kinds = [(3, 1)] * 6 + [(3, 0), (1, 0), (1, 0)]
-        self.bare = not norm.of_activations
+        self.bare, self.noisy_start = not norm.of_activations, config.start_images is not None
 
         self.layers = nn.ModuleList(
             nn.Conv2d(before, after, kernel, padding=padding)
@@ -46,6 +69,8 @@ class ConvPool(nn.Module):
                 layer.bias = None  # type: ignore[assignment]
         for layer in self.layers:
             norm.parametrise(layer)
+            if self.bare and self.noisy_start and not is_parametrized(layer):
+                register_parametrization(layer, "weight", Factors(layer.weight))  # type: ignore[arg-type]
 
     def forward(self, x_NCYX: Tensor) -> Tensor:
         x = x_NCYX + self.noise * torch.randn_like(x_NCYX) if self.training else x_NCYX
@@ -59,21 +84,21 @@ class ConvPool(nn.Module):
     @torch.no_grad()
     def initialise(self, x_NCYX: Tensor) -> None:
         """Scale and shift each layer, in turn, so that its outputs on ``x`` have mean 0 and variance 1 in each channel
-        (Salimans & Kingma 2016, §3): for a network without norms of its activations."""
+        (Salimans & Kingma 2016, §3): for a network without norms of its activations. Their code has noise and dropout
+        on; without ``config.start_images`` there are none."""
 
         def standardise(layer: Any, _: object, y: Tensor) -> Tensor:
             over = [0, *range(2, y.ndim)]
             mean, std = y.mean(over), y.std(over, correction=0)
             columns = (-1,) + (1,) * (layer.weight.ndim - 1)
-            scale = layer.parametrizations.weight.original0 if is_parametrized(layer) else layer.weight
-            scale.div_(std.view(columns))  # of WeightNorm the gain g
+            _scaled(layer).div_(std.view(columns))
             layer.bias.copy_(-mean / std)
             spatial = columns[1:-1]
             return (y - mean.view(-1, *spatial)) / std.view(-1, *spatial)
 
         training = self.training
         handles = [layer.register_forward_hook(standardise) for layer in self.layers]
-        self.eval()(x_NCYX)  # without noise and dropout, which would draw numbers that the other networks do not
+        self.train(self.noisy_start)(x_NCYX)
         self.train(training)
         for handle in handles:
             handle.remove()

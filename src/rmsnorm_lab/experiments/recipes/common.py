@@ -40,6 +40,8 @@ class TrainConfig(Settings):
     """One of OPTIMIZERS; ``weight_decay`` goes to matrices alone."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     optimizer_eps: float = 1e-8
+    eps_in_root: bool = field(default=False, metadata=ADDED)
+    """Adam divides by √(v̂ + eps) instead of √v̂ + eps."""
     weight_decay: float = 0.0
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
     """One of SCHEDULES, after a linear warm-up: ``cosine`` and ``linear_second_half`` (constant for half of the
@@ -55,7 +57,9 @@ class TrainConfig(Settings):
     evaluations: int = 8
     """Points of the validation curve after the one before the first step."""
     best: bool = False
-    """Test the weights of the point whose headline metric was best, not the last ones."""
+    """Test the weights of the best point of the validation curve, not the last ones."""
+    best_by: str = field(default="headline", metadata=ADDED)
+    """What is best: the headline metric, or others added up: "image_r1+image_r5+image_r10"."""
     accumulate: int = field(default=1, metadata=ADDED)
     """Each process computes its examples of a step in this number of parts, one after the other, to save memory.
     The gradient is the whole batch's; batch norm's statistics are each part's, and dropout is drawn for each."""
@@ -66,6 +70,10 @@ class TrainConfig(Settings):
             raise UserError(
                 f"train.accumulate must be at most the batch, {self.batch}; got {self.accumulate}. "
                 "Set it to less: each part has an example."
+            )
+        if self.eps_in_root and self.optimizer != "adam":
+            raise UserError(
+                f"train.eps_in_root must be false with train.optimizer={self.optimizer}; got true. Set one of them."
             )
 
 

@@ -1,10 +1,11 @@
 """CIFAR-10 with ConvPool-CNN-C (the paper's §5.4), and its likeness for digits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rmsnorm_lab.experiments.recipes.checked import Index, Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig
+from rmsnorm_lab.plain import ADDED
 
 P_IMAGES = 0.125
 """The paper's choice for images: the RMS of the first 12.5 % of the positions, here in row-major order."""
@@ -20,6 +21,10 @@ class ModelConfig(Settings):
     noise: float = 0.15
     dropout: Share = 0.5
     slope: float = 0.1
+    start_images: int | None = field(default=None, metadata=ADDED)
+    """A network without norms of its activations starts from this number of images as in the code that the paper's
+    images rest on: with noise and dropout, and ``none`` keeps the factors that it finds apart from the weights. None:
+    the first batch, without noise and dropout, and the weights are scaled."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ def paper() -> Recipe:
         learning_rate=3e-3,
         schedule="linear_second_half",
         late_beta1=0.5,
+        eps_in_root=True,
         evaluations=50,
     )
     rates = (("none", 3e-4),)
-    return Recipe("paper", ModelConfig(), train, data=DataConfig(held_out=0), p=P_IMAGES, learning_rates=rates)
+    model = ModelConfig(start_images=500)
+    return Recipe("paper", model, train, data=DataConfig(held_out=0), p=P_IMAGES, learning_rates=rates)

@@ -10,6 +10,7 @@ from rmsnorm_lab.errors import UserError, closest, meant
 from rmsnorm_lab.experiments.recipes.common import Recipe
 
 _IDLE = {
+    "train.best_by": ("train.best", (False,)),
     "train.clip_norm": ("train.clip", ("none",)),
     "train.final_share": ("train.schedule", ("constant", "inverse_sqrt")),
 }

@@ -72,10 +72,13 @@ class Images:
         wrong = (logits.argmax(1) != labels).double().mean().item()
         return {"test_error": 100 * wrong, "loss": F.cross_entropy(logits, labels).item()}
 
-    def initialise(self, model: nn.Module, batch: Batch) -> None:
-        """As in the paper's baselines, a network without norms of its activations is scaled to the first batch."""
+    def initialise(self, model: nn.Module, seed: int) -> None:
+        """As in the paper's baselines, a network without norms of its activations is scaled to the first images."""
         if isinstance(model, ConvPool) and model.bare:
-            model.initialise(batch[0])
+            config = self.recipe.model
+            count = min(config.start_images or self.recipe.train.batch, len(self.train[0]))
+            indices, _ = chosen(0, seed, len(self.train[0]), count)
+            model.initialise(self.train[0][indices])
 
     def files(self) -> dict[str, bytes]:
         content = io.BytesIO()

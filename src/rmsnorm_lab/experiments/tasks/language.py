@@ -97,7 +97,7 @@ class Language:
         nats = sum(sums) / targets.numel()
         return {"bits": nats * NATS_TO_BITS, "loss": nats}
 
-    def initialise(self, model: nn.Module, batch: Batch) -> None:
+    def initialise(self, model: nn.Module, seed: int) -> None:
         """Nothing depends on data."""
 
     def files(self) -> dict[str, bytes]:

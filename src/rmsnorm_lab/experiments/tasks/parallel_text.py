@@ -94,7 +94,7 @@ class ParallelTextTask:
     def batch(self, step: int, seed: int) -> Batch:
         return self._batches(step, seed)
 
-    def initialise(self, model: nn.Module, batch: Any) -> None:
+    def initialise(self, model: nn.Module, seed: int) -> None:
         """Nothing depends on data."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:

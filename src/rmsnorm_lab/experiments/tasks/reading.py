@@ -122,7 +122,7 @@ class Reading:
         right, nats = (sum(column) for column in zip(*found, strict=True))
         return {"accuracy": 100 * right / len(part), "loss": nats / len(part)}
 
-    def initialise(self, model: nn.Module, batch: Batch) -> None:
+    def initialise(self, model: nn.Module, seed: int) -> None:
         pass
 
     def files(self) -> dict[str, bytes]:

@@ -26,7 +26,9 @@ from rmsnorm_lab.experiments.task import Metric, Source
 WORDS = "words.json"
 RECALLS = (1, 5, 10)
 _CHUNK = 50
-"""Number of images whose errors with all captions of a fold are computed together."""
+"""Number of images whose errors with all captions of a fold are computed together, if they are at most _ERRORS."""
+_ERRORS = 50 * 5000
+"""1 GB at 1024 units."""
 
 
 class Split(NamedTuple):
@@ -102,6 +104,8 @@ class Retrieval:
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         assert isinstance(model, OrderEmbedding)
         part, fold = self.splits[split], self.recipe.data.fold
+        if split == "valid" and self.recipe.data.whole_validation:
+            fold = len(part.images)
         folds = max(len(part.images) // fold, 1) if split == "test" else 1
         found = [self._fold(model, part, slice(i * fold, (i + 1) * fold)) for i in range(folds)]
         return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
@@ -115,7 +119,8 @@ class Retrieval:
         parts = [self._words(sentences[i : i + 500]) for i in range(0, len(sentences), 500)]
         read = shared(lambda part: model.captions(*(each.to(device) for each in part)).float().cpu(), parts)
         captions_CD = torch.cat(read).to(device)
-        errors_IC = torch.cat(shared(lambda some: order_errors(some, captions_CD).cpu(), images_ID.split(_CHUNK)))
+        chunk = max(min(_CHUNK, _ERRORS // len(sentences)), 1)
+        errors_IC = torch.cat(shared(lambda some: order_errors(some, captions_CD).cpu(), images_ID.split(chunk)))
         of_captions, of_images = ranks(errors_IC)
         pairs, trained = len(images_ID), self.recipe.train.batch
         loss = ranking_loss(errors_IC[:, ::PER_IMAGE], self.recipe.model.margin).item()
@@ -125,7 +130,7 @@ class Retrieval:
             figures[f"{name}_mean_rank"] = found.double().mean().item()
         return figures
 
-    def initialise(self, model: nn.Module, batch: Batch) -> None:
+    def initialise(self, model: nn.Module, seed: int) -> None:
         pass
 
     def files(self) -> dict[str, bytes]:
