@@ -20,7 +20,10 @@ def give_back() -> None:
 @contextlib.contextmanager
 def new_objects_only() -> Iterator[None]:
     """Within it :func:`give_back` looks at the objects made since, not at those of all imported modules, which take
-    0.2 s each time."""
+    0.2 s each time. Where the process has frozen its objects already, they stay frozen."""
+    if gc.get_freeze_count():
+        yield
+        return
     gc.collect()  # what is garbage now must not be kept
     gc.freeze()
     try:

@@ -1,5 +1,6 @@
 """The profiled step: what of it is the normalisers', forward and backward, and what memory it takes."""
 
+import gc
 import time
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("lightning_fabric")
 from rmsnorm.torch import GRU  # noqa: E402
 from rmsnorm_lab.experiments import profile  # noqa: E402
 from rmsnorm_lab.experiments.learner import Setup  # noqa: E402
+from rmsnorm_lab.experiments.memory import new_objects_only  # noqa: E402
 from rmsnorm_lab.experiments.norms.base import mark  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import Recipe, TrainConfig  # noqa: E402
 
@@ -107,3 +109,14 @@ def test_peak_memory_counts_what_is_held_and_what_a_step_adds():
     hidden = 4 * width * 4
     assert much - 16 * parameters >= hidden  # the activations, or their gradients
     assert much - 16 * parameters < 8 * hidden + 8 * parameters
+
+
+def test_objects_are_frozen_for_a_while_or_stay_as_the_process_has_frozen_them():
+    gc.unfreeze()
+    with new_objects_only():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    with new_objects_only():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() > 0
