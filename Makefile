@@ -20,7 +20,7 @@ MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common fr
 	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
 MESSAGES_FOLDER := build/messages
 
-.PHONY: help demo messages test asan triton gpu lint docs bench smoke wheel format clean
+.PHONY: help demo messages test asan triton gpu lint docs bench smoke wheel aoti format clean
 help:
 	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
@@ -32,6 +32,7 @@ help:
 	@echo "make smoke  set up with all peers, then verify every peer (a minute)"
 	@echo "make lint   set up, then run ruff, clang-format and mypy"
 	@echo "make wheel  build a wheel with nodes for several versions of torch, and try it without a compiler (minutes)"
+	@echo "make aoti   set up, then run a model with norms in a C++ program, compiled ahead of time (a minute)"
 	@echo "make docs   set up, then build docs/ and the API reference into build/docs/html; a warning is an error"
 
 # With the build's own tools in the environment a second set of extras does not compile the kernels again; with torch
@@ -128,6 +129,9 @@ wheel: $(VENV)/.tools
 	$(PYTHON) -m venv --clear build/wheel/venv
 	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/rmsnorm-*.whl torch
 	cd build/wheel && PATH=$(CURDIR)/build/wheel/venv/bin $(CURDIR)/build/wheel/venv/bin/python $(CURDIR)/tools/try_wheel.py
+
+aoti: $(VENV)/.dev
+	$(BIN)/python tools/try_aoti.py
 
 clean:
 	rm -rf build dist $(VENV)
