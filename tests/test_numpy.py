@@ -150,15 +150,33 @@ def test_out(operation):
     assert np.array_equal(x, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=str)
+def test_out_in_any_memory(dtype):
+    """Bytes that are not aligned to elements, rows with gaps, backwards and transposed."""
+    x, g = RNG.standard_normal((6, 8)).astype(dtype), RNG.standard_normal(8).astype(dtype)
+    size = x.itemsize
+    expected = rn.rms_norm(x, g, eps=1e-5)
+    memory = np.zeros(6 * 8 * size + 1, np.uint8)
+    for out in (
+        memory[1:].view(dtype).reshape(6, 8),
+        np.zeros((12, 8), dtype)[::-2],
+        np.zeros((6, 16), dtype)[:, ::-2],
+        np.zeros((8, 6), dtype).T,
+    ):
+        assert rn.rms_norm(x, g, eps=1e-5, out=out) is out
+        assert np.array_equal(out, expected)
+
+
 @pytest.mark.parametrize(
     "out",
     [
+        np.empty((5, 12), np.dtype(np.float32).newbyteorder()),
         np.empty((5, 11), np.float32),
         np.empty((12, 5), np.float32).T[:4],
         np.empty((5, 12), np.float64),
         np.broadcast_to(np.empty(12, np.float32), (5, 12)),
     ],
-    ids=["shape", "rows", "dtype", "read-only"],
+    ids=["byte order", "shape", "rows", "dtype", "read-only"],
 )
 def test_out_that_does_not_fit(out):
     with pytest.raises((ValueError, TypeError), match="out"):

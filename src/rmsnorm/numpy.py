@@ -333,10 +333,12 @@ class _Call(NamedTuple):
         """The backward kernel: dx + plus, and the gradients of gain and bias that are wanted."""
         self._do(native.kernels.norm_backward, dy, plus, self.x, self.weight, dx, dweight, dbias)
 
-    def into(self, out: Array) -> bool:
-        """Whether the forward kernel could write ``out`` as it lies."""
+    def writes(self, out: Array) -> bool:
+        """Whether the forward kernel wrote ``out``; it declines what does not fit x and what lies otherwise."""
+        if out.ndim != self.x.ndim or out.dtype != self.x.dtype:
+            return False
         rows = _moved(out, self.axes)
-        if rows is not _native(rows) or not _together(rows, len(self.axes)):
+        if rows.dtype not in _OWN_DTYPES and rows is not _native(rows):  # of its own dtypes the kernel asks the array
             return False
         return self._served(native.kernels.norm, self.x, None, self.weight, self.bias, rows, None)
 
@@ -359,9 +361,11 @@ class _Call(NamedTuple):
 
 def _forward(call: _Call, out: Array | None) -> Array:
     if out is not None:
-        _check_out(out, call)
-        if call.into(out):
+        # The kernel declines a wrong shape or dtype and shared memory, so only what it declined is checked here: the
+        # checks take as long as the norm of 8000 elements.
+        if isinstance(out, np.ndarray) and out.flags.writeable and call.writes(out):
             return out
+        _check_out(out, call)
     y = np.empty(call.x.shape, call.x.dtype)
     call.run(y)
     if out is None:
@@ -400,10 +404,16 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+_OWN_DTYPES = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+
+
 def _describe(a: Any) -> Any:
-    """An array as the kernels take it: address, dtype, shape, strides in elements."""
+    """An array as the kernels take it: they read one of NumPy's own dtypes themselves; of others, as bfloat16, they are
+    told address, dtype, shape, and strides in elements."""
     if not isinstance(a, np.ndarray):
         return a
+    if a.dtype in _OWN_DTYPES:
+        return (a,)
     strides = tuple(s // a.itemsize for s in a.strides)
     return a.__array_interface__["data"][0], _DTYPES[_name(a.dtype)], a.shape, strides
 
