@@ -94,25 +94,33 @@ class Table:
         note = ["", self.note] if self.note else []
         return "\n".join([*title, *table, *note])
 
-    def html(self) -> "Markup":
-        """The ``<table>`` element, without title and note. A label that is ``Markup`` already is not escaped."""
+    def html(self, cards: bool = False) -> "Markup":
+        """The ``<table>`` element, without title and note. A label that is ``Markup`` already is not escaped.
+
+        Args:
+            cards: each figure also carries its heading, so that a style sheet can show every row as a list.
+        """
         from markupsafe import Markup
 
         heading, label = Markup('<th scope="col">{}</th>'), Markup('<th scope="row">{}</th>')
-        plain, of_kind = Markup("<td>{}{}</td>"), Markup('<td class="{2}">{0}{1}</td>')
         small, line = Markup('<span class="below">{}</span>'), Markup("<tr>{}</tr>")
 
-        def figure(cell: Cell | str) -> Markup:
+        def figure(cell: Cell | str, heading: str) -> Markup:
             cell = _cell(cell)
-            below = Markup().join(map(small.format, cell.below))
-            return (of_kind if cell.kind else plain).format(cell.text, below, cell.kind)
+            opening = Markup(' class="{}"').format(cell.kind) if cell.kind else Markup()
+            content = Markup("{}{}").format(cell.text, Markup().join(map(small.format, cell.below)))
+            if cards:
+                opening += Markup(' data-label="{}"').format(heading)
+                content = Markup("<span>{}</span>").format(content)
+            return Markup("<td{}>{}</td>").format(opening, content)
 
         def row(row: Row) -> Markup:
-            return line.format(label.format(row.label) + Markup().join(map(figure, row.cells)))
+            return line.format(label.format(row.label) + Markup().join(map(figure, row.cells, self.headings[1:])))
 
+        table = Markup('<table class="cards">' if cards else "<table>")
         head = line.format(Markup().join(map(heading.format, self.headings)))
         body = Markup("\n").join(map(row, self.rows))
-        return Markup("<table>\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body)
+        return table + Markup("\n<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table>").format(head, body)
 
 
 def _cell(cell: Cell | str) -> Cell:

@@ -1,6 +1,10 @@
 """``rmsnorm report``: what the page says, that nothing in a record can break it, and how it looks in a browser."""
 
+import base64
+import csv
+import gzip
 import html
+import io
 import os
 import re
 import shutil
@@ -15,6 +19,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 
 from made_records import MACHINE, run_record, timing_record, with_result  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
+from rmsnorm.timing import Spread  # noqa: E402
 from rmsnorm_lab.experiments import norms, store  # noqa: E402
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm_lab.experiments.hidden_states import KEYS  # noqa: E402
@@ -22,6 +27,7 @@ from rmsnorm_lab.experiments.recipes.common import TrainConfig  # noqa: E402
 from rmsnorm_lab.experiments.record import Content, Curve, Metric  # noqa: E402
 from rmsnorm_lab.experiments.store import RunStore  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
+from rmsnorm_lab.report.verdicts import Verdict, of_all  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1$"
 DETAILS = {"images": {"train": 1797}, "split": "by <hash>", "unbroken": "nrefs:1|" * 20}
@@ -54,6 +60,7 @@ class Folder:
         on_validation="",
         name="digits",
         processes=None,
+        parameters=None,
         **of_setting,
     ):
         train = TrainConfig(steps=steps, batch=10, learning_rate=rate)
@@ -67,6 +74,7 @@ class Folder:
             curve=Curve([0, 10, 20, 40], [0.0, 1.0, 2.0, 4.0], [None, 1.0, 1.0, 1.0], valid),
             metrics=(Metric("test_error", label, False, ".2f", on_validation),),
             references={"guessing": 90.0},
+            parameters=parameters,
         )
         self.store.put(replace(made, source_name=name))
 
@@ -130,7 +138,9 @@ def test_the_page_is_valid_and_needs_nothing_else(page):
     assert "script" not in {element.tag for element in tree.iter()}
     for element in tree.iter():
         for name, value in element.items():
-            if str(name).endswith(("href", "src")):
+            if element.get("download") and name == "href":
+                assert value.startswith("data:")
+            elif str(name).endswith(("href", "src")):
                 assert value.startswith("#"), (element.tag, name, value)
                 assert value[1:] in ids
             for target in re.findall(r"url\((.*?)\)", value):
@@ -147,8 +157,8 @@ def test_what_it_says(page):
     assert "pRMSNorm of the first 12.5 %" in said
     assert "guessing would give 90.00" in said
     assert "LayerNorm diverged paper, other data 10.49" in said  # the one run of seven steps
-    assert "RMSNorm 8.0 19.9 [19.9, 20.0] paper 20.5" in said  # unfused alone stands beside the paper's time
-    assert said.count("paper 20.5") == 2  # at 40 and at 7 steps
+    assert "RMSNorm 8.0 1,244 19.9 [19.9, 20.0] paper 20.5" in said  # unfused alone stands beside the paper's time
+    assert said.count("paper 20.5") == 4  # at 40 and at 7 steps, and in the overview
     assert "12.3 3.0" in said  # profiler and peak
     assert "30 of 30 cells agree" in said
     assert "A processor <2>" in said
@@ -175,10 +185,100 @@ def test_what_stands_in_a_record_is_text(page):
     assert "<script" not in page
 
 
-def test_runs_that_differ_in_a_learning_rate_are_not_averaged(page):
-    said = text_of(page)
-    assert "77" not in said
-    assert "also recorded, not shown: RMSNorm at 0.5" in said
+def test_runs_that_differ_in_a_learning_rate_are_not_averaged(folder):
+    for seed, rate in ((0, 0.003), (1, 0.003), (0, 0.5)):
+        folder.run("prms", seed, 5.0 + seed + 70 * (rate == 0.5), p=0.125, rate=rate)
+    folder.run("prms", 0, 44.0, p=0.5, rate=0.5)
+    said = text_of(folder.page())
+    assert "pRMSNorm 5.50 ± 0.71" in said
+    assert "75.00" not in said
+    assert "also recorded, not shown: pRMSNorm of the first 50 % at 0.5" in said
+    assert "Learning rates: test error, % ↓, validation split, seed 0" in said
+    assert "norm 0.003 0.5 pRMSNorm 10.00 * 10.00 * the best of its row" in said
+
+
+def test_the_verdict_and_the_differences(folder):
+    for seed in range(3):
+        folder.run("layer", seed, 5.0 + seed)
+        folder.run("none", seed, 5.0 + seed + 0.01 * seed)
+        folder.run("rms", seed, 4.0 + seed + 0.1 * seed)
+        folder.run("prms", seed, None if seed else 9.0, p=0.125)
+    folder.timing(kernels="unfused")
+    said = text_of(folder.page())
+    better = "RMSNorm is better than LayerNorm in test error, % (RMSNorm − LayerNorm: −0.90 [−1.15, −0.65], 3 seeds)"
+    saves = "RMSNorm saves 19.9 % [19.9, 20.0] of a step with norms in framework operators"
+    assert f"images, 40 steps stand-in data : {better}; {saves}." in said
+    assert (
+        "RMSNorm's quality: better in 1 of 1 experiment (images); with norms in framework operators RMSNorm saves "
+        in said
+    )
+    assert "no norm − LayerNorm +0.01 [−0.01, 0.03] no difference shown" in said
+    assert "RMSNorm − LayerNorm −0.90 [−1.15, −0.65] better" in said
+    assert "pRMSNorm − LayerNorm +4.00 one seed" in said
+    assert "RMSNorm, seed 1 5.10 1" in said  # and the training loss
+    assert "pRMSNorm, seed 2 diverged at step 2 1" in said
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([0.1], "saves 10.0 % of a step in 1 of 1"),
+        ([0.1, 0.2, 0.0], "saves 10.0 to 20.0 % of a step in 2 of 3"),
+        ([-0.1, 0.0004, 0.3], "saves 30.0 % of a step in 1 of 3 and costs 10.0 % of a step in 1 of 3"),
+        ([0.0], "shows no saving in 1 of 1"),
+    ],
+)
+def test_the_sentence_for_the_whole_page(shares, expected):
+    found = [Verdict("", None, {"best": Spread(share, (share, share))}) for share in shares]
+    assert of_all(["images"] * len(found), found) == f"Against torch's LayerNorm RMSNorm {expected}."
+    costs = Verdict("", None, {"best": Spread(-0.1, (-0.2, -0.05))}).sentence
+    assert "RMSNorm takes longer against torch's LayerNorm (it saves −10.0 % [−20.0, −5.0] of a step)" in costs
+    assert of_all([], []) == "No experiment has both RMSNorm and LayerNorm."
+
+
+def test_contents_lead_everywhere_and_the_title_says_what_it_is_about(page):
+    tree = parsed(page)
+    (contents,) = (each for each in tree.iter("nav"))
+    linked = {link.get("href")[1:] for link in contents.iter("a")}
+    assert linked == {heading.get("id") for heading in tree.iter("h2")}
+    assert "<title>RMSNorm against LayerNorm: quality and time in 3 experiments</title>" in page
+
+
+def test_the_data_can_be_downloaded(full, page):
+    tree = parsed(page)
+    files = {link.get("download"): link.get("href") for link in tree.iter("a") if link.get("download")}
+    content = {name: base64.b64decode(address.partition(";base64,")[2]) for name, address in files.items()}
+    runs = list(csv.DictReader(io.StringIO(content["runs.csv"].decode())))
+    assert (
+        len(runs) == 15
+    )  # 10 runs at 40 steps, two of other p, one of another rate, one of 7 steps, one of another task
+    (run,) = (row for row in runs if (row["norm"], row["seed"], row["task"]) == ("layer", "1", "images"))
+    assert (run["test_error"], run["stand_in"], run["learning_rate"]) == ("14.5", "True", "0.003")
+    times = list(csv.DictReader(io.StringIO(content["times.csv"].decode())))
+    assert len(times) == 2 * 3 * 9  # with both experiments of images
+    assert (times[1]["layer"], times[1]["rms"]) == ("10.01", "8.01")
+    lines = gzip.decompress(content["records.jsonl.gz"]).decode()
+    assert lines == "".join(path.read_text() for path in sorted(full.path.glob("*.jsonl")))
+
+
+def test_parameters_are_shown_where_they_are_recorded(folder):
+    folder.run("rms", 0, 5.0)
+    assert "parameters" not in text_of(folder.page())
+    folder.run("layer", 0, 5.0, parameters=12345)
+    said = text_of(folder.page())
+    assert "LayerNorm 5.00 paper, other data 10.49 12,345 " in said
+    assert "RMSNorm 5.00 paper, other data 8.83 – " in said
+
+
+def test_examples_per_second():
+    def of(task, **changes):
+        (experiment,) = collect([run_record(task=task, **changes)])
+        return experiment.examples
+
+    assert of("language", model={"context": 64}) == (640, "characters")
+    assert of("transformer", data={"by_tokens": True}) == (10, "tokens (at most, with padding)")
+    assert of("transformer", data={"by_tokens": False}) == (10, "sentence pairs")
+    assert of("unheard-of") is None
 
 
 def test_experiments_are_told_apart(full):
@@ -290,8 +390,28 @@ def test_commits_are_short_and_machines_that_differ_in_them_alone_are_one(folder
         folder.timing(rounds=6 + place, machine=machine)
     said = text_of(folder.page())
     assert "5 records:" in said
+    assert said.count("A processor <2>") == 1 + said.count("rounds on A processor <2>")
     assert "commits 000000000000, 111111111111, 222222222222, 333333333333, 444444444444" in said
     assert "The records differ in commit 000000000000, 111111111111, 222222222222 and 2 more" in said
+
+
+def test_machines_that_differ_in_versions_and_memory_are_one(folder):
+    folder.timing(rounds=6)
+    folder.timing(rounds=7, machine=replace(MACHINE, memory_gib=8.5, versions={**MACHINE.versions, "torch": "2.12.0"}))
+    folder.timing(rounds=8, machine=ELSEWHERE)
+    said = text_of(folder.page())
+    assert (
+        "2 records: A processor <2> 2 threads, 8 to 8.5 GiB, Linux Python 3.11, numpy 2.0, torch 2.12.0 or 2.13.0 commit"
+        in said
+    )
+    assert "1 record: Another processor 2 threads, 8 GiB" in said
+
+
+def test_hashes_are_short(folder):
+    folder.run("rms", 0, 5.0, details={"subwords sha256": "0123456789abcdef" * 4, "split": "by hash"})
+    said = text_of(folder.page())
+    assert "subwords sha256 0123456789ab, sha256 abababababab" in said
+    assert not re.search(r"[0-9a-f]{13}", re.sub(r'"data:[^"]*"', "", text_of(said)))
 
 
 def test_the_same_records_make_the_same_page_wherever_it_is_written(full, page, tmp_path, capsys):
@@ -377,6 +497,7 @@ LOOK = """() => ({
     page: getComputedStyle(document.body).backgroundColor,
     ink: getComputedStyle(document.querySelector('figure svg text')).fill,
     small: Math.min(...Array.from(document.querySelectorAll('figure svg text'), t => t.getBoundingClientRect().height)),
+    cut: (glance => glance.scrollWidth - glance.clientWidth)(document.querySelector('#glance + .scroll')),
     narrow: Math.min(...Array.from(document.querySelectorAll('figure svg'), svg => svg.getBoundingClientRect().width)),
 })"""
 
@@ -394,6 +515,7 @@ def test_in_a_browser(full, browser, width, scheme):
     assert len(asked) == 1  # the page itself
     assert said == []
     assert look["wide"] <= 0  # nothing but a table's own box scrolls sideways
+    assert look["cut"] <= 0  # of the overview, nothing is hidden
     assert look["narrow"] > 250
     assert look["small"] >= 7  # pixels: the smallest text of a figure can be read
     bright = sum(map(int, re.findall(r"\d+", look["page"])[:3])) > 3 * 128
@@ -401,4 +523,24 @@ def test_in_a_browser(full, browser, width, scheme):
     assert look["ink"] != look["page"]
     if width == 1280:
         assert tab.pdf(format="A4").startswith(b"%PDF")
+    tab.close()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_overview_of_mixed_sources_is_not_cut(folder, browser, width):
+    long = "a_name_of_a_corpus_without_a_single_blank_in_it_" * 3
+    for norm in ("layer", "rms", "prms"):
+        for seed in (0, 1):
+            p = 0.125 if norm == "prms" else None
+            folder.run(
+                norm, seed, 1234.5, p=p, name="Python 3.11.7 standard library", model={**SMALL, "init_mean": 0.2}
+            )
+            folder.run(norm, seed, 1234.5, p=p, name=long, stand_in=False, sha256="cd" * 32, label=long)
+    folder.timing(kernels="unfused")
+    folder.page()
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    tab.goto((folder.path / "report.html").as_uri())
+    look = tab.evaluate(LOOK)
+    assert look["cut"] <= 0
+    assert look["wide"] <= 0
     tab.close()

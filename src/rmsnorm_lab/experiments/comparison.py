@@ -90,14 +90,14 @@ def _quality_table(quality: Sequence[QualityRow], metrics: Sequence[Metric], pap
     return Table(["norm", *(metric.label for metric in metrics)], rows)
 
 
-def quality_cell(each: QualityRow, metric: Metric) -> Cell:
-    """'2.345 ± 0.012'; if a run diverged, the cell says so."""
+def quality_cell(each: QualityRow, metric: Metric, *more: str) -> Cell:
+    """'2.345 ± 0.012'; if a run diverged, the cell says so. ``more``: what else is below."""
     if metric.key not in each.metrics:
-        return Cell("diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})")
+        return Cell("diverged" if each.runs == 1 else f"diverged ({each.diverged} of {each.runs})", more)
     quality = each.metrics[metric.key]
     sd = "" if quality.sd is None else f" ± {quality.sd:{metric.form}}"
     diverged = (f"{each.diverged} of {each.runs} diverged",) if each.diverged else ()
-    return Cell(f"{quality.mean:{metric.form}}{sd}", diverged)
+    return Cell(f"{quality.mean:{metric.form}}{sd}", (*diverged, *more))
 
 
 def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table:
@@ -206,14 +206,14 @@ _OF_RECORDS = ("subwords sha256", "BLEU", "chrF")
 
 def _about_data(task: Task) -> str:
     source = task.source
-    details = [f"{key} {_said(value)}" for key, value in source.details.items() if key not in _OF_RECORDS]
+    details = [f"{key} {in_words(value)}" for key, value in source.details.items() if key not in _OF_RECORDS]
     return f"data: {', '.join([source.name, *details])}"
 
 
-def _said(value: Any) -> str:
-    """A value of a source's details in words."""
+def in_words(value: Any) -> str:
+    """A value of a source's details: a number, a text, or several of them by name."""
     if isinstance(value, dict):
-        return f"({', '.join(f'{key} {_said(inner)}' for key, inner in value.items())})"
+        return f"({', '.join(f'{key} {in_words(inner)}' for key, inner in value.items())})"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

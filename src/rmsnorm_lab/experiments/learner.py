@@ -85,6 +85,7 @@ class Learner:
         self.task, self.setup, self.norm, self.seed = task, setup, norm, seed
         self.config = task.recipe.train
         model = self._plain()
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         task.initialise(model, seed)
         self.model = self.fabric.setup_module(model)
         made: Any = self.fabric.setup_optimizers(optimizer_for(self.model, self.config, setup.device))

@@ -51,13 +51,22 @@ def swept(runs: Mapping[str, Sequence[RunRecord]]) -> Sweep:
     the best rate may have more."""
     valid: dict[str, dict[float, float | None]] = {}
     for norm, of_norm in runs.items():
-        by_rate: dict[float, dict[int, RunRecord]] = {}
+        by_rate: dict[float, list[RunRecord]] = {}
+        seeds = seeds_of_all_rates(of_norm)
         for run in of_norm:
-            by_rate.setdefault(run.identity.train.learning_rate, {})[run.identity.seed] = run
-        seeds = set.intersection(*(set(of_rate) for of_rate in by_rate.values()))
-        if seeds:
-            valid[norm] = {rate: _mean([by_rate[rate][seed] for seed in sorted(seeds)]) for rate in sorted(by_rate)}
+            if run.identity.seed in seeds:
+                by_rate.setdefault(run.identity.train.learning_rate, []).append(run)
+        if by_rate:
+            valid[norm] = {rate: _mean(by_rate[rate]) for rate in sorted(by_rate)}
     return Sweep(next(run for of_norm in runs.values() for run in of_norm).result.metrics[0], valid)
+
+
+def seeds_of_all_rates(runs: Sequence[RunRecord]) -> set[int]:
+    """The seeds that a normaliser was trained with at all of its rates."""
+    of_rate: dict[float, set[int]] = {}
+    for run in runs:
+        of_rate.setdefault(run.identity.train.learning_rate, set()).add(run.identity.seed)
+    return set.intersection(*of_rate.values())
 
 
 def _mean(runs: Sequence[RunRecord]) -> float | None:

@@ -156,6 +156,8 @@ class RunResult:
     """What the headline metric is without learning."""
     peak_memory: int | None = field(default=None, metadata=ADDED)
     """Bytes, in older records; no longer measured."""
+    parameters: int | None = field(default=None, metadata=ADDED)
+    """Trainable numbers of the network; None in older records."""
 
     @property
     def finished(self) -> bool:

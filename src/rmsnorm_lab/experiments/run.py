@@ -183,6 +183,7 @@ class Run:
             curve=self.progress.curve,
             metrics=self.task.metrics,
             references=dict(self.task.references),
+            parameters=self.learner.parameters,
         )
 
     def _save(self, checkpoints: Checkpoints) -> None:

@@ -31,6 +31,11 @@ class Line:
     records: tuple[RunRecord, ...]
     """By seed."""
 
+    @property
+    def parameters(self) -> int | None:
+        """Of the network; None if the records are too old to say."""
+        return next((run.result.parameters for run in self.records if run.result.parameters), None)
+
 
 @dataclass
 class Experiment:
@@ -48,6 +53,8 @@ class Experiment:
     """Kernels -> in the order of tables; every p and learning rate on its own."""
     timings: dict[str, TimingRecord] = field(default_factory=dict)
     """Kernels -> the timing with most rounds (``_most_telling``)."""
+    apart: str = ""
+    """What a heading says after the task: the steps, and every setting in which the task's experiments differ."""
     other_timings: dict[str, list[TimingRecord]] = field(default_factory=dict)
     """Kernels -> the timings that are not shown."""
 
@@ -73,6 +80,21 @@ class Experiment:
         return self.records[0].source_name
 
     @property
+    def heading(self) -> str:
+        """The task, and what tells it from other experiments of the task."""
+        return f"{self.task}, {self.apart}"
+
+    @property
+    def examples(self) -> tuple[float, str] | None:
+        """How many of what a step learns from: (1024, "characters"); None for an unknown task."""
+        unit = tasks.EXAMPLES.get(self.task)
+        if unit is None:
+            return None
+        if (self.setting.data or {}).get("by_tokens"):
+            return self.batch, "tokens (at most, with padding)"
+        return self.batch * self.setting.model.get("context", 1), unit
+
+    @property
     def official(self) -> bool:
         """Whether the data are those that the paper's figures were taken on."""
         return is_official(self.task, self.setting.source)
@@ -84,7 +106,7 @@ class Experiment:
 
     def main(self, kernels: str) -> list[Line]:
         """One line a normaliser: that of the recipe's p and learning rate, or else the one with most seeds."""
-        recipe = _recipe(self.task, self.setting.size)
+        recipe = recipe_of(self)
 
         def rank(line: Line) -> tuple[bool, bool, int]:
             if recipe is None:
@@ -100,6 +122,14 @@ class Experiment:
             if line.norm not in best or rank(line) > rank(best[line.norm]):
                 best[line.norm] = line
         return list(best.values())
+
+    def p_sweep(self, kernels: str) -> list[Line]:
+        """pRMSNorm's runs that differ from those of the table in p alone; empty for fewer than three values of p."""
+        main = next((line for line in self.main(kernels) if line.norm == "prms"), None)
+        if main is None:
+            return []
+        same = [line for line in self.lines[kernels] if (line.norm, line.learning_rate) == ("prms", main.learning_rate)]
+        return same if len(same) >= 3 else []
 
 
 def collect(records: Sequence[Record]) -> list[Experiment]:
@@ -160,6 +190,7 @@ def _name(*parts: Any) -> str:
     return json.dumps(to_plain(parts), sort_keys=True)
 
 
-def _recipe(task: str, size: str) -> Recipe | None:
+def recipe_of(experiment: Experiment) -> Recipe | None:
     """The recipe that the records' settings were made from; None for a task that this version does not have."""
+    task, size = experiment.task, experiment.setting.size
     return tasks.recipe(task, size) if task in tasks.TASKS and size in tasks.sizes(task) else None

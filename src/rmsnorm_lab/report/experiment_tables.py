@@ -1,34 +1,106 @@
 """The report's tables of one experiment, with the paper's figures beneath those measured here."""
 
 from rmsnorm.timing import Spread
-from rmsnorm_lab.experiments import hidden_states, norms
-from rmsnorm_lab.experiments.comparison import SETTINGS
+from rmsnorm_lab.experiments import hidden_states, norms, paired, rate_sweep
+from rmsnorm_lab.experiments.comparison import SETTINGS, quality_cell
+from rmsnorm_lab.experiments.paired import Difference
 from rmsnorm_lab.experiments.paper import HIDDEN_STATES, Published, label
 from rmsnorm_lab.experiments.record import Metric, TimingRecord
-from rmsnorm_lab.experiments.summary import QualityRow, quality_row, time_row
-from rmsnorm_lab.report.collect import Experiment, processor
-from rmsnorm_lab.table import Cell, Row, Table, count
+from rmsnorm_lab.experiments.summary import percent, quality_row, time_row
+from rmsnorm_lab.report.collect import Experiment, Line, processor
+from rmsnorm_lab.table import Cell, Row, Table, count, signed
 
 
 def quality_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     """Every metric of every normaliser."""
     metrics, word = experiment.result.metrics, label(experiment.official)
+    main = experiment.main(kernels)
+    counted = any(line.parameters for line in main)
     rows = []
-    for line in experiment.main(kernels):
+    for line in main:
         row, published = quality_row(line.norm, line.records), paper.quality.get(line.norm, {})
         cells = [
-            Cell(
-                quality_text(row, metric),
-                below=(f"{word} {published[metric.key]:g}",) if metric.key in published else (),
-            )
+            quality_cell(row, metric, *([f"{word} {published[metric.key]:g}"] if metric.key in published else []))
             for metric in metrics
         ]
+        if counted:
+            cells.append(Cell(f"{line.parameters:,}" if line.parameters else "–"))
         rows.append(Row(norms.label(line.norm), cells))
-    seeds = sorted({len(line.records) for line in experiment.main(kernels)})
+    seeds = sorted({len(line.records) for line in main})
     over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     taken = "one seed each" if seeds == [1] else f"mean ± standard deviation over seeds ({over} each)"
     title = f"Quality on the test split, {_KERNELS[kernels]}: {taken}"
-    return Table(["norm", *map(heading, metrics)], rows, title)
+    return Table(["norm", *map(heading, metrics), *(["parameters"] if counted else [])], rows, title)
+
+
+def difference_table(experiment: Experiment, kernels: str) -> Table | None:
+    """Every norm's difference from LayerNorm, paired by seed; None without two norms of which one is LayerNorm."""
+    records = {line.norm: line.records for line in experiment.main(kernels)}
+    layer, metrics = records.pop("layer", None), experiment.result.metrics
+    if layer is None or not records:
+        return None
+    rows = []
+    for norm, ours in records.items():
+        found = [paired.difference(metric, ours, layer) for metric in metrics]
+        rows.append(Row(f"{norms.label(norm)} − LayerNorm", list(map(_difference_cell, found))))
+    note = (
+        "Runs with the same seed start from the same weights and see the same batches. The interval is Student's t; it "
+        "takes the differences of the seeds as normally distributed. Each is of 95 % by itself."
+    )
+    return Table(["", *map(heading, metrics)], rows, "Difference from LayerNorm, paired by seed [95 % interval]", note)
+
+
+def _difference_cell(found: Difference | None) -> Cell:
+    if found is None:
+        return Cell("–")
+    mean, interval = found.texts()
+    if not interval:
+        return Cell(mean, ("one seed",))
+    kind, word = {None: ("", "no difference shown"), True: ("yes", "better"), False: ("off", "worse")}[found.better]
+    return Cell(mean, (interval, word), kind)
+
+
+def seeds_table(experiment: Experiment, kernels: str) -> Table:
+    """Every run of the table of quality by itself."""
+    metrics = experiment.result.metrics
+    rows = []
+    for line in experiment.main(kernels):
+        for run in line.records:
+            quality, losses = run.result.quality, run.result.curve.train_loss
+            cells = [
+                f"diverged at step {run.result.diverged_at}"
+                if quality is None
+                else f"{quality[metric.key]:{metric.form}}"
+                for metric in metrics
+            ]
+            last = losses[-1] if losses else None
+            rows.append(
+                Row(
+                    f"{norms.label(line.norm)}, seed {run.identity.seed}",
+                    [*cells, "–" if last is None else f"{last:.4g}"],
+                )
+            )
+    return Table(["run", *map(heading, metrics), "training loss at the end"], rows, "Single seeds, test split")
+
+
+def rates_table(experiment: Experiment, kernels: str) -> tuple[Table, list[Line]] | None:
+    """The sweep of the learning rate and the lines that it shows; None if no norm was trained with several rates."""
+    of = {}
+    for main in experiment.main(kernels):
+        lines = [each for each in experiment.lines[kernels] if (each.norm, each.p) == (main.norm, main.p)]
+        if len(lines) > 1:
+            of[main.norm] = lines
+    if not of:
+        return None
+    runs = {norm: [run for line in lines for run in line.records] for norm, lines in of.items()}
+    found = rate_sweep.swept(runs)
+    if not found.valid:
+        return None
+    seeds = sorted({seed for norm in found.valid for seed in rate_sweep.seeds_of_all_rates(runs[norm])})
+    over = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    label = found.metric.validation_label
+    title = f"Learning rates: {label}{_arrow(found.metric)}, validation split, {over}"
+    return rate_sweep.table(found, title), [line for norm in found.valid for line in of[norm]]
 
 
 _KERNELS = {
@@ -47,8 +119,8 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
         for part, keys in hidden_states.KEYS.items():
             published = HIDDEN_STATES.get(line.norm, {}).get(part, ("",) * len(keys))
             for key, said in zip(keys, published, strict=True):
-                measured = _signed(found[key].mean, 2) if key in found else "–"
-                cells.append(Cell(measured, below=(f"paper {_signed(said, 2)}",) if isinstance(said, float) else ()))
+                measured = signed(found[key].mean, ".2f") if key in found else "–"
+                cells.append(Cell(measured, below=(f"paper {signed(said, '.2f')}",) if isinstance(said, float) else ()))
         if any(key in found for key in hidden_states.KEYS["mean"]):
             rows.append(Row(norms.label(line.norm), cells))
     words = ["all" if position == "all" else f"word {position}" for position in hidden_states.POSITIONS]
@@ -60,36 +132,32 @@ def states_table(experiment: Experiment, kernels: str) -> Table | None:
 
 def heading(metric: Metric) -> str:
     """A metric's label, and an arrow in the direction that is better."""
-    return f"{metric.label}\N{NO-BREAK SPACE}{'↑' if metric.higher_is_better else '↓'}".replace("\n", " ")
+    return f"{metric.label}{_arrow(metric)}".replace("\n", " ")
 
 
-def quality_text(row: QualityRow, metric: Metric) -> str:
-    """'2.345 ± 0.012'; if runs diverged, it says how many."""
-    diverged = f"{row.diverged} of {row.runs} diverged"
-    if metric.key not in row.metrics:
-        return "diverged" if row.runs == 1 else diverged
-    quality, form = row.metrics[metric.key], metric.form
-    spread = "" if quality.sd is None else f" ± {quality.sd:{form}}"
-    return f"{quality.mean:{form}}{spread}" + (f", {diverged}" if row.diverged else "")
+def _arrow(metric: Metric) -> str:
+    return f"\N{NO-BREAK SPACE}{'↑' if metric.higher_is_better else '↓'}"
 
 
 def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     """What a step costs. The paper's saving is shown for unfused norms only, which is how the paper measured it."""
     record = experiment.timings[kernels]
-    saved = paper.saved if kernels == "unfused" else {}
+    saved, examples = paper.saved if kernels == "unfused" else {}, experiment.examples
     rows = []
     for norm in record.identity.norms:
         row = time_row(norm, record)
         cells = [
             Cell(f"{row.milliseconds:.1f}"),
-            percent(row.saved, f"paper {saved[norm]}" if norm in saved else ""),
-            percent(row.norm_share),
+            *([Cell(f"{1000 * examples[0] / row.milliseconds:,.0f}")] if examples else []),
+            share(row.saved, *([f"paper {saved[norm]}"] if norm in saved else [])),
+            share(row.norm_share),
             Cell("–" if row.profiled_share is None else f"{100 * row.profiled_share:.1f}"),
             Cell(f"{row.peak_memory / 2**20:.1f}"),
         ]
         rows.append(Row(norms.label(norm), cells))
     headings = [
-        *("norm", "ms per step", "time saved, % of LayerNorm's step"),
+        *("norm", "ms per step", *([f"{examples[1]} per second"] if examples else [])),
+        "time saved, % of LayerNorm's step",
         *("% in norms, by ablation", "% in norms, by profiler", "peak MiB"),
     ]
     machine = record.machine
@@ -105,16 +173,9 @@ def _when(timing: TimingRecord) -> str:
     return f"{timing.result.rounds} rounds on {processor(timing)}, {when} UTC"
 
 
-def percent(spread: Spread | None, paper: str = "") -> Cell:
-    """A share in percent with its confidence interval, and the paper's."""
-    published = (paper,) if paper else ()
-    if spread is None:
-        return Cell("–", published)
-    if spread.interval is None:
-        return Cell(_signed(100 * spread.median), ("too few rounds", *published))
-    low, high = spread.interval
-    return Cell(_signed(100 * spread.median), (f"[{_signed(100 * low)}, {_signed(100 * high)}]", *published))
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no "−0.0"
+def share(found: Spread | None, *more: str) -> Cell:
+    """A share in percent with its confidence interval, and what else is said of it."""
+    if found is None:
+        return Cell("–", more)
+    median, interval = percent(found)
+    return Cell(median, (interval or "too few rounds", *more))

@@ -8,7 +8,7 @@ from rmsnorm_lab.errors import UserError, nearest
 from rmsnorm_lab.experiments import tasks
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.recipes.parallel_text import SMALLEST_VOCABULARY
-from rmsnorm_lab.experiments.recipes.settings import _settings, _shown, changed
+from rmsnorm_lab.experiments.recipes.settings import _settings, changed, shown
 
 
 def value(recipe: Recipe, name: str):
@@ -60,7 +60,7 @@ def test_every_setting_takes_its_own_value_as_it_is_listed(task, size):
     idle = {"train.clip_norm", "train.final_share", "train.best_by"}
     names = {name: present for name, (_, present) in _settings(recipe).items() if name not in idle}
     assert {"p", "train.steps", "timing.rounds"} <= names.keys()
-    same = changed(recipe, [f"{name}={_shown(present)}" for name, present in names.items()])
+    same = changed(recipe, [f"{name}={shown(present)}" for name, present in names.items()])
     assert same == replace(recipe, learning_rates=())
 
 

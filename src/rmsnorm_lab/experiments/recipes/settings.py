@@ -31,12 +31,12 @@ def changed(recipe: Recipe, assignments: Sequence[str], whose: str = "the recipe
             raise UserError(_unknown(name, known, whose))
         kind, present = known[name]
         if not equals or not text:
-            raise UserError(f"--set must be NAME=VALUE; got {assignment!r}. An example: {name}={_shown(present)}.")
+            raise UserError(f"--set must be NAME=VALUE; got {assignment!r}. An example: {name}={shown(present)}.")
         if name in values:
             flag = {"train.steps": "steps", "timing.rounds": "timing-rounds"}.get(name)
             flag = name.removeprefix("data.") if name in ("data.source", "data.target") else flag
             also = f" --{flag} N is --set {name}=N." if flag else ""
-            raise UserError(f"{name} must be set once; got {_shown(values[name])} and {text}. Pass one of them.{also}")
+            raise UserError(f"{name} must be set once; got {shown(values[name])} and {text}. Pass one of them.{also}")
         values[name] = _value(name, text, kind, present)
     made = _replaced(recipe, values)
     if "train.learning_rate" in values:
@@ -82,7 +82,7 @@ def _value(name: str, text: str, kind: Any, present: Any) -> Any:
     except (ValueError, KeyError):
         raise UserError(
             f"{name} must be {_in_words(kind)}; got {text!r}. "
-            f"An example is the recipe's value: {name}={_shown(present)}."
+            f"An example is the recipe's value: {name}={shown(present)}."
         ) from None
 
 
@@ -123,7 +123,7 @@ def _check_together(recipe: Recipe, values: dict[str, Any]) -> None:
     for name, (other, without_effect) in _IDLE.items():
         if name in values and now[other][1] in without_effect:
             raise UserError(
-                f"{name} has no effect where {other} is {now[other][1]}; got {name}={_shown(values[name])}. "
+                f"{name} has no effect where {other} is {now[other][1]}; got {name}={shown(values[name])}. "
                 f"Set {other} too, or leave {name} out."
             )
 
@@ -138,7 +138,7 @@ def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
         return must + meant(of_part[found])
     sections: dict[str, list[str]] = {}
     for each, (_, present) in known.items():
-        sections.setdefault(each.rpartition(".")[0], []).append(f"{each}={_shown(present)}")
+        sections.setdefault(each.rpartition(".")[0], []).append(f"{each}={shown(present)}")
     lines = "\n".join(
         textwrap.fill(" ".join(settings), 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         for settings in sections.values()
@@ -146,10 +146,10 @@ def _unknown(name: str, known: dict[str, tuple[Any, Any]], whose: str) -> str:
     return f"{must} These are all, with their values:\n{lines}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as ``--set`` takes it."""
     if value is None:
         return "null"
     if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
+        return ",".join(map(shown, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

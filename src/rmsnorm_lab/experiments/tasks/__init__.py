@@ -22,6 +22,15 @@ TASKS = {
     "language": "characters of real text, a small decoder-only transformer",
 }
 """Name -> description. A task's modules are ``tasks/<name>.py`` and ``recipes/<name>.py``."""
+EXAMPLES = {
+    "translation": "sentence pairs",
+    "transformer": "sentence pairs",
+    "images": "images",
+    "retrieval": "captioned images",
+    "reading": "questions",
+    "language": "characters",
+}
+"""Task -> what a batch has, in words. A row of ``language`` has ``model.context`` of them."""
 SIZES = ("small", "medium", "paper")
 """Not every task has every size."""
 
