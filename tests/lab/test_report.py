@@ -401,7 +401,7 @@ def test_machines_that_differ_in_versions_and_memory_are_one(folder):
     folder.timing(rounds=8, machine=ELSEWHERE)
     said = text_of(folder.page())
     assert (
-        "2 records: A processor <2> 2 threads, 8 to 8.5 GiB, Linux Python 3.11, numpy 2.0, torch 2.12.0 or 2.13.0 commit"
+        "2 records: A processor <2> 2 threads, 8 to 8.5 GiB, Linux Python 3.11, numpy 2.0, torch 2.12.0 or 2.13.0"
         in said
     )
     assert "1 record: Another processor 2 threads, 8 GiB" in said

@@ -121,6 +121,7 @@ def test_load_needs_no_data(trained, monkeypatch, task):
     assert type(run.recipe.model) is type(with_data.model)
     assert isinstance(run.recipe.train.betas, tuple)
     assert as_json(run.record) == the_record(out)[1]
+    assert run.record.result.parameters == sum(parameter.numel() for parameter in run.model.parameters())
 
 
 def test_what_prepares_the_inputs(trained):
