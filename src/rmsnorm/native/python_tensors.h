@@ -107,7 +107,8 @@ struct ArrayStruct {
 inline std::optional<View> read_array(PyObject* o) {
   static PyObject* const name = PyUnicode_InternFromString("__array_struct__");
   const nb::object capsule = nb::steal(PyObject_GetAttr(o, name));
-  const auto* a = static_cast<ArrayStruct*>(capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr);
+  const auto* a =
+      static_cast<ArrayStruct*>(capsule.is_valid() ? PyCapsule_GetPointer(capsule.ptr(), nullptr) : nullptr);
   if (!a) PyErr_Clear();
   if (!a || a->two != 2 || a->kind != 'f' || (a->flags & ArrayStruct::USUAL) != ArrayStruct::USUAL) return {};
   const bool known = a->ndim <= MAX_DIMS && (a->itemsize == 2 || a->itemsize == 4 || a->itemsize == 8);
