@@ -123,7 +123,7 @@ class Trained:
                 )
         config, found = self.recipe.data, [""] * len(sentences)
         with torch.no_grad():
-            made = translate(self.model, self.preprocessor, chosen, config.beam, config.length_penalty)
+            made = translate(self.model, self.preprocessor, chosen, config)
         for place, text in zip(full, made, strict=True):
             found[place] = " ".join(text.splitlines())  # a network may put a line's end anywhere
         return found

@@ -14,7 +14,7 @@ from rmsnorm_lab.experiments.data import cloze_ids  # noqa: E402
 from rmsnorm_lab.experiments.data.cloze import Question  # noqa: E402
 from rmsnorm_lab.experiments.data.prepared import temporary  # noqa: E402
 from rmsnorm_lab.experiments.recipes import reading as recipes  # noqa: E402
-from rmsnorm_lab.experiments.recipes.common import KERNELS  # noqa: E402
+from rmsnorm_lab.experiments.recipes.common import EPS, KERNELS  # noqa: E402
 from rmsnorm_lab.experiments.task import Source  # noqa: E402
 from rmsnorm_lab.experiments.tasks import reading  # noqa: E402
 
@@ -241,3 +241,49 @@ def test_a_users_folder_is_loaded_under_its_name(tmp_path, found):
     assert all(map(torch.equal, again.batch(2, 1), loaded.batch(2, 1)))
     other = reading.load(tmp_path, replace(RECIPE, data=replace(RECIPE.data, longest=3)))
     assert other.batch(0, 0).context_lengths.max() == 3
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_batch_norm_everywhere_is_of_each_term_of_the_attention_and_the_read_out(task, kernels):
+    """Against the equations in float64, padding left out of every statistic; gains of 0.1 at the start."""
+    config = replace(RECIPE, model=replace(RECIPE.model, read_width=3))
+    torch.manual_seed(1)
+    network = reading.network(config, task.sizes, "batch-everywhere", kernels)
+    terms = [getattr(network, name) for name in ("of_context", "of_question", "attended", "asked", "average")]
+    assert [tuple(linear.weight.shape) for linear, _ in terms] == [(3, 8)] * 5
+    assert all((norm.weight == 0.1).all() for _, norm in terms)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    context, lengths, question, question_lengths, _ = task.batch(0, 0)
+    read = {}
+    for name in ("context", "question"):
+        getattr(network, name).register_forward_hook(lambda *given, name=name: read.update({name: given[2]}))
+    found = network.train()(context, lengths, question, question_lengths)
+
+    def normed(term, x):
+        linear, norm = term
+        y = x @ linear.weight.double().T
+        y = (y - y.mean(0)) / (y.var(0, correction=0) + EPS).sqrt()
+        return y * norm.weight.double() + norm.bias.double()
+
+    d, q = read["context"][0].detach().double(), read["question"][1].detach().double()
+    valid = torch.arange(len(d))[:, None] < lengths
+    bilinear, score = network.bilinear.weight.double(), network.score.weight.double()
+    words, asked = normed(terms[0], d[valid]), normed(terms[1], q)
+    of = torch.arange(len(lengths)).expand(len(d), -1)[valid]
+    match = ((d[valid] @ bilinear.T) * (q @ bilinear.T)[of]).sum(-1, keepdim=True)
+    scores = (torch.tanh(words + asked[of] + match) @ score.T)[:, 0]
+    r = torch.stack([(scores[of == b].softmax(0)[:, None] * d[valid][of == b]).sum(0) for b in range(len(lengths))])
+    mean = torch.stack([d[valid][of == b].mean(0) for b in range(len(lengths))])
+    y = torch.tanh(normed(terms[2], r) + normed(terms[3], q) + normed(terms[4], mean))
+    expected = y @ network.logits.weight.double().T + network.logits.bias.double()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)
+
+
+def test_a_whole_context_is_read_where_the_recipe_says_so():
+    rng = np.random.default_rng(3)
+    asked = question(rng, least=18)
+    assert len(cloze_ids._shortened(asked, None, None).context) == len(asked.context) > 12
+    assert len(cloze_ids._shortened(asked, None, 12).context) == 12

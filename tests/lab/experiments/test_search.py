@@ -35,7 +35,9 @@ class Table:
         return self.logits[memory[0], before, words_B, place], (words_B, place + 1)
 
 
-def brute_force(table: Table, source: Tensor, limit: int, length_penalty: float) -> tuple[list[int], float]:
+def brute_force(
+    table: Table, source: Tensor, limit: int, length_penalty: float, offset: int
+) -> tuple[list[int], float]:
     """The best of all sentences of at most ``limit`` words, END included."""
     best: tuple[list[int], float] = ([], -math.inf)
     for length in range(limit):
@@ -50,8 +52,9 @@ def brute_force(table: Table, source: Tensor, limit: int, length_penalty: float)
                 else:
                     total += torch.log_softmax(logits[0], 0)[END].item()
                 last = torch.tensor([word])
-            if total / len(sentence) ** length_penalty > best[1]:
-                best = sentence, total / len(sentence) ** length_penalty
+            value = total / ((offset + len(sentence)) / (offset + 1)) ** length_penalty
+            if value > best[1]:
+                best = sentence, value
     return best
 
 
@@ -63,14 +66,14 @@ def ended(row: Tensor) -> list[int]:
     return words[: end + 1]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
-def test_a_wide_beam_finds_the_best_of_all(length_penalty: float) -> None:
+@pytest.mark.parametrize(("length_penalty", "offset"), [(0.0, 0), (0.6, 0), (1.0, 0), (0.6, 5), (2.0, 5)])
+def test_a_wide_beam_finds_the_best_of_all(length_penalty: float, offset: int) -> None:
     table, limit = Table(0), 4
     source = torch.tensor([[5, 3, END], [4, END, PAD], [3, 3, END]])
     widest = sum(WORDS**length for length in range(limit))
-    words, scores = search(table, source, torch.full((3,), limit), beam=widest, length_penalty=length_penalty)
+    words, scores = search(table, source, torch.full((3,), limit), widest, length_penalty, offset)
     for row, found, sentence in zip(words, scores, source, strict=True):
-        expected, value = brute_force(table, sentence, limit, length_penalty)
+        expected, value = brute_force(table, sentence, limit, length_penalty, offset)
         assert ended(row) == expected
         assert found.item() == pytest.approx(value, abs=1e-5)
 

@@ -1,8 +1,9 @@
 """Batches of sentences of similar lengths, as a pure function of step and seed.
 
-The sentences are sorted by the target's length, then by the source's length, with ties in random order, and cut into
-batches. Each epoch takes the batches in a random order of its own. The sorted lengths are the same in every epoch, and
-so is the number of batches; the order of the ties is drawn again for each epoch.
+Without a pool the sentences are sorted by the target's length, then by the source's length, with ties in random order,
+and cut into batches. Each epoch takes the batches in a random order of its own. The sorted lengths are the same in
+every epoch, and so is the number of batches; the order of the ties is drawn again for each epoch. With a pool each
+epoch takes the sentences in a random order, and sorts them within each run of that number of batches.
 """
 
 from collections.abc import Sequence
@@ -39,10 +40,12 @@ class Batches:
 
     Arguments:
         size: sentences a batch; or, with ``by_tokens``, tokens of the longer side, padding included.
+        pool: see above; not with ``by_tokens``.
     """
 
-    def __init__(self, source: Ragged, target: Ragged, size: int, by_tokens: bool) -> None:
+    def __init__(self, source: Ragged, target: Ragged, size: int, by_tokens: bool, pool: int | None = None) -> None:
         self.source, self.target = source, target
+        self._pooled = None if pool is None else pool * size
         order = np.lexsort((source.lengths, target.lengths))
         longest = np.maximum(source.lengths, target.lengths)[order]
         self._cuts = _cuts(longest, size) if by_tokens else [*range(0, len(order), size), len(order)]
@@ -63,7 +66,10 @@ class Batches:
     def _draw(self, epoch: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         generator = np.random.Generator(np.random.PCG64([seed, epoch]))
         ties = generator.permutation(len(self.source))
-        return np.lexsort((ties, self.source.lengths, self.target.lengths)), generator.permutation(self.epoch)
+        keys: tuple[NDArray[np.int64], ...] = (ties, self.source.lengths, self.target.lengths)
+        if self._pooled is not None:
+            keys = (*keys, ties // self._pooled)
+        return np.lexsort(keys), generator.permutation(self.epoch)
 
 
 def _cuts(longest: NDArray[np.int64], tokens: int) -> list[int]:

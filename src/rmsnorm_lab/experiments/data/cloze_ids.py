@@ -99,7 +99,7 @@ def _vocabulary(numbers: dict[str, int], train: _Rows, size: int) -> tuple[list[
     return words, ids
 
 
-def _shortened(question: Question, sentences: int | None, longest: int) -> Question:
+def _shortened(question: Question, sentences: int | None, longest: int | None) -> Question:
     context = question.context
     if sentences is not None:
         context = cloze.most_relevant(context, question.question, sentences)

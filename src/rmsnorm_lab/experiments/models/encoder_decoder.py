@@ -29,7 +29,7 @@ def positions(start: int, stop: int, width: int, device: torch.device) -> Tensor
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.q, self.k, self.v, self.out = (nn.Linear(config.width, config.width) for _ in range(4))
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,8 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, k_BSD: Tensor, v_BSD: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
         """``seen`` (B, 1, 1, S): the positions that are words; ``causal``: none but those up to one's own."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q(x_BTD), k_BSD, v_BSD))
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, is_causal=causal)
         return self.out(y_BHTK.transpose(1, 2).flatten(-2))
 
 
@@ -101,8 +102,8 @@ class DecoderLayer(nn.Module):
 class EncoderDecoder(nn.Module):
     """(source ids (B, S), target ids (B, T)) -> logits (B, T, V) of each target id after those before it.
 
-    One embedding serves source, target and logits. Matrices are Xavier's, the embedding N(0, 1/D), drawn in one order
-    whatever the normaliser.
+    One embedding serves source, target and logits, unless ``config`` gives the source its own. Matrices are Xavier's,
+    embeddings N(0, 1/D), drawn in one order whatever the normaliser.
     """
 
     def __init__(self, vocabulary: int, config: ModelConfig, norm: Normaliser) -> None:
@@ -119,6 +120,10 @@ class EncoderDecoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        self.source_embedding = nn.Embedding(vocabulary, config.width) if config.source_embedding else None
+        if self.source_embedding is not None:
+            nn.init.normal_(self.source_embedding.weight, std=config.width**-0.5)
+        self.embedding_bias = nn.Parameter(torch.zeros(config.width)) if config.embedding_bias else None
 
     def forward(self, source_BS: Tensor, target_BT: Tensor) -> Tensor:
         before_BT = torch.cat((torch.full_like(target_BT[:, :1], BEGIN), target_BT[:, :-1]), dim=1)
@@ -128,7 +133,7 @@ class EncoderDecoder(nn.Module):
     def encode(self, source_BS: Tensor) -> Tensors:
         """(which positions are words (B, S), then for each decoder layer the source's keys and values (B, S, D))."""
         words_BS = source_BS != PAD
-        x_BSD, seen = self._embed(source_BS, 0), words_BS[:, None, None, :]
+        x_BSD, seen = self._embed(self.source_embedding or self.embedding, source_BS, 0), words_BS[:, None, None, :]
         for layer in self.encoder:
             x_BSD = layer(x_BSD, seen)
         x_BSD = self.encoder_norm(x_BSD)
@@ -147,7 +152,7 @@ class EncoderDecoder(nn.Module):
         return logits_B1V[:, 0], state
 
     def _decode(self, memory: Tensors, state: Tensors, before_BT: Tensor) -> tuple[Tensor, Tensors]:
-        x_BTD, seen = self._embed(before_BT, state[0].shape[1]), memory[0][:, None, None, :]
+        x_BTD, seen = self._embed(self.embedding, before_BT, state[0].shape[1]), memory[0][:, None, None, :]
         caches: Tensors = ()
         for index, layer in enumerate(self.decoder):
             of_layer = slice(2 * index, 2 * index + 2)
@@ -155,6 +160,7 @@ class EncoderDecoder(nn.Module):
             caches += cache
         return F.linear(self.decoder_norm(x_BTD), self.embedding.weight), caches
 
-    def _embed(self, ids_BT: Tensor, start: int) -> Tensor:
-        x_BTD = self.embedding(ids_BT) * math.sqrt(self.width)
+    def _embed(self, embedding: nn.Module, ids_BT: Tensor, start: int) -> Tensor:
+        x_BTD = embedding(ids_BT) * math.sqrt(self.width)
+        x_BTD = x_BTD if self.embedding_bias is None else x_BTD + self.embedding_bias
         return self.dropout(x_BTD + positions(start, start + ids_BT.shape[1], self.width, x_BTD.device))

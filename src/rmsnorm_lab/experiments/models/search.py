@@ -29,12 +29,18 @@ class Translator(Protocol):
 
 
 def search(
-    model: Translator, source_BS: Tensor, limits_B: Tensor, beam: int = 1, length_penalty: float = 1.0
+    model: Translator,
+    source_BS: Tensor,
+    limits_B: Tensor,
+    beam: int = 1,
+    length_penalty: float = 1.0,
+    length_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The best translation of each sentence: greedy with ``beam=1``.
 
     A hypothesis that has ended keeps its place in the beam, with the log-probability it has; the search is over when
-    all have. Of these the best by log-probability / length^``length_penalty`` is taken. With a beam as wide as there
+    all have. Of these the best by log-probability / ((o + length) / (o + 1))^``length_penalty`` is taken, o being
+    ``length_offset``. With a beam as wide as there
     are sentences, nothing is lost and the result is the true maximum.
 
     Args:
@@ -42,7 +48,8 @@ def search(
         source_BS: ids, padded.
         limits_B: each sentence's greatest length, END included; there, only END may follow.
         beam: K, the hypotheses that are kept.
-        length_penalty: 0 takes the likeliest, 1 the likeliest by the word.
+        length_penalty: 0 takes the likeliest, 1 (without an offset) the likeliest by the word.
+        length_offset: 0; 5 for the penalty of Wu et al. 2016.
 
     Returns:
         (ids (B, longest), END and then PAD after each; their log-probabilities divided as said (B)).
@@ -80,7 +87,7 @@ def search(
         if ended_BK.all():
             break
 
-    scores_BK = log_p_BK / lengths_BK**length_penalty
+    scores_BK = log_p_BK / ((length_offset + lengths_BK) / (length_offset + 1)) ** length_penalty
     best_B = scores_BK.argmax(dim=-1)
     rows = torch.arange(B, device=device)
     return words_BKT[rows, best_B, 1:], scores_BK[rows, best_B]

@@ -155,6 +155,7 @@ for _norm in (
         tasks=("images", "reading", "language"),
         by_default=("images", "reading"),
     ),
+    Norm("batch-everywhere", "BatchNorm-Everywhere", "#8C510A", (0, (5, 1)), "batch:BatchEverywhere", ("reading",)),
     Norm("group", "GroupNorm", "#A6761D", "--", "group:Group", ("language",)),
     Norm("layer", "LayerNorm", OF_NORM["layer"], "-", "row_norms:Layer", EVERYWHERE, EVERYWHERE),
     Norm("rms", "RMSNorm", OF_NORM["rms"], "--", "row_norms:RMS", EVERYWHERE, EVERYWHERE),

@@ -29,6 +29,8 @@ class Normaliser:
     """False: nothing between the layers is normalised, and they keep their biases."""
     over_examples = False
     """True: the statistics are of the examples of a batch, so a recurrence takes ``step_norm``."""
+    everywhere = False
+    """True: the attentive reader takes a ``layer`` for each term of its attention and its read-out, too."""
     biased: tuple[str, ...] = ()
     """The PLACES in which the paper's code adds a bias after this norm's gain."""
     own_parameters = False

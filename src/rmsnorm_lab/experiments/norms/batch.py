@@ -28,6 +28,12 @@ class Batch(Normaliser):
         return mark(StepBatchNorm(width, unfused=self.kernels == "unfused"))
 
 
+class BatchEverywhere(Batch):
+    """BatchNorm-Everywhere of Cooijmans et al. 2017: in the attention and the read-out, too."""
+
+    everywhere = True
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Statistics of each channel over everything but the last dimension; running ones in evaluation."""
 

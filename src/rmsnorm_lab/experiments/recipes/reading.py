@@ -16,6 +16,8 @@ class ModelConfig(Settings):
     width: int = 240
     """Of the LSTM in each direction."""
     dropout: Share = 0.5
+    read_width: int | None = field(default=None, metadata=ADDED)
+    """Of the attention and of the read-out; None: of both directions together, twice ``width``."""
     word_bound: float | None = None
     """Word vectors are uniform in ± this at the start; None: as all other weights."""
     biases: Annotated[str, OneOf(BIASES)] = field(default="alike", metadata=ADDED)
@@ -29,8 +31,8 @@ class DataConfig(Settings):
     """The most frequent words of the training part, entity markers not counted."""
     sentences: int | None = 4
     """As many of the context's as have most in common with the question; None: all."""
-    longest: int = 400
-    """Words of the context that are read, from its beginning."""
+    longest: int | None = 400
+    """Words of the context that are read, from its beginning; None: all."""
 
 
 _SWEPT = (("none", 1e-3), ("layer", 1e-3))
@@ -53,4 +55,4 @@ def paper() -> Recipe:
     train = TrainConfig(
         steps=100_000, batch=64, learning_rate=8e-5, clip="global", clip_norm=10.0, evaluations=50, best=True
     )
-    return Recipe("paper", ModelConfig(biases="paper"), train, data=DataConfig())
+    return Recipe("paper", ModelConfig(read_width=240, biases="paper"), train, data=DataConfig(longest=None))

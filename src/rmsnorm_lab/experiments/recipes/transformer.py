@@ -1,11 +1,13 @@
 """Translation by the Transformer: post-norm as in the paper, or pre-norm."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
 
 from rmsnorm_lab.experiments.recipes import parallel_text
-from rmsnorm_lab.experiments.recipes.checked import Settings, Share
+from rmsnorm_lab.experiments.recipes.checked import OneOf, Settings, Share
 from rmsnorm_lab.experiments.recipes.common import Recipe, TimingConfig, TrainConfig, check_heads
+from rmsnorm_lab.experiments.recipes.parallel_text import LOSSES
+from rmsnorm_lab.plain import ADDED
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class ModelConfig(Settings):
     pre_norm: bool = False
     """x + f(N(x)) instead of N(x + f(x))."""
     label_smoothing: Share = 0.1
+    attention_dropout: Share = field(default=0.0, metadata=ADDED)
+    """Of the attention's weights."""
+    source_embedding: bool = field(default=False, metadata=ADDED)
+    """The source has an embedding of its own; false: it shares that of the target and the logits."""
+    embedding_bias: bool = field(default=False, metadata=ADDED)
+    """A vector is added to the embedding of every word, the same for both sides."""
+    loss_of: Annotated[str, OneOf(LOSSES)] = field(default="words", metadata=ADDED)
+    """One of LOSSES."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +82,17 @@ def paper() -> Recipe:
     is D^−½ · warmup^−½ where the warm-up ends. 25,000 tokens at once would take more than 18 GiB."""
     return Recipe(
         "paper",
-        ModelConfig(width=512, feed_forward=2048, heads=8, layers=6, dropout=0.1),
+        ModelConfig(
+            width=512,
+            feed_forward=2048,
+            heads=8,
+            layers=6,
+            dropout=0.1,
+            attention_dropout=0.1,
+            source_embedding=True,
+            embedding_bias=True,
+            loss_of="sentence_means",
+        ),
         TrainConfig(
             steps=300_000,
             batch=25_000,
@@ -81,8 +101,13 @@ def paper() -> Recipe:
             optimizer_eps=1e-9,
             schedule="inverse_sqrt",
             warmup_steps=4000,
+            clip="global",
+            clip_norm=5.0,
             evaluations=60,
+            best=True,
             accumulate=8,
         ),
-        data=parallel_text.paper(by_tokens=True, max_length=256, length_penalty=0.6),
+        data=parallel_text.paper(
+            by_tokens=True, max_length=256, beam=4, length_penalty=0.6, length_offset=5, limit=(1, 50)
+        ),
     )

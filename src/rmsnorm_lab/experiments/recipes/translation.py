@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from rmsnorm_lab.experiments.recipes import parallel_text
 from rmsnorm_lab.experiments.recipes.checked import OneOf, Real, Settings, Share
 from rmsnorm_lab.experiments.recipes.common import BIASES, Recipe, TimingConfig, TrainConfig
+from rmsnorm_lab.experiments.recipes.parallel_text import LOSSES
 from rmsnorm_lab.plain import ADDED
 
 
@@ -21,6 +22,8 @@ class ModelConfig(Settings):
     init_mean: Real = 0.0
     """The mean of all initial weights: 0.2 in the paper's Fig. 4."""
     label_smoothing: Share = 0.1
+    loss_of: Annotated[str, OneOf(LOSSES)] = field(default="words", metadata=ADDED)
+    """One of LOSSES."""
     biases: Annotated[str, OneOf(BIASES)] = field(default="alike", metadata=ADDED)
 
 
@@ -66,7 +69,9 @@ def paper() -> Recipe:
     """§2 of the paper: WMT14 En-De, 32k joint subwords."""
     return Recipe(
         "paper",
-        ModelConfig(embedding=512, hidden=1024, biases="paper"),
-        TrainConfig(steps=300_000, batch=80, learning_rate=1e-4, evaluations=60),
-        data=parallel_text.paper(by_tokens=False, max_length=80, length_penalty=1.0),
+        ModelConfig(embedding=512, hidden=1024, loss_of="sentences", biases="paper"),
+        TrainConfig(
+            steps=300_000, batch=80, learning_rate=1e-4, clip="global", clip_norm=1.0, evaluations=60, best=True
+        ),
+        data=parallel_text.paper(by_tokens=False, max_length=80, beam=12, length_penalty=1.0, limit=(0, 200), pool=20),
     )

@@ -54,7 +54,7 @@ class ParallelTextTask:
         self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
         self.sizes = {"vocabulary": self.subwords.size}
         source, target = found.ragged("train.source"), found.ragged("train.target")
-        self._batches = Batches(source, target, recipe.train.batch, config.by_tokens)
+        self._batches = Batches(source, target, recipe.train.batch, config.by_tokens, config.pool)
         self._valid, self._tests, self._tokenised = _first(valid, config.valid_pairs), tests, tokenised
         for pairs in (self._valid, *tests):
             for language, side in ((config.source, pairs.source), (config.target, pairs.target)):
@@ -98,17 +98,23 @@ class ParallelTextTask:
         """Nothing depends on data."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Cross-entropy in nats with label smoothing, summed over the target's ids."""
+        """Cross-entropy in nats with label smoothing, summed over the target's ids, or over the sentences' means."""
+        if self.recipe.model.loss_of != "sentence_means":
+            return self._cross_entropy(model, batch, "sum")
+        each_BT = self._cross_entropy(model, batch, "none").view_as(batch[1])
+        return (each_BT.sum(1) / (batch[1] != PAD).sum(1)).sum()
+
+    def weight(self, batch: Any) -> float:
+        """The target's ids without padding, or the sentences."""
+        return _words(batch) if self.recipe.model.loss_of == "words" else len(batch[1])
+
+    def _cross_entropy(self, model: nn.Module, batch: Any, reduction: str) -> Tensor:
         source, target = batch
         logits = model(source, target).float()
         smoothing = self.recipe.model.label_smoothing
         return F.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
+            logits.flatten(0, 1), target.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction=reduction
         )
-
-    def weight(self, batch: Any) -> float:
-        """The target's ids without padding."""
-        return int((batch[1] != PAD).sum())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -137,12 +143,16 @@ class ParallelTextTask:
 
         def lost(chosen: Any) -> tuple[float, float]:
             batch = padded(source, chosen).to(device), padded(target, chosen).to(device)
-            return float(self.loss(model, batch)), self.weight(batch)
+            return float(self._cross_entropy(model, batch, "sum")), _words(batch)
 
         total, words = (sum(column) for column in zip(*shared(lost, _chunks(source, target)), strict=True))
-        translations = translate(model, self.subwords, pairs.source, beam, self.recipe.data.length_penalty)
+        translations = translate(model, self.subwords, pairs.source, self.recipe.data, beam)
         found = score(translations, pairs.target, self._tokenised)
         return {"loss": total / words, **found}
+
+
+def _words(batch: Any) -> int:
+    return int((batch[1] != PAD).sum())
 
 
 def preprocessor(files: Mapping[str, bytes]) -> Subwords:
@@ -151,16 +161,27 @@ def preprocessor(files: Mapping[str, bytes]) -> Subwords:
 
 
 def translate(
-    model: nn.Module, subwords: Subwords, sentences: Sequence[str], beam: int, length_penalty: float
+    model: nn.Module, subwords: Subwords, sentences: Sequence[str], config: DataConfig, beam: int | None = None
 ) -> list[str]:
-    """The translations in the sentences' order; which of them are searched together does not matter."""
+    """The translations in the sentences' order; which of them are searched together does not matter.
+
+    ``beam`` is another than ``config``'s.
+    """
+    times, more = config.limit
     source = subwords.encode(sentences)
     device = next(model.parameters()).device
 
     def translated(chosen: Any) -> list[str]:
         ids = padded(source, chosen).to(device)
-        limits = torch.from_numpy(source.lengths[chosen]) * 2 + 10
-        found, _ = search(model, ids, limits, beam, length_penalty)  # type: ignore[arg-type]
+        limits = torch.from_numpy(source.lengths[chosen]) * times + more
+        found, _ = search(
+            model,  # type: ignore[arg-type]
+            ids,
+            limits,
+            config.beam if beam is None else beam,
+            config.length_penalty,
+            config.length_offset,
+        )
         return [subwords.decode(words) for words in found.tolist()]
 
     translations, chunks = [""] * len(sentences), _chunks(source)
