@@ -26,7 +26,8 @@ using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);
 // libtorch's torch_parallel_for; 0 means success.
 using TorchParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context);
 
-inline TorchParallelFor torch_parallel_for = nullptr;
+// Set when torch is imported, which may be while other threads normalise.
+inline std::atomic<TorchParallelFor> torch_parallel_for{nullptr};
 
 inline int default_threads() {
   // The processors that this process may use, which may be fewer than the machine has.
@@ -172,8 +173,9 @@ void parallel_for(Threads threads, int64_t begin, int64_t end, int64_t grain, F 
       if (!job.failed.exchange(true)) job.error = std::current_exception();
     }
   };
-  if (threads == Threads::torch && torch_parallel_for) {
-    if (torch_parallel_for(begin, end, grain, piece, &job) != 0 && !job.error)
+  const TorchParallelFor torch = threads == Threads::torch ? torch_parallel_for.load() : nullptr;
+  if (torch) {
+    if (torch(begin, end, grain, piece, &job) != 0 && !job.error)
       throw std::runtime_error("torch's threads failed, and the result was not computed; torch has said why on stderr");
   } else {
     Pool::instance().run(begin, end, grain, piece, &job);
