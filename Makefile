@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt src/rmsnorm/native/codes.py \
 	$(wildcard src/rmsnorm/native/*.cpp src/rmsnorm/native/*.h src/rmsnorm/torch/*.cpp src/rmsnorm/jax/*.cpp src/rmsnorm/jax/*.h)
-CPP := $(wildcard src/rmsnorm/*/*.cpp src/rmsnorm/*/*.h)
+CPP := $(wildcard src/rmsnorm/*/*.cpp src/rmsnorm/*/*.h tests/native/*.cpp)
 
 OUT      ?= build/gpu-session
 DEADLINE ?= 400
@@ -20,12 +20,15 @@ MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common fr
 	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
 MESSAGES_FOLDER := build/messages
 
-.PHONY: help demo messages test asan triton gpu lint docs bench smoke wheel aoti format clean
+.PHONY: help demo messages test asan fuzz leaks tsan triton gpu lint docs bench smoke wheel aoti format clean
 help:
 	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
 	@echo "make test   set up, then run the tests"
 	@echo "make asan   set up, build with AddressSanitizer, then run the conformance cases and fuzz every function (a minute)"
+	@echo "make fuzz   the same build, fuzzed for ten minutes from a random seed; what fails is kept in tests/assets/fuzz"
+	@echo "make leaks  the same build, with LeakSanitizer (two minutes)"
+	@echo "make tsan   build the norms with ThreadSanitizer, then call them from several threads (a minute, most of it compiling)"
 	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
 	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
 	@echo "make bench  set up with all peers, then time the kernels and the peers"
@@ -81,12 +84,43 @@ $(ASAN)/.built: $(VENV)/.dev $(SOURCES) $(wildcard src/rmsnorm/*.py src/rmsnorm/
 		-C build-dir=$(ASAN)/cmake -C cmake.define.RMSNORM_SANITIZE=ON .
 	@touch $@
 
-asan: $(ASAN)/.built
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 RMSNORM_NUM_THREADS=2 \
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 RMSNORM_NUM_THREADS=2 \
 	$(if $(filter x86_64 AMD64,$(shell uname -m)),RMSNORM_ISA=x86-64-v3) \
 	PYTHONPATH="$(CURDIR)/$(ASAN)/site:$(CURDIR)/tests/support:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	$(BIN)/python -S tests/support/sanitized.py --seconds $(ASAN_SECONDS)
+	$(BIN)/python -S
+
+asan fuzz: export ASAN_OPTIONS = detect_leaks=0
+asan: $(ASAN)/.built
+	$(SANITIZED) tests/support/sanitized.py
+	$(SANITIZED) tests/support/fuzz_session.py --seed 0 --seconds $(ASAN_SECONDS)
+
+# Both write what fails into tests/assets/fuzz/corpus.jsonl, and run what is there first.
+FUZZ_SECONDS ?= 600
+fuzz: $(ASAN)/.built
+	$(SANITIZED) tests/support/fuzz_session.py --seconds $(FUZZ_SECONDS)
+
+# The slow unwinder sees the callers that leaks.supp names.
+leaks: export ASAN_OPTIONS = detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=10
+leaks: export LSAN_OPTIONS = suppressions=$(CURDIR)/tests/support/leaks.supp
+leaks: export PYTHONMALLOC = malloc
+leaks: $(ASAN)/.built
+	$(SANITIZED) tests/support/leaks.py
+
+# The driver and what it calls, compiled without CMake. No Python runs, whose own threads would need suppressions.
+TSAN := build/tsan
+TSAN_ROUNDS ?= 500
+$(TSAN)/threads: tests/native/threads.cpp $(addprefix src/rmsnorm/native/,c_api.cpp norms.cpp gated.cpp codes.py) \
+		$(wildcard src/rmsnorm/native/*.h) | $(VENV)/.tools
+	@mkdir -p $(TSAN)
+	$(BIN)/python src/rmsnorm/native/codes.py > $(TSAN)/codes.h
+	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-ignored-attributes \
+		$(if $(filter x86_64 AMD64,$(shell uname -m)),-march=x86-64-v3) -fvisibility=hidden -I$(TSAN) -Isrc/rmsnorm/native \
+		$$($(BIN)/python -c 'import nanobind, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + nanobind.include_dir())') \
+		$(filter %.cpp,$^) -o $@
+
+tsan: $(TSAN)/threads
+	$(TSAN)/threads $(TSAN_ROUNDS)
 
 # All launch choices for all chips; takes minutes.
 triton: $(VENV)/.dev $(OLDEST_TRITON)

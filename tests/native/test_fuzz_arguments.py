@@ -8,6 +8,5 @@ from fuzz_arguments import TARGETS
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_one_argument_changed(seed):
-    count, wrong = fuzz_arguments.fuzz(seed, cases=20 * len(TARGETS))
-    assert count == 20 * len(TARGETS)
+    wrong = fuzz_arguments.fuzz(seed, cases=20 * len(TARGETS))
     assert not wrong, "\n".join(wrong)

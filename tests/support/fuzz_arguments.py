@@ -1,19 +1,18 @@
 """A fuzz of every public function: a valid call, with one argument changed.
 
-    python tests/support/fuzz_arguments.py [--seconds 60] [--seed 0] [--only NUMBER] [--trace]
-
 A changed argument is of another dtype, rank, extent, layout, device or kind, shares memory with another argument, has
 had its memory freed. What is documented must give the right result (fuzz_oracles.py); all else must
-raise, and whatever happens nothing but the outputs may be written. The cases follow from the seed; ``make asan`` runs
-this under AddressSanitizer, pytest a few seconds of it.
+raise, and whatever happens nothing but the outputs may be written. A case follows from a text of the form SEED/NUMBER.
+fuzz_session.py runs cases in a process of their own; pytest runs a few seconds of them.
 """
 
-import argparse
 import random
-import sys
-import time
+import re
 import warnings
-from collections import Counter
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 import fuzz_recurrent
 import fuzz_targets
 from fuzz_mutations import changed
-from fuzz_oracles import ARRAYS, FLOATS, UNSURE, Left, Refused, Unknown, addresses, numbers, places
+from fuzz_oracles import ARRAYS, FLOATS, UNSURE, Left, Refused, Unknown, addresses, is_freed, numbers, places
 from rmsnorm.torch import functional
 
 TARGETS = fuzz_targets.TARGETS + fuzz_recurrent.TARGETS
@@ -97,29 +96,62 @@ def near(found: Any, wanted: np.ndarray, arguments: dict[str, Any], error: float
     return f"element {i} is {found[i]!r} instead of {wanted[i]!r}"
 
 
-def run_case(number: int, seed: int) -> tuple[str, str]:
-    """(what was done, what is wrong with it or "")."""
-    r = random.Random(f"{seed}/{number}")
-    target = TARGETS[number % len(TARGETS)]
-    arguments = target.arguments(r)
-    name, how, value = changed(r, arguments)
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(frozen=True)
+class Case:
+    target: fuzz_targets.Target
+    words: str  # the call, with the changed argument first
+    arguments: dict[str, Any]
+    with_nodes: bool
+
+    def run(self) -> str:
+        """What is wrong with the call, or ""."""
+        nodes, threads = functional.nodes, torch.get_num_threads()
+        functional.nodes = nodes if self.with_nodes else None
+        try:
+            with quiet():
+                return call(self.target, self.arguments)
+        finally:
+            functional.nodes = nodes
+            torch.set_num_threads(threads)
+
+
+def drawn(draw: str, target: str | None = None) -> Case:
+    """The case that follows from SEED/NUMBER. The number also chooses a target, if none is named."""
+    r = random.Random(draw)
+    torch.manual_seed(zlib.crc32(draw.encode()))  # for what changes an argument to torch.randn
+    number = int(draw.rpartition("/")[2])
+    chosen = TARGETS[number % len(TARGETS)] if target is None else {t.name: t for t in TARGETS}[target]
+    with quiet():
+        arguments = chosen.arguments(r)
+        name, how, value = changed(r, arguments)
     arguments[name] = value
-    nodes, functional.nodes = functional.nodes, functional.nodes if r.random() < 0.7 else None
-    said = f"case {number} of seed {seed}: {target.name}({name}: {how} -> {shown(value)})"
-    if TRACE:
-        print(said, {n: shown(v) for n, v in arguments.items()}, flush=True)
+    with_nodes = r.random() < 0.7
+    others = ", ".join(f"{n}={shown(v)}" for n, v in arguments.items() if n != name)
+    words = f"{chosen.name}({name}: {how} -> {shown(value)}; {others})" + ("" if with_nodes else " without C++ nodes")
+    return Case(chosen, words, arguments, with_nodes)
+
+
+def call(target: fuzz_targets.Target, arguments: dict[str, Any]) -> str:
+    """Calls the function; what is wrong, or ""."""
     UNSURE.clear()
     try:
         expected = target.oracle(**arguments)
     except Refused:
         expected = None
     except Left:
-        return said, ""
+        return ""
     except Unknown:
         expected = []
         UNSURE.append("unknown")
     except Exception as error:
-        return said, f"the oracle failed: {type(error).__name__}: {error}"
+        return f"the oracle failed: {type(error).__name__}: {error}"
     kept = memory(arguments)
     try:
         found = target.call(**arguments)
@@ -127,71 +159,44 @@ def run_case(number: int, seed: int) -> tuple[str, str]:
         found = None
         wrong = "please report this" in str(error) or isinstance(error, RecursionError)
         if wrong or (expected is not None and not UNSURE):
-            return said, f"{type(error).__name__}: {str(error)[:200]}"
+            return f"{type(error).__name__}: {str(error)[:200]}"
     except Exception as error:
         found = None
         if isinstance(error, SystemError) or "unknown" not in UNSURE:
-            return said, f"{type(error).__name__}: {str(error)[:200]}"
+            return f"{type(error).__name__}: {str(error)[:200]}"
     else:
         if expected is None:
-            return said, "was served"
+            return "was served"
         found = found if isinstance(found, (list, tuple)) else [found]
         for t, wanted in zip(found, expected, strict=False):
             if t is not None and wanted is not None and (wrong := near(t, wanted, arguments, target.error)):
-                return said, wrong
+                return wrong
         for written in target.written:
             may_change(kept, arguments.get(written))
-    finally:
-        functional.nodes = nodes
     for now, before, allowed in kept:
         if ((now != before) & ~allowed).any():
-            return said, f"wrote {int(((now != before) & ~allowed).sum())} bytes that are no output's"
-    return said, ""
+            return f"wrote {int(((now != before) & ~allowed).sum())} bytes that are no output's"
+    return ""
 
 
 def shown(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        kind = "" if value.layout is torch.strided and value.device.type == "cpu" else f" {value.layout} {value.device}"
-        return f"{type(value).__name__}{tuple(value.shape)} {value.dtype}{kind}"
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        says = "" if plain else f" {value.layout} {value.device}"
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and plain:
+            zero = value._is_zerotensor()
+            says += "" if zero or value.is_contiguous() else f" strides {value.stride()}"
+            traits = {"zero without memory": zero, "freed": not zero and not value.is_quantized and is_freed(value)}
+            traits |= {"negative": value.is_neg(), "inference": value.is_inference(), "grad": value.requires_grad}
+            says += "".join(f" {trait}" for trait, has in traits.items() if has)
+        return f"{type(value).__name__}{tuple(value.shape)} {value.dtype}{says}"
     if isinstance(value, np.ndarray):
-        return f"{type(value).__name__}{value.shape} {value.dtype}"
-    return repr(value)[:60]
+        strides = "" if value.flags.c_contiguous else f" strides {value.strides}"
+        return f"{type(value).__name__}{value.shape} {value.dtype}{strides}"
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))[:60]
 
 
-TRACE = False
-
-
-def fuzz(seed: int, cases: int = 1 << 60, seconds: float = float("inf"), first: int = 0) -> tuple[int, list[str]]:
-    """Runs cases until their number or the time is reached; returns how many, and what was wrong."""
-    end, wrong, number = time.monotonic() + seconds, [], first
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        while number < first + cases and time.monotonic() < end:
-            said, failure = run_case(number, seed)
-            if failure:
-                wrong.append(f"{said}\n    {failure}")
-            number += 1
-    torch.set_num_threads(threads)
-    return number - first, wrong
-
-
-def main() -> int:
-    global TRACE
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one case, by its number")
-    parser.add_argument("--trace", action="store_true", help="say each case before it runs")
-    given = parser.parse_args()
-    TRACE = given.trace
-    one = {"first": given.only, "cases": 1} if given.only is not None else {"seconds": given.seconds}
-    count, wrong = fuzz(given.seed, **one)
-    for line in wrong:
-        print(line)
-    print(f"{count} cases, {len(wrong)} wrong", dict(Counter(w.split("(")[0].split(": ")[1] for w in wrong)))
-    return bool(wrong)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def fuzz(seed: int, cases: int) -> list[str]:
+    """What was wrong with the seed's first cases, in this process."""
+    every = (drawn(f"{seed}/{number}") for number in range(cases))
+    return [f"{case.words}\n    {failure}" for case in every if (failure := case.run())]
