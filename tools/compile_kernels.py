@@ -179,12 +179,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     part, parts = (int(number) for number in given.part.split("/"))
     jobs = (everything() if given.all else sample())[part - 1 :: parts]
-    start = time.perf_counter()
+    start, faults = time.perf_counter(), 0
     with ThreadPoolExecutor(os.cpu_count() if given.all else 1) as pool:
-        faults = [line for line in pool.map(fault, jobs) if line]
-    print(*faults, sep="\n", end="\n" * bool(faults))
+        for done, line in enumerate(pool.map(fault, jobs), 1):
+            if line:
+                faults += 1
+                print(line, flush=True)
+            if done % 100 == 0:
+                left = (time.perf_counter() - start) * (len(jobs) - done) / done / 60
+                print(f"{done} of {len(jobs)} kernels, {left:.0f} min left", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - start
-    print(f"Triton {triton.__version__}: {len(jobs)} kernels in {seconds:.0f} s, {len(faults)} faults")
+    print(f"Triton {triton.__version__}: {len(jobs)} kernels in {seconds:.0f} s, {faults} faults")
     return bool(faults)
 
 
