@@ -8,15 +8,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from rmsnorm.timing import FEWEST, Spread, saved, spread
-from rmsnorm_lab.experiments import interrupts, tasks
+from rmsnorm_lab.experiments import interrupts, paired, tasks
 from rmsnorm_lab.experiments.comparing import compared, do, output
 from rmsnorm_lab.experiments.comparison import Comparison, quality_cell, show_quality, show_times
 from rmsnorm_lab.experiments.devices import setup_of
 from rmsnorm_lab.experiments.jobs import Job, timings, training
 from rmsnorm_lab.experiments.recipes import translation
-from rmsnorm_lab.experiments.record import TimingRecord, timings_of
+from rmsnorm_lab.experiments.record import RunRecord, TimingRecord, runs_of, timings_of
 from rmsnorm_lab.experiments.store import opened
-from rmsnorm_lab.experiments.summary import Quality, QualityRow, percent
+from rmsnorm_lab.experiments.summary import QualityRow, percent, quality_row
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Cell, Row, Table
 
@@ -55,8 +55,9 @@ def demo(args: argparse.Namespace) -> int:
             show_quality(found, console)
             show_times(found, console)
         (timed,) = (record for record in timings_of(records) if record.identity.kernels == KERNELS)
+        runs = {norm: [run for run in runs_of(records) if run.identity.norm == norm] for norm in TRAINED}
         table(found, timed).show(console)
-        for line in (verdict(found.quality, task.metrics[0], timed), *_notes(task, found, timed)):
+        for line in (verdict(runs, task.metrics[0], timed), *_notes(task, found, timed)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -88,21 +89,22 @@ def _cell(share: Spread) -> Cell:
     return Cell(median, (interval,) if interval else ())
 
 
-def verdict(quality: Sequence[QualityRow], metric: Metric, timed: TimingRecord) -> str:
-    """What the figures say, in one sentence."""
-    of = {each.norm: each for each in quality}
-    figures = {norm: each.metrics.get(metric.key) for norm, each in of.items()}
+def verdict(runs: Mapping[str, Sequence[RunRecord]], metric: Metric, timed: TimingRecord) -> str:
+    """What the figures say, in one sentence. ``runs``: of no norm, LayerNorm and RMSNorm."""
     times = timed.result.milliseconds
-    none, layer, rms = (_said(figures[norm], metric) for norm in ("none", "layer", "rms"))
-    needed = better(figures["layer"], figures["none"], metric)
+    none, layer, rms = (_said(quality_row(norm, runs[norm]), metric) for norm in ("none", "layer", "rms"))
+    needed = better(metric, runs["layer"], runs["none"])
     if needed is True:
         first = f"This network needs a norm ({none} without, {layer} with LayerNorm)"
     elif needed is None:
-        first = f"No norm makes a difference to this network's quality ({none} without, {layer} with LayerNorm)"
+        first = f"It is not shown that this network needs a norm ({none} without, {layer} with LayerNorm)"
     else:
         first = f"This network learns best without a norm ({none}; {layer} with LayerNorm)"
-    ranks = {True: "better than", None: "as good as", False: "worse than"}
-    second = f"RMSNorm is {ranks[better(figures['rms'], figures['layer'], metric)]} LayerNorm ({rms})"
+    second = {
+        True: f"RMSNorm is better than LayerNorm ({rms})",
+        None: f"no difference is shown between RMSNorm and LayerNorm ({rms})",
+        False: f"RMSNorm is worse than LayerNorm ({rms})",
+    }[better(metric, runs["rms"], runs["layer"])]
     takes = " and ".join(
         f"{_time(saved(times[other], times['rms']))} torch's {name}"
         for other, name in (("layer", "LayerNorm"), ("rms-torch", "RMSNorm"))
@@ -110,19 +112,19 @@ def verdict(quality: Sequence[QualityRow], metric: Metric, timed: TimingRecord) 
     return f"Verdict: {first}; {second}; with our RMSNorm a step takes {takes}."
 
 
-def better(ours: Quality | None, theirs: Quality | None, metric: Metric) -> bool | None:
-    """Whether our mean is better by more than both standard deviations together; None: neither is.
+def better(metric: Metric, ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> bool | None:
+    """Whether our norm is better, paired by seed; None: no difference is shown.
 
     A norm all of whose runs diverged has no figure, and is worse than one that has.
     """
-    if ours is None or theirs is None:
-        return None if ours is theirs else ours is not None
-    ahead = (ours.mean - theirs.mean) * (1 if metric.higher_is_better else -1)
-    return None if abs(ahead) <= (ours.sd or 0) + (theirs.sd or 0) else ahead > 0
+    if found := paired.difference(metric, ours, theirs):
+        return found.better
+    finished, other = (any(run.result.finished for run in runs) for runs in (ours, theirs))
+    return None if finished == other else finished
 
 
-def _said(figure: Quality | None, metric: Metric) -> str:
-    return "diverged" if figure is None else f"{figure.mean:{metric.form}}"
+def _said(row: QualityRow, metric: Metric) -> str:
+    return f"{row.metrics[metric.key].mean:{metric.form}}" if metric.key in row.metrics else "diverged"
 
 
 def _time(share: Spread) -> str:
@@ -135,10 +137,10 @@ def _time(share: Spread) -> str:
 def _notes(task: Task, found: Comparison, timed: TimingRecord) -> list[str]:
     runs, rounds = found.quality[0].runs, timed.result.rounds
     recipe = task.recipe
-    rates: Mapping[str, float] = {ROWS[norm]: recipe.learning_rate(norm) for norm in TRAINED}
+    rates = ", ".join(f"{ROWS[norm]} {recipe.learning_rate(norm):g}" for norm in TRAINED)
     return [
-        f"quality: mean ± standard deviation of {runs} seeds; two figures differ if they are further apart than both "
-        f"deviations together; learning rates: {', '.join(f'{norm} {rate:g}' for norm, rate in rates.items())}",
+        f"quality: mean ± standard deviation of {runs} seeds; two figures differ if the 95 % interval of their "
+        f"difference, paired by seed, excludes 0; learning rates: {rates}",
         f"time: {rounds} rounds, each a training step of every row on the same batch; saved: the median, relative to "
         + ("torch's LayerNorm and torch's RMSNorm, with its 95 % interval" if rounds >= FEWEST else "torch's norms"),
         f"pRMSNorm takes the RMS of the first {100 * recipe.p:g} % of the elements; norms, % of step: by leaving them "

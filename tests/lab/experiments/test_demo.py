@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
+from made_records import run_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import norms  # noqa: E402
 from rmsnorm_lab.experiments.demo import ROWS, better, verdict  # noqa: E402
@@ -18,7 +19,6 @@ from rmsnorm_lab.experiments.recipes import translation  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import EPS  # noqa: E402
 from rmsnorm_lab.experiments.recipes.settings import changed  # noqa: E402
 from rmsnorm_lab.experiments.record import Metric  # noqa: E402
-from rmsnorm_lab.experiments.summary import Quality, QualityRow  # noqa: E402
 from tiny_runs import SHORT  # noqa: E402
 
 SMALL = [
@@ -71,15 +71,14 @@ def test_one_screen_and_its_details(tiny: Path, capsys: pytest.CaptureFixture[st
     assert all(identity["norms"] == list(ROWS) for identity in timed)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "expected"), [(2.0, 2.5, True), (2.5, 2.0, False), (2.0, 2.19, None)])
-def test_figures_differ_by_more_than_both_deviations(ours: float, theirs: float, expected: bool | None) -> None:
-    assert better(Quality(ours, 0.1), Quality(theirs, 0.1), BITS) is expected
-    higher = Metric("accuracy", "%", higher_is_better=True, form=".1f")
-    assert better(Quality(-ours, 0.1), Quality(-theirs, 0.1), higher) is expected
+def runs(norm: str, mean: float | None) -> list[Any]:
+    return [run_record(norm, seed, None if mean is None else mean + 0.01 * (seed - 1)) for seed in range(3)]
 
 
-def row(norm: str, mean: float | None) -> QualityRow:
-    return QualityRow(norm, 3, 3 * (mean is None), {} if mean is None else {"bits": Quality(mean, 0.05)})
+def test_a_norm_that_diverged_is_worse_than_one_that_did_not() -> None:
+    assert better(BITS, runs("rms", None), runs("layer", 2.0)) is False
+    assert better(BITS, runs("rms", 2.0), runs("layer", None)) is True
+    assert better(BITS, runs("rms", None), runs("layer", None)) is None
 
 
 def timing(**milliseconds: float) -> Any:
@@ -93,11 +92,11 @@ def timing(**milliseconds: float) -> Any:
         (
             None,
             2.5,
-            2.52,
+            2.5,
             timing(layer=10, rms_torch=12, rms=9),
-            "Verdict: This network needs a norm (diverged without, 2.50 with LayerNorm); RMSNorm is as good as "
-            "LayerNorm (2.52); with our RMSNorm a step takes 10.0 % less than with torch's LayerNorm and 25.0 % less "
-            "than with torch's RMSNorm.",
+            "Verdict: This network needs a norm (diverged without, 2.50 with LayerNorm); no difference is shown "
+            "between RMSNorm and LayerNorm (2.50); with our RMSNorm a step takes 10.0 % less than with torch's "
+            "LayerNorm and 25.0 % less than with torch's RMSNorm.",
         ),
         (
             2.2,
@@ -113,7 +112,7 @@ def timing(**milliseconds: float) -> Any:
             2.5,
             2.2,
             timing(layer=10, rms_torch=10, rms=10),
-            "Verdict: No norm makes a difference to this network's quality (2.50 without, 2.50 with LayerNorm); "
+            "Verdict: It is not shown that this network needs a norm (2.50 without, 2.50 with LayerNorm); "
             "RMSNorm is better than LayerNorm (2.20); with our RMSNorm a step takes as long as with torch's LayerNorm "
             "and as long as with torch's RMSNorm.",
         ),
@@ -122,7 +121,8 @@ def timing(**milliseconds: float) -> Any:
 def test_the_verdict_says_what_was_measured(
     none: float | None, layer: float, rms: float, times: Any, expected: str
 ) -> None:
-    assert verdict([row("none", none), row("layer", layer), row("rms", rms)], BITS, times) == expected
+    of = {norm: runs(norm, mean) for norm, mean in (("none", none), ("layer", layer), ("rms", rms))}
+    assert verdict(of, BITS, times) == expected
 
 
 @pytest.mark.parametrize("kernels", ["unfused", "rmsnorm", "best"])
