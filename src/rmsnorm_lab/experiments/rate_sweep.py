@@ -14,7 +14,9 @@ from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.comparison import source_of
 from rmsnorm_lab.experiments.jobs import Job, training
 from rmsnorm_lab.experiments.learner import Setup
+from rmsnorm_lab.experiments.recipes.common import TrainConfig
 from rmsnorm_lab.experiments.record import RunRecord, RunResult
+from rmsnorm_lab.experiments.run import best_point, chosen_by
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Row, Table
 
@@ -71,18 +73,15 @@ def seeds_of_all_rates(runs: Sequence[RunRecord]) -> set[int]:
 
 def _mean(runs: Sequence[RunRecord]) -> float | None:
     metric = runs[0].result.metrics[0]
-    figures = [_figure(run.result, metric, run.identity.train.best) for run in runs]
+    figures = [_figure(run.result, metric, run.identity.train) for run in runs]
     finite = [figure for figure in figures if figure is not None]
     return statistics.fmean(finite) if len(finite) == len(figures) else None
 
 
-def _figure(run: RunResult, metric: Metric, best: bool) -> float | None:
-    """The validation figure of a run; None if it diverged."""
-    column = run.curve.valid[metric.key]
-    seen = [value for value in column if value is not None]
-    if not run.finished or not seen:
-        return None
-    return (max if metric.higher_is_better else min)(seen) if best else column[-1]
+def _figure(run: RunResult, metric: Metric, config: TrainConfig) -> float | None:
+    """The validation figure of a run's last point, or of the point whose weights are tested; None if it diverged."""
+    place = best_point(chosen_by(config, run.metrics), run.curve.valid) if config.best else -1
+    return None if place is None or not run.finished else run.curve.valid[metric.key][place]
 
 
 def table(found: Sweep, title: str) -> Table:

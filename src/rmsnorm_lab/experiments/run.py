@@ -153,16 +153,8 @@ class Run:
         for key, column in curve.valid.items():
             column.append(_finite(found.get(key, math.nan)))  # a figure of the test split alone
         progress.since = []
-        if self.config.best and self._best_so_far():
+        if self.config.best and best_point(self.chosen_by, curve.valid) == len(curve.step) - 1:
             progress.best = {name: t.detach().cpu().clone() for name, t in self.learner.network().state_dict().items()}
-
-    def _best_so_far(self) -> bool:
-        """Whether the last point of the curve is its best."""
-        keys, higher = self.chosen_by
-        worst = -math.inf if higher else math.inf
-        columns = [[worst if each is None else each for each in self.progress.curve.valid[key]] for key in keys]
-        sums = [sum(point) for point in zip(*columns, strict=True)]
-        return math.isfinite(sums[-1]) and sums[-1] == (max(sums) if higher else min(sums))
 
     def _outcome(self, listener: Listener) -> RunResult:
         last = self.progress.curve.train_loss[-1]
@@ -226,6 +218,17 @@ def chosen_by(config: TrainConfig, metrics: Sequence[Metric]) -> tuple[list[str]
             f"train.best_by must add up figures of which more is better, or less; got {config.best_by}. Leave one out."
         )
     return keys, better[keys[0]]
+
+
+def best_point(by: tuple[list[str], bool], valid: dict[str, list[float | None]]) -> int | None:
+    """The place of the best point of a validation curve, the last of equals; None if no point is finite.
+
+    ``by``: of :func:`chosen_by`.
+    """
+    keys, higher = by
+    points = zip(*(valid[key] for key in keys), strict=True)
+    sums = {place: sum(point) for place, point in enumerate(points) if None not in point}
+    return max(sums, key=lambda place: (sums[place] if higher else -sums[place], place), default=None)
 
 
 def evaluation_steps(config: TrainConfig) -> list[int]:

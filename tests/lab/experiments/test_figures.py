@@ -164,6 +164,15 @@ def test_a_sweep_judges_by_validation_and_says_where_the_best_rate_is_an_end(bes
     assert "LayerNorm; a rate beyond it" in said
 
 
+def test_a_sweep_takes_the_figure_of_the_point_whose_weights_are_tested():
+    run = a_run("rms", 0.1, [0.2, 0.8, 0.5], best=True)
+    valid = {**run.result.curve.valid, "loss": [3.0, 2.0, 1.0]}
+    run = with_result(run, curve=replace(run.result.curve, valid=valid))
+    assert swept({"rms": [run]}).valid == {"rms": {0.1: 0.8}}
+    by_loss = replace(run, identity=replace(run.identity, train=replace(run.identity.train, best_by="loss")))
+    assert swept({"rms": [by_loss]}).valid == {"rms": {0.1: 0.5}}
+
+
 def test_a_sweep_compares_rates_by_the_seeds_that_all_of_them_have():
     runs = {
         "rms": [a_run("rms", 0.1, [0.3], seed=0), a_run("rms", 0.2, [0.5], seed=0), a_run("rms", 0.2, [0.9], seed=1)],
