@@ -7,7 +7,7 @@ How far a result may be from the oracle is said in tolerances.py.
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import combinations
@@ -133,6 +133,16 @@ def covering(seed: int, **factors: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
         best = max(drawn, key=lambda chosen: len(pairs(chosen)))
         wanted -= pairs(best)
         yield {name: factors[name][level] for name, level in best.items()}
+
+
+def pair_sample(cases: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Few of the cases, in which every pair of levels of these fields occurs that occurs in one of them: greedy."""
+    pairs = {case: {*combinations([(name, getattr(case, name)) for name in names], 2)} for case in cases}
+    wanted, chosen = set().union(*pairs.values()), []
+    while wanted:
+        chosen.append(max(pairs, key=lambda case: len(pairs[case] & wanted)))
+        wanted -= pairs[chosen[-1]]
+    return chosen
 
 
 PARAMETER = (None, torch.float32, torch.bfloat16, torch.float64, torch.float16)

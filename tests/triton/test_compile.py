@@ -23,7 +23,7 @@ from rmsnorm.torch.triton import choices
 
 ROOT = Path(__file__).parents[2]
 OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
-PARTS = 8
+PARTS = 6  # a process of another Triton takes 3 s to start; a share is what a worker may wait for at the end
 
 
 def shares():
@@ -38,14 +38,19 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("version", "part"), shares())
-def test_no_spills(version, part, run_python, tmp_path):
-    folder = OLDEST.get(version)
+def test_no_spills(version, part, run_python, tmp_path, capsys):
+    arguments = ["check", "--part", f"{part}/{PARTS}"]
+    if version == "installed":
+        status = compile_kernels.main(arguments)
+        said = capsys.readouterr().out
+        assert status == 0, said
+        return
     said = run_python(
-        f"import compile_kernels; assert compile_kernels.main(['check', '--part', '{part}/{PARTS}']) == 0",
-        PYTHONPATH=os.pathsep.join([*([str(folder)] if folder else []), str(ROOT / "tools")]),
+        f"import compile_kernels; assert compile_kernels.main({arguments}) == 0",
+        PYTHONPATH=os.pathsep.join([str(OLDEST[version]), str(ROOT / "tools")]),
         TRITON_CACHE_DIR=str(tmp_path),
     )
-    assert version == "installed" or f"Triton {version}:" in said
+    assert f"Triton {version}:" in said
 
 
 def test_a_spill_would_be_seen(monkeypatch):
