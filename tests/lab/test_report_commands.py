@@ -122,7 +122,21 @@ def test_a_sweep_of_p_and_a_timing(parsed):
     assert swept.learning_rate("prms") == 0.5
     (command,) = commands.of_times(experiment, timing)
     _, timed, norms = parsed(command)
-    assert (norms, timed.timing.rounds, timed.p) == (["layer", "prms"], 7, 0.125)
+    assert (norms, timed.timing, timed.p) == (["layer", "prms"], timing.identity.timing, 0.125)
+    demo = timing_record({"layer": [2.0], "rms-torch": [1.0]}, **identity, batch=recipe.train.batch)
+    assert commands.of_times(experiment, demo) == ["rmsnorm demo --details"]  # no other command times torch's RMSNorm
+
+
+def test_a_norm_of_the_users_own_is_named_by_its_source():
+    recipe = tasks.recipe("language")
+    run = replace(run_record("MyNorm@3f2a91c0", **of_recipe(recipe)), norm_source="my_norm.py:MyNorm")
+    identity = {key: value for key, value in of_recipe(recipe).items() if key != "train"}
+    times = {"layer": [2.0], "MyNorm@3f2a91c0": [1.0]}
+    timing = timing_record(times, **identity, batch=recipe.train.batch)
+    (experiment,) = collect([run, timing])
+    (of_runs,), (of_times,) = commands.of_runs(experiment, "rmsnorm"), commands.of_times(experiment, timing)
+    assert of_runs.startswith("rmsnorm compare language --norm my_norm.py:MyNorm --seeds 1 ")
+    assert of_times.startswith("rmsnorm compare language --norm layer my_norm.py:MyNorm --seeds 1 ")
 
 
 def test_runs_by_several_processes_and_unknown_tasks():

@@ -56,18 +56,17 @@ def of_times(experiment: Experiment, timing: TimingRecord) -> list[str]:
     if recipe is None:
         return []
     identity, settings = timing.identity, _training(experiment, recipe)
+    if norms.TIMED_ONLY.keys() & set(identity.norms):
+        return ["rmsnorm demo --details"]
     if experiment.train is None:
         settings += _changes("train.", {"batch": identity.batch, "accumulate": identity.accumulate}, recipe.train)
     if identity.p != recipe.p:
         settings.append(f"p={identity.p:g}")
-    of_timing = {name: value for name, value in to_plain(identity.timing).items() if name != "rounds"}
-    settings += _changes("timing.", of_timing, recipe.timing)
-    rounds = identity.timing.rounds
-    flags = [] if rounds == recipe.timing.rounds else ["--timing-rounds", str(rounds)]
-    seeds = _all_seeds([line for lines in experiment.lines.values() for line in lines])
-    return [
-        _command(experiment, "rmsnorm compare", [*_norms(experiment, identity.norms), *_seeds(seeds), *flags], settings)
-    ]
+    settings += _changes("timing.", to_plain(identity.timing), recipe.timing)
+    lines = [line for lines in experiment.lines.values() for line in lines]
+    names = {line.norm: _name(line) for line in lines}
+    norms_of_it = _norms(experiment, [names.get(norm, norm) for norm in identity.norms])
+    return [_command(experiment, "rmsnorm compare", [*norms_of_it, *_seeds(_all_seeds(lines))], settings)]
 
 
 def _of_lines(experiment: Experiment, recipe: Recipe, kernels: str, lines: Sequence[Line], rate: float | None) -> str:
