@@ -73,7 +73,7 @@ $(OLDEST_TRITON): | $(VENV)/.tools
 	$(PIP) install -q --no-deps --target $@ triton==$(@:build/triton-%=%)
 
 test: $(VENV)/.dev $(OLDEST_TRITON)
-	$(BIN)/python -m pytest -n auto -q
+	$(BIN)/python -m pytest -n auto --dist worksteal -q
 
 # One level (v3: its tails are plain loads, which AddressSanitizer sees, where v4 has masked ones) and the nodes, into a
 # folder of its own. -S: otherwise the environment's editable install would come before PYTHONPATH.

@@ -71,9 +71,14 @@ def test_torchs_table_of_decompositions_has_no_operator_of_ours():
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(name, grad, dtype):
+    """In bfloat16 without AOTAutograd's test: it traces the same graph in both, and takes most of the time."""
     operator = getattr(torch.ops.rmsnorm, name).default
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     for given in arguments(name, dtype, grad):
-        torch.library.opcheck(operator, given, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+        if dtype == torch.bfloat16:
+            torch.library.opcheck(operator, given, test_utils=tests)
+        else:
+            torch.library.opcheck(operator, given, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
