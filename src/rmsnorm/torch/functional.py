@@ -25,16 +25,16 @@ from rmsnorm.torch.dispatch import (
     graph_way,
     has_no_numbers,
 )
-from rmsnorm.torch.gated.eager import GATED, GatedFunction
+from rmsnorm.torch.gated.eager import GATED, recorded_gated
 from rmsnorm.torch.gated.spec import check_gated_spec, gated_spec
 from rmsnorm.torch.indirect import indirect
 from rmsnorm.torch.norm.eager import (
     NORM,
-    NormFunction,
     forward,
     forward_inplace,
     forward_into,
     nodes,
+    recorded_norm,
 )
 from rmsnorm.torch.operation import Operation, Tensors, run
 from rmsnorm.torch.quantized.eager import QUANTIZED
@@ -253,7 +253,7 @@ def add_rms_norm(
             return pair
     spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
     if way == AUTOGRAD:
-        return NormFunction.apply(spec, *tensors)
+        return recorded_norm(spec, *tensors)
     return forward(spec, tensors) if way == KERNEL else _checked_composite(NORM, spec, tensors)
 
 
@@ -322,7 +322,7 @@ def rms_norm_gated(
             return y
     spec = (check_gated_spec if is_compiling() else gated_spec)(normalized_shape, *how)
     if way == AUTOGRAD:
-        return GatedFunction.apply(spec, *tensors)
+        return recorded_gated(spec, *tensors)
     return (run if way == KERNEL else _checked_composite)(GATED, spec, tensors)[0]
 
 
@@ -407,7 +407,7 @@ def _eager(
     if way == COMPOSITE:
         return _composite(spec, input, weight, bias, out)
     if out is None:
-        return NormFunction.apply(spec, input, None, weight, bias)
+        return recorded_norm(spec, input, None, weight, bias)
     checks.check_writable(out, way == AUTOGRAD)
     return _touched(forward_into(spec, input, weight, bias, out))
 

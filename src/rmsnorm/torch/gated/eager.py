@@ -9,7 +9,7 @@ from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import FRESH_FLAGS, Kernels
 from rmsnorm.torch.gated import composite
 from rmsnorm.torch.gated.spec import GatedSpec
-from rmsnorm.torch.operation import Operation, Tensors, Wants, run, run_backward, saveable
+from rmsnorm.torch.operation import Operation, Tensors, Wants, recorded, run, run_backward, saveable
 
 
 @lru_cache(maxsize=4096)
@@ -86,6 +86,10 @@ class GatedFunction(torch.autograd.Function):
         wants = ctx.needs_input_grad[1:]
         found = run_backward(GATED_BACKWARD, _backward_operator, ctx.spec, (dy, *ctx.saved_tensors), wants)
         return None, *(g if w else None for g, w in zip(found, wants, strict=True))
+
+
+recorded_gated = recorded(GatedFunction)
+"""(spec, input, gate, weight) → what GatedFunction returns."""
 
 
 def _backward_operator(spec: GatedSpec, tensors: Tensors, wants: Wants) -> Tensors:

@@ -16,7 +16,7 @@ from rmsnorm.spec import NormSpec, norm_spec
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import FLAGS, Kernels, kernels_of, load_nodes
 from rmsnorm.torch.norm import composite
-from rmsnorm.torch.operation import Operation, Tensors, Wants, laid_out, run, run_backward, saveable
+from rmsnorm.torch.operation import Operation, Tensors, Wants, laid_out, recorded, run, run_backward, saveable
 
 
 @lru_cache(maxsize=4096)
@@ -169,6 +169,10 @@ class NormFunction(torch.autograd.Function):
             dx, dweight, dbias = gradients(ctx.spec, dy, dtotal if wants[0] else None, x, weight, bias, wants)
         dinput = dx if same or dx is None else dx.to(ctx.input_dtype)
         return None, dinput if of_input else None, dx if of_residual else None, dweight, dbias
+
+
+recorded_norm = recorded(NormFunction)
+"""(spec, input, residual, weight, bias) → what NormFunction returns."""
 
 
 def gradients(
