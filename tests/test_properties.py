@@ -135,7 +135,7 @@ def test_fused_sum_is_the_unfused_bit_for_bit(dtype, functions, n, rows, p, seed
 
 @given(n=LENGTHS, rows=st.integers(1, 9), p=FRACTIONS, seed=st.integers(0, 999))
 def test_numpy_is_torch_bit_for_bit(n, rows, p, seed):
-    """The same kernels behind both."""
+    """Both call the same kernels."""
     generator = np.random.default_rng(seed)
     x, weight = generator.standard_normal((rows, n), np.float32), generator.standard_normal(n, np.float32)
     from_torch = rms_norm(torch.from_numpy(x), (n,), torch.from_numpy(weight), 1e-6, p=p)

@@ -157,7 +157,7 @@ def test_what_it_says(page):
     assert "pRMSNorm of the first 12.5 %" in said
     assert "guessing would give 90.00" in said
     assert "LayerNorm diverged paper, other data 10.49" in said  # the one run of seven steps
-    assert "RMSNorm 8.0 1,244 19.9 [19.9, 20.0] paper 20.5" in said  # unfused alone stands beside the paper's time
+    assert "RMSNorm 8.0 1,244 19.9 [19.9, 20.0] paper 20.5" in said  # only unfused is beside the paper's time
     assert said.count("paper 20.5") == 4  # at 40 and at 7 steps, and in the overview
     assert "12.3 3.0" in said  # profiler and peak
     assert "30 of 30 cells agree" in said

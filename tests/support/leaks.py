@@ -1,7 +1,7 @@
 """What ``make leaks`` runs: a fuzz and cases of the conformance suite, then LeakSanitizer's search for lost memory.
 
 With PYTHONMALLOC=malloc it sees Python's objects too, also those that only a lost one refers to. It searches while
-Python still runs: at its end Python leaves objects behind that are not lost before. leaks.supp names what is not ours.
+Python still runs: at its end Python leaves objects that are not lost before. leaks.supp names what is not ours.
 """
 
 import ctypes

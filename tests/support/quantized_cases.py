@@ -72,7 +72,7 @@ def conforms(function: Quantize, case: dict) -> None:
 
 
 def every_code_and_every_tie(function: Quantize, code: torch.dtype) -> None:
-    """Rows whose quotients are exact: every code stands for itself, and a tie goes to the even code."""
+    """Rows whose quotients are exact: every code is its own quotient, and a tie goes to the even code."""
     numbers = torch.arange(-127, 128) if code == torch.int8 else torch.arange(256, dtype=torch.uint8).view(FP8)
     numbers = numbers.float()[numbers.float().isfinite()]
     most = numbers.max()

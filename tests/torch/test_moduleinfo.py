@@ -24,7 +24,7 @@ TRAINING = pytest.mark.parametrize("training", [True, False], ids=["train", "eva
 
 @dataclass(frozen=True)
 class Place:
-    """One of torch's modules, and what stands in its place: a class of ours with options that torch has not."""
+    """One of torch's modules, and what takes its place: a class of ours with options that torch has not."""
 
     name: str
     options: dict[str, Any]
