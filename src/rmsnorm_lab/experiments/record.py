@@ -136,6 +136,9 @@ class Curve:
     valid: dict[str, list[float | None]]
     """Each metric, and "loss"."""
 
+    def __post_init__(self) -> None:
+        _alike({"step": self.step, "seconds": self.seconds, "train_loss": self.train_loss, **self.valid}, "the curve")
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -159,6 +162,12 @@ class RunResult:
     parameters: int | None = field(default=None, metadata=ADDED)
     """Trainable numbers of the network; None in older records."""
 
+    def __post_init__(self) -> None:
+        keys = {metric.key for metric in self.metrics}
+        given = [set(self.curve.valid), *([] if self.quality is None else [set(self.quality)])]
+        if not keys or not all(keys <= names for names in given):
+            raise ValueError("result must have a metric, and a figure of each in the curve and in quality")
+
     @property
     def finished(self) -> bool:
         return self.status == "finished"
@@ -175,9 +184,24 @@ class TimingResult:
     peak_memory: dict[str, int]
     """Bytes of tensors at the fullest moment of a step."""
 
+    def __post_init__(self) -> None:
+        _alike(self.milliseconds, "the times")
+        if not all(time > 0 for column in self.milliseconds.values() for time in column):
+            raise ValueError("the times must be above 0")
+        if (
+            not self.milliseconds
+            or not self.milliseconds.keys() == self.profiled_share.keys() == self.peak_memory.keys()
+        ):
+            raise ValueError("the times, shares and peaks must be of the same norms")
+
     @property
     def rounds(self) -> int:
         return len(next(iter(self.milliseconds.values())))
+
+
+def _alike(columns: dict[str, Any], whose: str) -> None:
+    if len({len(column) for column in columns.values()}) > 1:
+        raise ValueError(f"{whose} must have columns of one length; got {', '.join(columns)}")
 
 
 def _now() -> str:
@@ -212,6 +236,10 @@ class TimingRecord(_Finished):
 
     identity: TimingIdentity
     result: TimingResult
+
+    def __post_init__(self) -> None:
+        if set(self.identity.norms) != self.result.milliseconds.keys():
+            raise ValueError("the times must be of the identity's norms")
 
 
 Record = RunRecord | TimingRecord

@@ -75,6 +75,9 @@ def test_a_record_comes_back_as_it_was_made(tmp_path, record):
             "train.betas must have 2 values; got 1",
         ),
         (lambda found: found["result"].update(quality=[2.5]), "result.quality must be dict"),
+        (lambda found: found["result"].update(quality={}), "a figure of each in the curve and in quality"),
+        (lambda found: found["result"].update(metrics=[]), "result must have a metric"),
+        (lambda found: found["result"]["curve"]["seconds"].pop(), "the curve must have columns of one length"),
         (lambda found: found.update(kind="walk"), "walk"),
         (lambda found: found.update(kind=[]), "unhashable"),
     ],
@@ -84,6 +87,28 @@ def test_a_record_of_other_fields_is_refused_even_if_its_digest_is_right(tmp_pat
     found = json.loads(path.read_text())
     del found["digest"]
     change(found)
+    found["digest"] = store._hash(found)
+    path.write_text(json.dumps(found) + "\n")
+    with pytest.raises(UserError, match="this program did not write it") as raised:
+        store.read(path)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda result: result["milliseconds"].pop("rms"), "must be of the same norms"),
+        (lambda result: [part.pop("rms") for part in result.values()], "must be of the identity's norms"),
+        (lambda result: [part.clear() for part in result.values()], "must be of the same norms"),
+        (lambda result: result["milliseconds"]["rms"].pop(), "the times must have columns of one length"),
+        (lambda result: result["milliseconds"].update(rms=[1.0, 0.0]), "the times must be above 0"),
+    ],
+)
+def test_a_timing_that_does_not_agree_with_itself_is_refused(tmp_path, change, said):
+    path = RunStore(tmp_path).put(timing_record({"layer": [2.0, 2.0], "rms": [1.0, 1.0]}))
+    found = json.loads(path.read_text())
+    del found["digest"]
+    change(found["result"])
     found["digest"] = store._hash(found)
     path.write_text(json.dumps(found) + "\n")
     with pytest.raises(UserError, match="this program did not write it") as raised:
