@@ -62,13 +62,10 @@ def may_change(kept: list, t: Any) -> None:
 
 def near(found: Any, wanted: np.ndarray, arguments: dict[str, Any], error: float) -> str:
     """What is wrong with a result beyond the roundings of the coarsest dtype that takes part."""
-    dtypes = [
-        t.dtype
-        for t in arguments.values()
-        if isinstance(t, (torch.Tensor, np.ndarray)) and t.dtype in (*FLOATS, *ARRAYS)
-    ]
-    names = {str(d).removeprefix("torch.").lstrip("<>=") for d in dtypes}
-    coarsest = 2.0**-7 if "bfloat16" in names else 2.0**-10 if names & {"float16", "f2"} else 2.0**-20
+    dtypes = [t.dtype for t in arguments.values() if isinstance(t, torch.Tensor)]
+    dtypes += [t.dtype.newbyteorder("=") for t in arguments.values() if isinstance(t, np.ndarray)]
+    names = {str(d).removeprefix("torch.") for d in dtypes if d in (*FLOATS, *ARRAYS)}
+    coarsest = 2.0**-7 if "bfloat16" in names else 2.0**-10 if "float16" in names else 2.0**-20
     if isinstance(found, torch.Tensor):
         if found.device.type != "cpu" or type(found) not in (torch.Tensor, torch.nn.Parameter):
             return ""

@@ -108,6 +108,8 @@ def of_numpy(r: random.Random, norm: str, *more: str) -> dict[str, Any]:
 
 def with_gradients(function, dy, **arguments):
     """The gradients of all tensors among the arguments that take part."""
+    if dy is None:
+        raise TypeError("torch refuses it, except for a result of one element")
     names = [n for n in ("input", "gate", "weight", "bias") if isinstance(arguments.get(n), torch.Tensor)]
     leaves = {n: arguments[n].detach().requires_grad_() for n in names}
     found = torch.autograd.grad(function(**(arguments | leaves)), list(leaves.values()), dy)
