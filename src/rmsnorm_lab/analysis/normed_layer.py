@@ -93,6 +93,6 @@ class NormedLayer(nn.Module):
 
 def layers(sizes: Sizes, own: Sequence[str] = ()) -> dict[str, NormedLayer]:
     """The layer of each normaliser: the paper's Table 1, the others in the order of tables, the user's ``own``."""
-    others = (name for name in norms.REGISTRY if name not in IN_TABLE_1 and not norms.own_source(name))
+    others = (n.name for n in norms.REGISTRY.values() if n.name not in IN_TABLE_1 and not (n.source or n.layer_of))
     names = [*IN_TABLE_1, *others, *own]
     return {name: NormedLayer(norms.made(name, "rmsnorm"), sizes) for name in names}

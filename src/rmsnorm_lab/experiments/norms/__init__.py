@@ -43,6 +43,8 @@ class Norm:
     """The tasks that compare it unless the user names others."""
     takes_p: bool = False
     """Whether the recipe's p decides what it computes."""
+    layer_of: str | None = None
+    """The normaliser whose layer it shares, if it differs from it in recurrences alone."""
     source: str | None = None
     """Where it is from if it is the user's own: "my_norm.py:MyNorm", as the command line had it."""
 
@@ -155,7 +157,15 @@ for _norm in (
         tasks=("images", "reading", "language"),
         by_default=("images", "reading"),
     ),
-    Norm("batch-everywhere", "BatchNorm-Everywhere", "#8C510A", (0, (5, 1)), "batch:BatchEverywhere", ("reading",)),
+    Norm(
+        "batch-everywhere",
+        "BatchNorm-Everywhere",
+        "#8C510A",
+        (0, (5, 1)),
+        "batch:BatchEverywhere",
+        tasks=("reading",),
+        layer_of="batch",
+    ),
     Norm("group", "GroupNorm", "#A6761D", "--", "group:Group", ("language",)),
     Norm("layer", "LayerNorm", OF_NORM["layer"], "-", "row_norms:Layer", EVERYWHERE, EVERYWHERE),
     Norm("rms", "RMSNorm", OF_NORM["rms"], "--", "row_norms:RMS", EVERYWHERE, EVERYWHERE),
