@@ -307,6 +307,9 @@ def choose(cases: Iterable[Case], choices: dict[str, list[dict[str, Any]]]) -> l
     chosen = [case for case in chosen if not (case.backward and case.op in FORWARD_ONLY)]
     if not chosen:
         raise UserError(f"--direction must be forward for {' and '.join(FORWARD_ONLY)}, which have no gradient.")
+    chosen = [case for case in chosen if not (case.kind == "model" and case.backward and case.rows == 1)]
+    if not chosen:
+        raise UserError("--shape must have at least 2 tokens for a training step, whose loss is of the next token.")
     return chosen
 
 

@@ -38,7 +38,7 @@ def model_table(records: Sequence[Record], duration: Callable[[float], str]) -> 
     rows = []
     for record in records:
         case, found = record.case, model_ratios(record)
-        what = "training step" if case.backward else "one token" if case.rows == 1 else f"prefill of {case.rows}"
+        what = "one token" if case.rows == 1 else f"{'training step' if case.backward else 'prefill'} of {case.rows}"
         label = f"{case.n}, {case.dtype}, {case.threads}: {what}"
         stock = duration(record.results["stock"].median_ns) if "stock" in record.results else "–"
         rows.append(Row(label, [stock, *(found.get(name, "–") for name in _MODELS)]))

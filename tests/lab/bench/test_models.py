@@ -12,6 +12,7 @@ from rmsnorm_lab.bench.model_cases import ModelOracle
 from rmsnorm_lab.bench.oracle import WrongError
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.runner import run_case
+from rmsnorm_lab.errors import UserError
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra dev)")
 pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
@@ -70,6 +71,10 @@ def test_models_are_measured_only_if_asked_for():
     assert len(every) == len(set(every)) == 3 * 2 * 2 * 3
     chosen = cases.choose(every, {"op": [{"op": "llama"}], "shape": [cases.shape("9x128")]})
     assert {(c.rows, c.n) for c in chosen} == {(9, 128)}
+    of_one = cases.choose(every, {"op": [{"op": "llama"}], "shape": [cases.shape("1x128")]})
+    assert {c.direction for c in of_one} == {"forward"}, "a training step's loss is of the next token"
+    with pytest.raises(UserError, match="at least 2 tokens"):
+        cases.choose(every, {"shape": [cases.shape("1x128")], "direction": [{"direction": "forward+backward"}]})
     assert not [c for c in cases.choose(every + cases.default_cases(2), {"op": [{"op": "gru"}]}) if c.kind == "model"]
     assert main(["bench", "--op", "llama", "--p", "0.5"]) == 2
 
@@ -85,6 +90,6 @@ def test_the_table_pairs_each_variant_with_its_own_base():
     record = Record(TRAIN, "now", machine, None, results, {}, {})
     lines = model_tables.model_table([record], lambda ns: f"{ns / 1e6:g} ms").markdown().splitlines()
     assert lines[-1] == (
-        "| 64, float32, 1: training step | 20 ms | 0.90 [0.90, 0.90] | – | 0.95 [0.95, 0.95] | 0.40 [0.40, 0.40] | "
-        "1.25 [1.25, 1.25] |"
+        "| 64, float32, 1: training step of 6 | 20 ms | 0.90 [0.90, 0.90] | – | 0.95 [0.95, 0.95] | "
+        "0.40 [0.40, 0.40] | 1.25 [1.25, 1.25] |"
     )
