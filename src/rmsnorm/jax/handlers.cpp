@@ -1,7 +1,8 @@
 // The norms as XLA calls them on a CPU: two handlers over the kernels' table of C functions. rmsnorm/jax/primitives.py
 // has the operations; kernels.py registers the handlers.
 //
-// Arrays are dense: rows have the shape (groups, rows, heads, n), parameters (groups, heads, n).
+// Arrays are dense and come flat: rows are (groups, rows, heads, n), parameters (groups, heads, n). With these shapes XLA
+// would choose an order for dimensions of 1 that is not the handler's, and copy every array into that.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -72,14 +73,24 @@ class Operands {
   int64_t present_, at_ = 0;
 };
 
+enum class Role { rows, parameter };
+
 struct Shape {
   int64_t groups, rows, heads, n;
 
-  explicit Shape(const Buffer& x) : groups(x.dims[0]), rows(x.dims[1]), heads(x.dims[2]), n(x.dims[3]) {}
-  bool fits(const Buffer* b) const {
-    if (!b) return true;
-    if (b->rank == 4) return b->dims[0] == groups && b->dims[1] == rows && b->dims[2] == heads && b->dims[3] == n;
-    return b->rank == 3 && b->dims[0] == groups && b->dims[1] == heads && b->dims[2] == n;
+  // Whether the attributes say how x is divided.
+  bool read_from(const CallFrame& frame, const Buffer& x) {
+    if (!read(frame, "groups", S64, groups) || !read(frame, "heads", S64, heads) || !read(frame, "n", S64, n))
+      return false;
+    int64_t parameter;
+    if (groups < 0 || heads < 0 || n < 0 || __builtin_mul_overflow(groups, heads, &parameter) ||
+        __builtin_mul_overflow(parameter, n, &parameter))
+      return false;
+    rows = parameter ? x.dims[0] / parameter : 0;
+    return rows * parameter == x.dims[0];
+  }
+  bool fits(const Buffer* b, Role role) const {
+    return !b || (b->rank == 1 && b->dims[0] == groups * (role == Role::rows ? rows : 1) * heads * n);
   }
   // The kernels know a gain of each head. One group is one call; of several, one for each head, in which the groups are
   // the heads.
@@ -89,9 +100,9 @@ struct Shape {
 // The part of an array that one call takes: (rows, heads or groups, n), or (heads or groups, n).
 class Part : public c_api::StridedTensor {
  public:
-  Part(const Buffer* b, const Shape& s, int64_t call) : present_(b) {
+  Part(const Buffer* b, Role role, const Shape& s, int64_t call) : present_(b) {
     if (!b) return;
-    const bool one = s.groups == 1, has_rows = b->rank == 4;
+    const bool one = s.groups == 1, has_rows = role == Role::rows;
     const int64_t count = one ? s.heads : s.groups, between = one ? s.n : (has_rows ? s.rows : 1) * s.heads * s.n;
     const int64_t shape[] = {s.rows, count, s.n}, strides[] = {s.heads * s.n, between, 1};
     std::copy_n(shape, 3, shape_), std::copy_n(strides, 3, strides_);
@@ -108,10 +119,11 @@ class Part : public c_api::StridedTensor {
   int64_t shape_[3], strides_[3];
 };
 
-bool read_spec(const CallFrame& frame, const Shape& shape, NormSpec& spec, int64_t& arguments, int64_t& results) {
+bool read_spec(const CallFrame& frame, const Buffer& x, Shape& shape, NormSpec& spec, int64_t& arguments,
+               int64_t& results) {
   int64_t kind, flags, k;
-  if (!read(frame, "kind", S64, kind) || !read(frame, "flags", S64, flags) || !read(frame, "k", S64, k) ||
-      !read(frame, "eps", F64, spec.eps) || !read(frame, "arguments", S64, arguments) ||
+  if (!shape.read_from(frame, x) || !read(frame, "kind", S64, kind) || !read(frame, "flags", S64, flags) ||
+      !read(frame, "k", S64, k) || !read(frame, "eps", F64, spec.eps) || !read(frame, "arguments", S64, arguments) ||
       !read(frame, "results", S64, results))
     return false;
   spec.kind = NormKind(kind), spec.flags = int(flags), spec.dims = 1, spec.n = shape.n, spec.k = k;
@@ -120,18 +132,22 @@ bool read_spec(const CallFrame& frame, const Shape& shape, NormSpec& spec, int64
 
 // x [residual] [weight] [bias] → y [sum]
 bool forward(const CallFrame& frame, const Buffer& x) {
-  const Shape shape(x);
+  Shape shape;
   NormSpec spec;
   int64_t arguments, results;
-  if (!read_spec(frame, shape, spec, arguments, results)) return false;
+  if (!read_spec(frame, x, shape, spec, arguments, results)) return false;
   Operands in(frame.arguments, arguments), out(frame.results, results);
   in.next();
   const Buffer *residual = in.next(), *weight = in.next(), *bias = in.next(), *y = out.next(), *sum = out.next();
-  for (const Buffer* b : {residual, weight, bias, y, sum})
-    if (!shape.fits(b)) return false;
+  for (const Buffer* b : {residual, y, sum})
+    if (!shape.fits(b, Role::rows)) return false;
+  for (const Buffer* b : {weight, bias})
+    if (!shape.fits(b, Role::parameter)) return false;
   for (int64_t i = 0; y && i < shape.calls(); ++i) {
-    const Part x_(&x, shape, i), residual_(residual, shape, i), weight_(weight, shape, i), bias_(bias, shape, i),
-        y_(y, shape, i), sum_(sum, shape, i);
+    const auto rows = [&](const Buffer* b) { return Part(b, Role::rows, shape, i); };
+    const auto parameter = [&](const Buffer* b) { return Part(b, Role::parameter, shape, i); };
+    const Part x_ = rows(&x), residual_ = rows(residual), weight_ = parameter(weight), bias_ = parameter(bias),
+               y_ = rows(y), sum_ = rows(sum);
     if (!kernels->forward(spec, x_, weight_.get(), bias_.get(), y_, residual_.get(), sum_.get())) return false;
   }
   return y;
@@ -139,19 +155,23 @@ bool forward(const CallFrame& frame, const Buffer& x) {
 
 // x dy [weight] [bias] [plus] → [dx + plus] [dweight] [dbias]
 bool backward(const CallFrame& frame, const Buffer& x) {
-  const Shape shape(x);
+  Shape shape;
   NormSpec spec;
   int64_t arguments, results;
-  if (!read_spec(frame, shape, spec, arguments, results)) return false;
+  if (!read_spec(frame, x, shape, spec, arguments, results)) return false;
   Operands in(frame.arguments, arguments), out(frame.results, results);
   in.next();
   const Buffer *dy = in.next(), *weight = in.next(), *bias = in.next(), *plus = in.next(), *dx = out.next(),
                *dweight = out.next(), *dbias = out.next();
-  for (const Buffer* b : {dy, weight, bias, plus, dx, dweight, dbias})
-    if (!shape.fits(b)) return false;
+  for (const Buffer* b : {dy, plus, dx})
+    if (!shape.fits(b, Role::rows)) return false;
+  for (const Buffer* b : {weight, bias, dweight, dbias})
+    if (!shape.fits(b, Role::parameter)) return false;
   for (int64_t i = 0; dy && i < shape.calls(); ++i) {
-    const Part x_(&x, shape, i), dy_(dy, shape, i), weight_(weight, shape, i), plus_(plus, shape, i), dx_(dx, shape, i),
-        dweight_(dweight, shape, i), dbias_(dbias, shape, i);
+    const auto rows = [&](const Buffer* b) { return Part(b, Role::rows, shape, i); };
+    const auto parameter = [&](const Buffer* b) { return Part(b, Role::parameter, shape, i); };
+    const Part x_ = rows(&x), dy_ = rows(dy), plus_ = rows(plus), dx_ = rows(dx), weight_ = parameter(weight),
+               dweight_ = parameter(dweight), dbias_ = parameter(dbias);
     if (!kernels->backward(spec, dy_, x_, weight_.get(), dx_.get(), plus_.get(), dweight_.get(), dbias_.get()))
       return false;
   }
@@ -188,7 +208,7 @@ Error* handler(CallFrame* frame) noexcept {
     const Buffers& in = frame->arguments;
     const auto* x = in.size && in.types[0] == BUFFER ? static_cast<const Buffer*>(in.items[0]) : nullptr;
     const DefaultArithmetic arithmetic;
-    if (x && x->rank == 4 && norm(*frame, *x)) return nullptr;
+    if (x && x->rank == 1 && norm(*frame, *x)) return nullptr;
     return error("rmsnorm's kernels declined arguments that rmsnorm.jax had checked; please report this",
                  INVALID_ARGUMENT);
   } catch (const std::bad_alloc&) {

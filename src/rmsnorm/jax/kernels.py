@@ -1,11 +1,14 @@
 """The C++ kernels as XLA calls them on a CPU (handlers.cpp): registration, and lowering a primitive to a call."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import mlir
 
 from rmsnorm import native
 from rmsnorm.jax.norm import Names, Norm
@@ -51,7 +54,27 @@ def _call(target: str, arguments: Names, results: Names, of: Norm) -> Callable[.
         "flags": np.int64(flags),
     }
     rule = jax.ffi.ffi_lowering(target)
-    return lambda context, *operands: rule(context, *operands, **attributes)
+
+    def lowered(context: Any, *operands: Any) -> list[Any]:
+        groups, _, heads, n = context.avals_in[0].shape
+        shape = {"groups": np.int64(groups), "heads": np.int64(heads), "n": np.int64(n)}
+        flat_in, flat_out = list(map(_flat, context.avals_in)), list(map(_flat, context.avals_out))
+        given = map(partial(_reshaped, context), operands, context.avals_in, flat_in)
+        found = rule(context.replace(avals_in=flat_in, avals_out=flat_out), *given, **attributes, **shape)
+        return list(map(partial(_reshaped, context), found, flat_out, context.avals_out))
+
+    return lowered
+
+
+def _flat(aval: Any) -> Any:
+    """XLA chooses an order of its own for dimensions of 1, and would copy an array to bring it into the handler's."""
+    return jax.core.ShapedArray((math.prod(aval.shape),), aval.dtype)
+
+
+def _reshaped(context: Any, value: Any, before: Any, after: Any) -> Any:
+    reshape = mlir.lower_fun(lambda a: jax.lax.reshape(a, after.shape), multiple_results=False)
+    (made,) = reshape(context.replace(primitive=None, avals_in=[before], avals_out=[after]), value)
+    return made
 
 
 def lower_norm(context: Any, *operands: Any, names: Names, norm: Norm) -> Sequence[Any]:
