@@ -1,6 +1,7 @@
 """``rmsnorm profile``: the user's file, what it must return, and what is written. No test asserts a time."""
 
 import json
+import sys
 
 import pytest
 
@@ -73,11 +74,15 @@ BESIDE = "from torch.nn import LayerNorm as Norm\n"
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path, monkeypatch):
+    """The command puts the file's folder and modules where Python looks for them; they are gone after the test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "beside.py").write_text(BESIDE)
     path = tmp_path / "mine.py"
     path.write_text(FILE)
-    return path
+    yield path
+    for module in ("mine", "beside"):
+        sys.modules.pop(module, None)
 
 
 def test_table_json_and_figure(file, tmp_path, capsys):

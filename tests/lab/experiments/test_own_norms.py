@@ -44,10 +44,9 @@ def plain(width):
 
 
 @pytest.fixture(autouse=True)
-def _own_registry(monkeypatch, set_threads, tmp_path):
-    """Names registered here are gone afterwards; files are named from the current folder."""
+def _own_folder(monkeypatch, set_threads, tmp_path):
+    """Files are named from the current folder."""
     set_threads(1)
-    monkeypatch.setattr(norms, "REGISTRY", dict(norms.REGISTRY))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 

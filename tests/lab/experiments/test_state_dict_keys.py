@@ -45,8 +45,7 @@ def recorded(task):
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_networks_have_the_names_that_they_were_kept_with(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(norms, "REGISTRY", dict(norms.REGISTRY))
+def test_networks_have_the_names_that_they_were_kept_with(task, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     registered = {"own": norms.of_user(f"{tmp_path}/own.py:Own")}
     kept = dict(recorded(task))
