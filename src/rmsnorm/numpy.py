@@ -361,8 +361,7 @@ class _Call(NamedTuple):
 
 def _forward(call: _Call, out: Array | None) -> Array:
     if out is not None:
-        # The kernel declines a wrong shape or dtype and shared memory, so only what it declined is checked here: the
-        # checks take as long as the norm of 8000 elements.
+        # The kernel declines a wrong shape or dtype and shared memory, so only what it declined is checked here.
         if isinstance(out, np.ndarray) and out.flags.writeable and call.writes(out):
             return out
         _check_out(out, call)
