@@ -30,7 +30,7 @@ def functions(module, given):
     """(function, arguments that it takes) of every public name."""
     for name in module.__all__:
         function = getattr(module, name)
-        if name in ("swap_norms", "profile_norms"):  # their models and steps: test_swap.py, test_profile.py
+        if name in ("swap_norms", "profile_norms"):  # their models and steps: test_swap*.py, test_profile*.py
             continue
         arguments = {}
         for parameter in inspect.signature(function).parameters.values():

@@ -1,4 +1,4 @@
-"""Norms as models write them, for the tests of swap_norms."""
+"""Norms as models write them, and random parameters for a module."""
 
 import torch
 import torch.nn.functional as F
@@ -38,3 +38,11 @@ class Gated(Norm):
 class Dropped(Norm):
     def forward(self, x):
         return F.dropout(super().forward(x), 0.5, self.training)
+
+
+def weighted(module: nn.Module) -> nn.Module:
+    """With random parameters: at their first values gain and bias do nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    return module

@@ -6,6 +6,7 @@ from rmsnorm.torch import GRU, LSTM, GRUCell, LSTMCell
 
 MODULES = {"GRU": GRU, "LSTM": LSTM}
 CELLS = {"GRU": GRUCell, "LSTM": LSTMCell}
+LAYERS = list(MODULES)
 
 
 def make(cell, norm="rms", p=1.0, placement="paper", input_size=5, hidden=19, dtype=torch.float64, **how):
@@ -30,6 +31,13 @@ def call(module, x, h0, c0, **how):
         return out, h_n, None
     out, (h_n, c_n) = module(x, (h0, c0), **how)
     return out, h_n, c_n
+
+
+def functional(module, x, h0, c0, names, parameters):
+    """The module as a function of everything that it depends on."""
+    hx = h0 if c0 is None else (h0, c0)
+    out, last = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x, hx))
+    return (out, *(last if isinstance(last, tuple) else (last,)))
 
 
 def results(outputs, inputs):

@@ -260,7 +260,7 @@ def test_memory_format(place):
 DERIVATIVES = [(place, torch.autograd.gradcheck) for place in NORMS + RECURRENT] + [
     (place, torch.autograd.gradgradcheck)
     for place in NORMS + RECURRENT
-    if place.same or place.name.endswith("Cell")  # of layers with norms inside: test_rnn_integration.py
+    if place.same or place.name.endswith("Cell")  # of layers with norms inside: test_rnn_derivatives.py
 ]
 
 

@@ -1,69 +1,19 @@
-"""profile_norms finds what is called, times it in the model, and leaves no trace. No test asserts a time."""
+"""profile_norms finds what is called, times it in the model, and says what cannot be timed. No test asserts a time."""
 
-import copy
 import importlib
-import random
-import time
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from profiled import Block, GatedNorm, Norm, X
 from rmsnorm import native
 from rmsnorm.timing import Spread
 from rmsnorm.torch import LayerNorm, RMSNorm, profile_norms, swap_norms
 
 profile = importlib.import_module("rmsnorm.torch.profile")
-optimizers = importlib.import_module("torch.optim.optimizer")
 pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
-
-
-class Norm(nn.Module):
-    """As Hugging Face writes it."""
-
-    def __init__(self, n=16, eps=1e-6):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.rand(n) + 0.5), eps
-
-    def forward(self, x):
-        f = x.float()
-        return self.weight * (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
-
-
-class ClampedNorm(Norm):
-    """No convention reproduces it."""
-
-    def forward(self, x):
-        return super().forward(x).clamp(-1, 1)
-
-
-class GatedNorm(Norm):
-    def forward(self, x, gate):
-        return super().forward(x * F.silu(gate.float()).to(x.dtype))
-
-
-class Block(nn.Module):
-    """Four norms of three kinds around layers with a gate, noise and running statistics."""
-
-    def __init__(self, n=16):
-        super().__init__()
-        self.first, self.second, self.odd, self.gated = Norm(n), Norm(n), ClampedNorm(n), GatedNorm(n)
-        self.up, self.gate = nn.Linear(n, n), nn.Linear(n, n)
-        self.batch_norm, self.dropout = nn.BatchNorm1d(n), nn.Dropout(0.3)
-        self.register_buffer("steps", torch.zeros(()))
-        self.cache = []
-
-    def forward(self, x):
-        self.steps = self.steps + 1  # a new tensor at each call
-        self.cache.append(x)
-        h = x + self.dropout(self.batch_norm(self.up(self.first(x))))
-        h = h + self.gated(h, self.gate(self.second(h)))
-        return self.odd(h)
-
-
-X = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -79,16 +29,6 @@ def outputs(monkeypatch):
 
     monkeypatch.setattr(profile, "measure", measure)
     return found
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """One step a sample."""
-    monkeypatch.setattr(profile, "SAMPLE_NS", 1.0)
-    monkeypatch.setattr(profile, "LEAD_NS", 0.0)
-
-
-# ---- what is found and what is timed ----
 
 
 def test_a_row_for_each_distinct_norm(outputs):
@@ -211,9 +151,6 @@ def test_a_compiled_step_is_compiled_for_each_variant(outputs):
     torch.testing.assert_close(compiled(X), model(X))
 
 
-# ---- what cannot be timed is said ----
-
-
 def test_work_that_depends_on_the_numbers_is_not_compared(outputs):
     model = nn.Sequential(Norm())
 
@@ -247,123 +184,6 @@ def test_a_result_of_another_shape_is_not_left_out(outputs):
     found = profile_norms(nn.Sequential(HeadNorm()), lambda model: model(X))
     assert found.norms[0].share is found.norms[0].us is found.cost is None
     assert found.notes == ["HeadNorm: its result is no tensor of the input's shape, so it cannot be left out"]
-
-
-# ---- nothing is changed ----
-
-
-def state(model, optimizer):
-    """All that must not change, with the identity of what must stay the same object."""
-    return {
-        "state_dict": {name: t.clone() for name, t in model.state_dict().items()},
-        "tensors": {name: id(t) for name, t in (*model.named_parameters(), *model.named_buffers())},
-        "classes": [type(m) for m in model.modules()],
-        "attributes": [{name: id(value) for name, value in vars(m).items()} for m in model.modules()],
-        "training": [m.training for m in model.modules()],
-        "hooks": [[*m._forward_hooks] for m in model.modules()],
-        "cache": [*model[0].cache],
-        "grads": [(id(p.grad), None if p.grad is None else p.grad.clone()) for p in model.parameters()],
-        "optimizer": copy.deepcopy(optimizer.state_dict()),
-        "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1]],  # noqa: NPY002
-    }
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-@pytest.mark.parametrize("started", [False, True], ids=["fresh optimizer", "started optimizer"])
-@pytest.mark.parametrize(
-    ("error", "at"), [(None, 0), *((kind, at) for kind in (RuntimeError, KeyboardInterrupt) for at in (1, 2, 20))]
-)
-def test_nothing_is_changed(error, at, started, short):
-    torch.manual_seed(0)
-    model = nn.Sequential(Block(), nn.RMSNorm(16))
-    model[0].batch_norm.eval()
-    model[0].first.register_forward_hook(lambda module, given, y: y * 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    if started:
-        model(X).square().sum().backward()
-        optimizer.step()
-    calls = []
-
-    def step(model):
-        calls.append(len(calls))
-        random.random(), np.random.rand()  # noqa: NPY002
-        model.train(len(calls) % 2 == 0)
-        model[0].batch_norm.train()
-        optimizer.zero_grad()
-        model(X).square().sum().backward()
-        if error and len(calls) >= at:
-            raise error("stop")
-        optimizer.step()
-        optimizer.param_groups[0]["lr"] *= 0.9
-
-    before = state(model, optimizer)
-    if error:
-        with pytest.raises(error, match="stop"):
-            profile_norms(model, step, rounds=2)
-    else:
-        profile_norms(model, step, rounds=2)
-    after = state(model, optimizer)
-    assert {name for name in before if not same(before[name], after[name])} == set()
-    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", "CPU")
-    assert not optimizers._global_optimizer_pre_hooks
-
-
-def test_an_interruption_waits_until_everything_is_put_back(monkeypatch):
-    model = nn.Sequential(Norm(), nn.Linear(16, 16))
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    restore, pressed = profile.kept.Snapshot.restore, []
-
-    def interrupted(self):
-        if not pressed:
-            pressed.append(True)
-            raise KeyboardInterrupt
-        restore(self)
-
-    monkeypatch.setattr(profile.kept.Snapshot, "restore", interrupted)
-
-    def step(model):
-        model(X)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(1)
-
-    with pytest.raises(KeyboardInterrupt):
-        profile_norms(model, step, rounds=1)
-    assert same(before, dict(model.state_dict()))
-
-
-def test_every_step_starts_from_the_same_numbers(short):
-    model = nn.Sequential(nn.Linear(16, 16), Norm(), nn.BatchNorm1d(16))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    starts = []
-
-    def step(model):
-        time.sleep(5e-4)  # longer than what is repeated within a sample
-        moments = [s["momentum_buffer"].sum().item() for s in optimizer.state.values()]
-        tensors = [t.double().sum().item() for t in (*model.parameters(), *model.buffers())]
-        starts.append((torch.rand(()).item(), tuple(tensors), tuple(moments)))
-        optimizer.zero_grad()
-        model(X).square().sum().backward()
-        optimizer.step()
-
-    profile_norms(model, step, rounds=3)
-    assert len(starts) > 10
-    assert starts[0][:2] == starts[1][:2]
-    assert len(set(starts[1:])) == 1  # the first one made the moments
-
-
-# ---- arguments ----
 
 
 def _meta():

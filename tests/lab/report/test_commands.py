@@ -22,7 +22,7 @@ from rmsnorm_lab.report import commands  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
 from rmsnorm_lab.report.experiment_tables import rates_table  # noqa: E402
 
-RECORDED = Path(__file__).parents[2] / "benchmarks" / "experiments"
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "experiments"
 
 
 @pytest.fixture
