@@ -14,6 +14,7 @@ TINY = [
 ]
 SHORT = ["timing.warmup_rounds=1", "timing.rounds=8"]
 STEPS = 200
+RUNS = 8  # of language(): four normalisers × two seeds
 
 
 def corpus(folder):
@@ -42,6 +43,10 @@ def result(out):
     found = json.loads(path.read_text())["result"]
     curve = {key: value for key, value in found["curve"].items() if key != "seconds"}
     return found["quality"], curve
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
 
 
 def checkpoints(out):
