@@ -21,7 +21,7 @@ import torch
 import fuzz_recurrent
 import fuzz_targets
 from fuzz_mutations import changed
-from fuzz_oracles import ARRAYS, FLOATS, UNSURE, Left, Refused, Unknown, addresses, is_freed, numbers, places
+from fuzz_reading import ARRAYS, FLOATS, UNSURE, Left, Refused, Unknown, addresses, is_freed, numbers, places
 from rmsnorm.torch import functional
 
 TARGETS = fuzz_targets.TARGETS + fuzz_recurrent.TARGETS

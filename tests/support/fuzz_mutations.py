@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuzz_oracles import ARRAYS
+from fuzz_reading import ARRAYS
 
 # ---- tensors ----
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import fuzz_oracles as oracles
-from fuzz_oracles import ARRAYS, FLOATS
+from fuzz_reading import ARRAYS, FLOATS
 from rmsnorm import numpy as rn
 from rmsnorm import torch as rt
 
