@@ -34,6 +34,10 @@ COMMANDS = {
         "rmsnorm_lab.analysis.invariance_command",
         "measure the invariances in the paper's Table 1, and its gradients under re-scaling",
     ),
+    "partial": (
+        "rmsnorm_lab.analysis.partial_command",
+        "measure how many elements pRMSNorm needs, in trained networks and in sweeps of p",
+    ),
     "report": ("rmsnorm_lab.report.report_command", "write one HTML page from all records of a folder"),
     "bench": ("rmsnorm_lab.bench.bench_command", "time this project's kernels and their alternatives"),
 }

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rmsnorm.torch import GRU, LSTM
+from rmsnorm_lab.experiments.norms.base import wrap_norms
 from rmsnorm_lab.experiments.task import Task
 
 if TYPE_CHECKING:  # it needs Lightning Fabric, and what is here besides `steps` does not
@@ -41,7 +42,7 @@ def steps(task: Task, setup: "Setup", norm: str) -> Profile:
     learner = Learner(task, setup, norm, task.recipe.timing.seed)
     batch, beta1 = task.batch(0, task.recipe.timing.seed), task.recipe.train.betas[0]
     network = learner.network()
-    told = setup.device == "cpu" and not any(map(_fused, network.modules())) and _mark(network) > 0
+    told = setup.device == "cpu" and not any(map(_fused, network.modules())) and wrap_norms(network, _named) > 0
     for _ in range(WARM_UP):
         learner.step(batch, 0.0, beta1)
     before = _bytes_held(learner)
@@ -62,25 +63,12 @@ def _profiled(step: Callable[[], None]) -> tuple[float, int]:
     return _norm_share(events), _peak(events)
 
 
-def _mark(model: nn.Module) -> int:
-    """Wrap the modules and functions that normalise so that the profiler names them; return their number."""
-    found = 0
-    for module in model.modules():
-        for name in ("forward", "normalise"):
-            if name == "normalise" or getattr(module, "normalises", False):
-                function = getattr(module, name, None)
-                if function is not None:
-                    setattr(module, name, _named(function))
-                    found += 1
-    return found
-
-
 def _fused(module: nn.Module) -> bool:
     """Whether a module is a recurrence of this project's with norms inside."""
     return isinstance(module, GRU | LSTM) and module.norm is not None
 
 
-def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+def _named(_: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.profiler.record_function(_NORM):
             return function(*args, **kwargs)

@@ -50,6 +50,25 @@ class Trained:
     sizes: Mapping[str, int]
     """The parts of the network's shape that the training data decided."""
 
+    def on(self, data: str | os.PathLike[str] | None = None) -> Task:
+        """The task on ``data``, or on the stand-in; the network can be used on its batches.
+
+        Raises:
+            UserError: the data are missing, or give another vocabulary than the network was trained with.
+        """
+        if data is None and not self.record.identity.source.stand_in:
+            raise UserError(
+                f"the run was trained on {self.record.source_name!r}, which is no stand-in. "
+                "Pass these data (--data PATH)."
+            )
+        task = tasks.load(self.task, None if data is None else Path(data), self.recipe)
+        if task.sizes != self.sizes or not _alike(task.files(), self.files):
+            raise UserError(
+                f"the data must have the training files of the run; {task.source.name!r} gives other "
+                f"{', '.join(task.files())} or sizes than the network was trained with. Pass the data of the training."
+            )
+        return task
+
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, split: str = "test"
     ) -> tuple[Task, dict[str, float]]:
@@ -69,17 +88,7 @@ class Trained:
         """
         if split not in ("valid", "test"):
             raise UserError(f"split must be valid or test; got {split!r}. Pass one of these.")
-        if data is None and not self.record.identity.source.stand_in:
-            raise UserError(
-                f"the run was trained on {self.record.source_name!r}, which is no stand-in. "
-                "Pass these data (--data PATH)."
-            )
-        task = tasks.load(self.task, None if data is None else Path(data), self.recipe)
-        if task.sizes != self.sizes or not _alike(task.files(), self.files):
-            raise UserError(
-                f"the data must have the training files of the run; {task.source.name!r} gives other "
-                f"{', '.join(task.files())} or sizes than the network was trained with. Pass the data of the training."
-            )
+        task = self.on(data)
         identity = self.record.identity
         device = next(self.model.parameters()).device
         fabric = fabric_for(Setup(identity.kernels, str(device), identity.precision))

@@ -88,8 +88,25 @@ def outside_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if module not in inside)
 
 
+def wrap_norms(model: nn.Module, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> int:
+    """Replace every function of ``model`` that normalises by ``wrap(where it is, the function)``; return how many.
+
+    They are the ``forward`` of marked modules, and what modules keep as ``normalise``. A module may have both: its
+    forward then calls its ``normalise``.
+    """
+    found = 0
+    for path, module in model.named_modules():
+        for name in ("forward", "normalise"):
+            if name == "normalise" or getattr(module, "normalises", False):
+                function = getattr(module, name, None)
+                if function is not None:
+                    setattr(module, name, wrap(path, function))
+                    found += 1
+    return found
+
+
 def mark(module: nn.Module) -> nn.Module:
-    """Mark a module that only normalises, so that the profiler counts its time."""
+    """Mark a module that only normalises, so that :func:`wrap_norms` finds it."""
     module.normalises = True  # type: ignore[assignment]
     return module
 
