@@ -157,3 +157,45 @@ def test_gated(first, groups, activation, llama, dtype):
     eps = torch.finfo(dtype).eps
     assert (ours != theirs).double().mean() <= (1 if dtype == torch.float32 else 0.02)
     torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 1), atol=1e-9)
+
+
+class Listed(Norm):
+    """A library that keeps a list of its classes, each with a name of its own."""
+
+    classes = {}  # noqa: RUF012
+
+    def __init_subclass__(cls, *, name, **options):
+        super().__init_subclass__(**options)
+        if name in Listed.classes:
+            raise ValueError(f"{name} is taken")
+        Listed.classes[name] = cls
+
+    def forward(self, x):
+        return (self.normed(x.float()) * self.weight.float()).type_as(x)
+
+
+class OfAList(Listed, name="mine"):
+    pass
+
+
+class Slotted(Once):
+    __slots__ = ("cache",)
+
+
+def test_a_list_of_subclasses_does_not_see_the_derived_class():
+    norm = OfAList()
+    swapped = swap_norms(norm)
+    assert isinstance(norm, OfAList)
+    assert type(norm) is not OfAList
+    assert Listed.classes == {"mine": OfAList}
+    swapped.restore()
+    assert type(norm) is OfAList
+
+
+def test_a_class_with_slots_is_served():
+    norm, x = Slotted(), torch.randn(5, 24)
+    norm.cache, before = 7, norm(x)
+    swap_norms(norm)
+    assert type(norm) is not Slotted
+    torch.testing.assert_close(norm(x), before)
+    assert norm.cache == 7

@@ -63,7 +63,13 @@ def derived(original: type[torch.nn.Module], convention: Convention | GatedConve
     if not hasattr(original, "__deepcopy__"):
         members["__deepcopy__"] = deepcopy
     metaclass: Any = type(original)
-    return metaclass(original.__name__, (original,), members)
+    # A class that is moved below the original does not call its __init_subclass__, where some libraries list classes.
+    made = metaclass(original.__name__, (torch.nn.Module,), members)
+    try:
+        made.__bases__ = (original,)
+    except TypeError:  # the original has __slots__
+        made = metaclass(original.__name__, (original,), members)
+    return cast(type[torch.nn.Module], made)
 
 
 def original_class(module: torch.nn.Module) -> type[torch.nn.Module] | None:
