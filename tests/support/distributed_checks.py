@@ -213,6 +213,19 @@ def check_sequence_parallel(both, one):
         same(a.grad, b.grad)
 
 
+def check_recurrent_layers_under_ddp(both, one):
+    for kind in (rt.GRU, rt.LSTM):
+        torch.manual_seed(0)
+        module = kind(5, 7, 2, dtype=torch.float64)
+        x = torch.randn(6, 4, 5, dtype=torch.float64)
+        alone = torch.autograd.grad(module(x)[0].square().sum() / 2, list(module.parameters()))
+        parallel = nn.parallel.DistributedDataParallel(module)
+        mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+        parallel(x[:, mine])[0].square().sum().backward()
+        for p, gradient in zip(module.parameters(), alone, strict=True):
+            torch.testing.assert_close(p.grad, gradient, rtol=0, atol=1e-12)
+
+
 def run(rank, processes, path):
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=processes)

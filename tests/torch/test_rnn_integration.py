@@ -1,4 +1,4 @@
-"""The recurrent modules in the framework: dropout, transforms, autocast, copies, processes, torch's attributes."""
+"""The recurrent modules in the framework: dropout, transforms, autocast, copies, torch's attributes."""
 
 import copy
 import pickle
@@ -94,40 +94,6 @@ def test_copies(cell):
     with pytest.raises(AttributeError):
         module.p = 0.5  # would change nothing
     assert "norm='rms'" in repr(module)
-
-
-DDP = """
-import os, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-from rmsnorm.torch import GRU, LSTM
-def work(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    for kind in (GRU, LSTM):
-        torch.manual_seed(0)
-        module = kind(5, 7, 2, dtype=torch.float64)
-        x = torch.randn(6, 4, 5, dtype=torch.float64)
-        alone = torch.autograd.grad(module(x)[0].square().sum() / 2, list(module.parameters()))
-        parallel = torch.nn.parallel.DistributedDataParallel(module)
-        parallel(x[:, 2 * rank : 2 * rank + 2])[0].square().sum().backward()
-        for p, g in zip(module.parameters(), alone):
-            assert (p.grad - g).abs().max() < 1e-12
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    import tempfile
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (folder,), nprocs=2)
-    print("same")
-"""
-
-
-def test_two_processes(tmp_path):
-    import subprocess
-    import sys
-
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "same\n", done.stderr
 
 
 @pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3"])

@@ -1,4 +1,4 @@
-"""Several processes under torchrun (gloo): the same losses as one process with the whole batch."""
+"""Several processes (gloo), started by torchrun or as it starts them: the losses of one with the whole batch."""
 
 import json
 import os
@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib"):
     pytest.importorskip(_package)
 
+from processes import command  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab import experiments  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
@@ -47,7 +48,7 @@ def torchrun(processes, command):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return done.stdout, done.stderr
 
 
 def result(out):
@@ -70,9 +71,10 @@ OWN = "import torch\n\ndef Same(width):\n    return torch.nn.RMSNorm(width, eps=
 
 @pytest.fixture(scope="module")
 def sharded(text, tmp_path_factory):
-    """(folder, finished process) of a run with FSDP, with checkpoints at 5, 10 and the end; the last two are kept."""
+    """(folder, what it said) of a run with FSDP, with checkpoints at 5, 10 and the end; the last two are kept."""
     out = tmp_path_factory.mktemp("sharded")
-    return out, torchrun(2, arguments(text, out, *SHARDED, "--strategy", "fsdp", "--checkpoint-every", "5"))
+    words = arguments(text, out, *SHARDED, "--strategy", "fsdp", "--checkpoint-every", "5")
+    return out, command(2, words, tmp_path_factory.mktemp("said"))
 
 
 @pytest.mark.parametrize(("strategy", "parts", "own"), [("ddp", 1, False), ("ddp", 3, True), ("fsdp", 3, False)])
@@ -83,27 +85,29 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, request,
         path.write_text(OWN)
         norm = ["--norm", f"{path}:Same"]
     if strategy == "fsdp":
-        tmp_path, done = request.getfixturevalue("sharded")
+        out, (said, errors) = request.getfixturevalue("sharded")
     else:
-        done = torchrun(2, arguments(text, tmp_path, "train.clip=global", accumulate, "--strategy", strategy, *norm))
-    both = result(tmp_path)
+        out = tmp_path / "out"
+        words = arguments(text, out, "train.clip=global", accumulate, "--strategy", strategy, *norm)
+        said, errors = torchrun(2, words) if parts == 1 else command(2, words, tmp_path)
+    both = result(out)
     assert both["curve"]["step"] == alone["curve"]["step"]
     for key in ("train_loss", "valid"):
         ours, theirs = ((r["curve"]["valid"]["bits"] if key == "valid" else r["curve"][key]) for r in (both, alone))
         assert ours[1:] == pytest.approx(theirs[1:], rel=1e-5)
     assert both["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
-    assert done.stdout.count("record: ") == 1  # one process speaks
-    assert "distributed" not in done.stderr  # and no library
-    found = experiments.load(tmp_path).evaluate(text)[1]  # the kept network is whole, with one process or several
+    assert said.count("record: ") == 1  # one process speaks
+    assert "distributed" not in errors  # and no library
+    found = experiments.load(out).evaluate(text)[1]  # the kept network is whole, with one process or several
     assert found["bits"] == pytest.approx(both["quality"]["bits"], rel=1e-6)
-    (path,) = tmp_path.glob("*.jsonl")
+    (path,) = out.glob("*.jsonl")
     assert path.name.endswith(f"-{strategy}2.jsonl")
     assert json.loads(path.read_text())["identity"]["processes"] == f"{strategy}2"
     if parts == 1:
-        command = arguments(text, tmp_path, "train.clip=global", accumulate)
-        assert "recorded in" in torchrun(2, command).stderr
-        assert main(command) == 0  # one process: another run, from the start
-        (own,) = (json.loads(each.read_text()) for each in tmp_path.glob("*.jsonl") if each != path)
+        words = arguments(text, out, "train.clip=global", accumulate)
+        assert "recorded in" in command(2, words, tmp_path)[1]
+        assert main(words) == 0  # one process: another run, from the start
+        (own,) = (json.loads(each.read_text()) for each in out.glob("*.jsonl") if each != path)
         assert "processes" not in own["identity"]
         assert own["result"]["curve"]["valid"] == alone["curve"]["valid"]
 
@@ -111,17 +115,17 @@ def test_two_processes_come_to_the_losses_of_one(text, tmp_path, alone, request,
 def test_a_sharded_run_is_resumed_by_one_process(text, tmp_path, sharded, alone, capsys):
     """A checkpoint is whole, written by one process or by several."""
     shutil.copytree(sharded[0], tmp_path, dirs_exist_ok=True)
-    command = arguments(text, tmp_path, *SHARDED)
+    words = arguments(text, tmp_path, *SHARDED)
     (record,) = tmp_path.glob("*.jsonl")
     record.unlink()
     kept = sorted((tmp_path / "checkpoints").glob("*.pt"))
     kept[-1].unlink()  # the one at the end
-    assert main(command) == 0
+    assert main(words) == 0
     assert result(tmp_path)["quality"]["bits"] == pytest.approx(alone["quality"]["bits"], rel=1e-5)
     (record,) = tmp_path.glob("*.jsonl")
     assert json.loads(record.read_text())["identity"]["processes"] == "fsdp2-then-1"
     capsys.readouterr()
-    assert main(command) == 0
+    assert main(words) == 0
     assert "recorded in" in capsys.readouterr().err
 
 
@@ -136,12 +140,13 @@ def test_a_batch_normalised_network_is_evaluated_as_it_is_kept(text, tmp_path):
     """Each process has running statistics of its own slices: the figures must be those of what a checkpoint keeps."""
     chunks = ["model.context=8", "data.evaluation_windows=120"]  # two of evaluation: each process has one
     sizes = [*(size for size in TINY if "context" not in size and "windows" not in size), *chunks]
-    command = [each for each in arguments(text, tmp_path, steps=6) if each not in TINY] + sizes
-    command[command.index("--norm") + 1] = "batch"
-    torchrun(2, command)
-    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.jsonl"))
+    out = tmp_path / "out"
+    words = [each for each in arguments(text, out, steps=6) if each not in TINY] + sizes
+    words[words.index("--norm") + 1] = "batch"
+    command(2, words, tmp_path)
+    (record,) = (json.loads(path.read_text()) for path in out.glob("*.jsonl"))
     recipe = settings.changed(tasks.recipe("language"), [*sizes, "train.batch=15", "train.steps=6"])
     learner = Learner(tasks.load("language", text, recipe), Setup(), "batch", 0)
-    last = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    last = sorted((out / "checkpoints").glob("*.pt"))[-1]
     learner.network().load_state_dict(torch.load(last, weights_only=True)["model"])
     assert learner.evaluate("test")["bits"] == pytest.approx(record["result"]["quality"]["bits"], rel=1e-5)

@@ -1,6 +1,5 @@
 """The task `retrieval`: order errors, the loss, ranks by brute force, batches, two processes against one."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from processes import together  # noqa: E402
+from ranked_parts import PARTS, ranked_part  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
 from rmsnorm_lab.experiments import norms  # noqa: E402
 from rmsnorm_lab.experiments.data import digit_scenes  # noqa: E402
@@ -239,24 +240,6 @@ def test_a_users_folder_is_loaded_under_its_name(tmp_path):
     assert all(map(torch.equal, again.batch(2, 1), found.batch(2, 1)))
 
 
-PARTS = (slice(0, 3), slice(3, 5), slice(5, 5))
-"""Of five pairs over three processes: unequal, and one without any."""
-
-
-def _part(rank, folder, images, captions, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=len(PARTS))
-    mine = [part[PARTS[rank]].clone().requires_grad_() for part in (images, captions)]
-    (everyone, others), own = order_embedding.gathered(*mine)
-    assert own == PARTS[rank]
-    loss = order_embedding.ranking_loss(order_embedding.order_errors(everyone, others), 0.3, own)
-    loss.backward()
-    results.put((rank, loss.item(), [part.grad.numpy() for part in mine]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
 def test_processes_with_unequal_parts_take_the_loss_and_gradients_of_the_whole_batch(tmp_path):
     """The gradient of one process's embeddings counts what all took of them."""
     generator = torch.Generator().manual_seed(0)
@@ -265,11 +248,9 @@ def test_processes_with_unequal_parts_take_the_loss_and_gradients_of_the_whole_b
     total = order_embedding.ranking_loss(order_embedding.order_errors(*whole), 0.3)
     total.backward()
 
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    torch.multiprocessing.spawn(_part, (str(tmp_path), images, captions, results), nprocs=len(PARTS))
-    parts = sorted((results.get() for _ in PARTS), key=lambda found: found[0])
-    assert sum(loss for _, loss, _ in parts) == pytest.approx(total.item(), rel=1e-5)
+    together(len(PARTS), ranked_part, tmp_path, images, captions)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(PARTS))]
+    assert sum(loss for loss, _ in parts) == pytest.approx(total.item(), rel=1e-5)
     for k, part in enumerate(whole):
-        joined = np.concatenate([gradients[k] for _, _, gradients in parts])
-        np.testing.assert_allclose(joined, part.grad.numpy(), rtol=1e-5, atol=1e-6)
+        joined = torch.cat([gradients[k] for _, gradients in parts])
+        torch.testing.assert_close(joined, part.grad, rtol=1e-5, atol=1e-6)
