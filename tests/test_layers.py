@@ -1,6 +1,7 @@
 """The arrows between packages and modules, read from the sources: who may import whom (docs/design.md has the map)."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -18,7 +19,13 @@ FILES = {
     for package in ("rmsnorm", "rmsnorm_lab")
     for path in sorted((SRC / package).rglob("*.py"))
 }
-TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+
+
+@functools.cache
+def parsed(module):
+    """Read when a test asks for it: every worker collects this file, and all sources take it 1.5 s."""
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
 
 # A module may import those of its own floor and of the floors before it.
 FLOORS = (
@@ -46,7 +53,7 @@ def for_types(tree):
 def imports(module, at_import=False):
     """(module, name or None) for all that ``module`` imports of the two packages, within functions too unless
     ``at_import``."""
-    tree = TREES[module]
+    tree = parsed(module)
     skipped = for_types(tree)
     if at_import:
         functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
@@ -78,7 +85,7 @@ LAB = [module for module in FILES if module.partition(".")[0] == "rmsnorm_lab"]
 def test_the_library_does_not_import_the_lab(module):
     assert not [source for source, _ in imports(module) if source.startswith("rmsnorm_lab")]
     if module != "rmsnorm.cli":  # it loads a lab command by its name, when it is called
-        strings = [node.value for node in ast.walk(TREES[module]) if isinstance(node, ast.Constant)]
+        strings = [node.value for node in ast.walk(parsed(module)) if isinstance(node, ast.Constant)]
         assert not [text for text in strings if isinstance(text, str) and text.startswith("rmsnorm_lab")]
 
 
@@ -99,7 +106,7 @@ def test_the_oracle_imports_nothing_of_the_library():
 def public_of(package):
     """A package's ``__all__``, read without importing its framework."""
     (names,) = (
-        node.value for node in TREES[package].body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+        node.value for node in parsed(package).body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
     )
     return ast.literal_eval(names)
 
@@ -121,10 +128,10 @@ def test_the_lab_uses_public_names_of_the_library(module):
             continue
         assert source in PUBLIC, f"{module} imports {source}"
         assert name is None or name in PUBLIC[source], f"{module} imports {name} of {source}"
-    for alias, source in aliases(TREES[module]):
+    for alias, source in aliases(parsed(module)):
         used = {
             node.attr
-            for node in ast.walk(TREES[module])
+            for node in ast.walk(parsed(module))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == alias
         }
         assert used <= set(PUBLIC[source]), f"{module} uses {used - set(PUBLIC[source])} of {source}"

@@ -180,7 +180,12 @@ HEAD_CASES += [
     Case("layer_norm", torch.bfloat16, 64, 1200, heads=12, weight=torch.bfloat16, bias=torch.float32),
     Case("add_rms_norm", torch.float32, 33, 36, heads=3, p=0.5, residual=torch.float32, bias=torch.float32),
 ]
-CASES = RMS_CASES + LAYER_CASES + ADD_CASES + HEAD_CASES
+# Of long rows fewer, which also make several partial sums: 18 of 445 cases had seven eighths of all elements.
+FEWER = {300: 70, 1200: 120}
+CASES = [
+    replace(case, rows=FEWER.get(case.rows, case.rows)) if case.n >= 1000 else case
+    for case in RMS_CASES + LAYER_CASES + ADD_CASES + HEAD_CASES
+]
 
 
 def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:

@@ -102,8 +102,7 @@ def test_the_kernels_refuse_what_would_be_out_of_bounds():
         eager._steps(spec, parameters, state, state[:, ::2], None, (h, h), (None, None))
 
 
-@pytest.mark.parametrize("norm", [None, "rms"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("norm", "compiled"), [(None, False), ("rms", False), ("rms", True)])
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

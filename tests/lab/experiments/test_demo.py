@@ -13,7 +13,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 
 from made_records import run_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
-from rmsnorm_lab.experiments import norms  # noqa: E402
+from rmsnorm_lab.experiments import norms, profile  # noqa: E402
 from rmsnorm_lab.experiments.demo import ROWS, better, verdict  # noqa: E402
 from rmsnorm_lab.experiments.recipes import translation  # noqa: E402
 from rmsnorm_lab.experiments.recipes.common import EPS  # noqa: E402
@@ -22,7 +22,7 @@ from rmsnorm_lab.experiments.record import Metric  # noqa: E402
 from tiny_runs import SHORT  # noqa: E402
 
 SMALL = [
-    *("model.embedding=16", "model.hidden=16", "data.vocabulary=300", "data.stand_in_pairs=60,8,8"),
+    *("model.embedding=16", "model.hidden=16", "data.vocabulary=500", "data.stand_in_pairs=60,8,8"),
     *("train.batch=8", "train.steps=4", "train.warmup_steps=1"),
 ]
 BITS = Metric("bits", "bits", higher_is_better=False, form=".2f")
@@ -33,6 +33,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_threads: Any) -> P
     set_threads(1)
     recipe = changed(translation.demo(), [*SMALL, *SHORT])
     monkeypatch.setattr(translation, "demo", lambda: recipe)
+    monkeypatch.setattr(profile, "STEPS", 1)  # of three: to profile a recurrence's step takes 0.2 s
     return tmp_path / "out"
 
 
