@@ -33,6 +33,7 @@ FLOORS = (
     "rmsnorm.spec",
     "rmsnorm.timing",
     "rmsnorm.native",
+    "rmsnorm.arrays",
     "rmsnorm.numpy",
     "rmsnorm.jax",
     "rmsnorm.torch",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rmsnorm.numpy import share_memory
+from rmsnorm.arrays import share_memory
 from rmsnorm.spec import FLOATING, check_input, check_no_self_overlap, check_parameter, check_same
 
 
