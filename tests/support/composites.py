@@ -34,4 +34,9 @@ def rms_norm_gated(input, gate, normalized_shape, weight=None, eps=None, *, norm
 
 def rms_norm_quantized(input, normalized_shape, weight=None, eps=None, *, dtype=torch.int8, p=1.0):
     spec = QuantizedSpec(check_spec("rms", normalized_shape, eps, p), dtype)
-    return _checked(QUANTIZED, spec, input, weight)
+    return _checked(QUANTIZED, spec, input, None, weight)[:2]
+
+
+def add_rms_norm_quantized(input, residual, normalized_shape, weight=None, eps=None, *, dtype=torch.int8, p=1.0):
+    spec = QuantizedSpec(check_spec("rms", normalized_shape, eps, p), dtype)
+    return _checked(QUANTIZED, spec, input, residual, weight)

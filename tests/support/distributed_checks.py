@@ -118,6 +118,10 @@ def check_sums_and_mixed_placements(both, one):
     for found, expected in zip((q, scale), rt.rms_norm_quantized(z, 8, w), strict=True):
         assert found.placements == (Shard(1),)
         assert torch.equal(whole(found), expected)
+    results = rt.add_rms_norm_quantized(stream, stream, 8, gain)
+    for found, expected in zip(results, rt.add_rms_norm_quantized(z, z, 8, w), strict=True):
+        assert found.placements == (Shard(1),)
+        assert torch.equal(whole(found), expected)
 
 
 def check_two_dimensions_of_a_mesh(both, one):

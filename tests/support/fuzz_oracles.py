@@ -116,11 +116,15 @@ def layer_norm(input, normalized_shape, weight, bias, eps, out=None, dy=NO):
     return [y] if dy is NO else gradients("layer", x, dy, input.dtype, shape, weight, bias, *how)
 
 
-def add_rms_norm(input, residual, normalized_shape, weight, eps, bias, p, zero_centered, casting, inplace=False):
-    x, r = values(input), values(residual)
-    must(x.shape == r.shape and casting in ("once", "llama"))
+def summed(input: torch.Tensor, residual: torch.Tensor) -> np.ndarray:
+    must(values(input).shape == values(residual).shape)
     total = (input.to(torch.promote_types(input.dtype, residual.dtype)) + residual).to(residual.dtype)
-    s = total.detach().clone().double().numpy()
+    return total.detach().clone().double().numpy()
+
+
+def add_rms_norm(input, residual, normalized_shape, weight, eps, bias, p, zero_centered, casting, inplace=False):
+    must(casting in ("once", "llama"))
+    x, s = values(input), summed(input, residual)
     how = (eps, lambda n: count(n, p), flag(zero_centered), residual.dtype)
     y = norm_oracle("rms", s, extents(normalized_shape, x.shape), weight, bias, *how)
     if inplace:
@@ -170,6 +174,12 @@ def quantized(input, normalized_shape, weight, eps, dtype, p):
         "rms", x, extents(normalized_shape, x.shape), weight, None, eps, lambda n: count(n, p), False, input.dtype
     )
     return [y]  # codes times scale
+
+
+def quantized_sum(input, residual, normalized_shape, weight, eps, dtype, p):
+    s = summed(input, residual)
+    (y,) = quantized(torch.from_numpy(s).to(residual.dtype), normalized_shape, weight, eps, dtype, p)
+    return [y, s]
 
 
 def recurrent(module, input, h, c=None, **parameter):

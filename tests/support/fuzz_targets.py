@@ -84,6 +84,11 @@ def of_quantized(r: random.Random) -> dict[str, Any]:
     return found | {"dtype": r.choice([torch.int8, torch.float8_e4m3fn])}
 
 
+def of_quantized_sum(r: random.Random) -> dict[str, Any]:
+    d = of_quantized(r)
+    return d | {"residual": draw(r, *d["input"].shape, dtype=d["input"].dtype)}
+
+
 def of_numpy(r: random.Random, norm: str, *more: str) -> dict[str, Any]:
     shape, n = sizes(r)
     dtype = r.choice(ARRAYS)
@@ -121,11 +126,11 @@ def with_gradients(function, dy, **arguments):
     ][:3]
 
 
-def dequantized(**arguments):
-    q, scale = rt.rms_norm_quantized(**arguments)
+def dequantized(function, **arguments):
+    q, scale, *total = function(**arguments)
     assert q.dtype == arguments["dtype"]
     assert scale.dtype == torch.float32
-    return [q.double() * scale]
+    return [q.double() * scale, *total]
 
 
 def operator(name, **arguments):
@@ -179,8 +184,12 @@ TARGETS = [
         oracles.gated,
     ),
     Target(
-        "rms_norm_quantized", dequantized, of_quantized, oracles.quantized, error=0.07
-    ),  # half a step of float8_e4m3fn
+        "rms_norm_quantized",
+        partial(dequantized, rt.rms_norm_quantized),
+        of_quantized,
+        oracles.quantized,
+        error=0.07,  # half a step of float8_e4m3fn
+    ),
     Target(
         "RMSNorm",
         partial(whole_module, rt.RMSNorm),
@@ -248,5 +257,12 @@ TARGETS = [
         partial(operator, "layer_norm_backward"),
         partial(operator_backward, norm="layer"),
         partial(oracles.operator_gradients, oracles.layer_norm),
+    ),
+    Target(
+        "add_rms_norm_quantized",
+        partial(dequantized, rt.add_rms_norm_quantized),
+        of_quantized_sum,
+        oracles.quantized_sum,
+        error=0.07,
     ),
 ]

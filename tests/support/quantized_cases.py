@@ -1,4 +1,4 @@
-"""Cases of rms_norm_quantized, and what must hold of its codes and scales."""
+"""Cases of rms_norm_quantized and add_rms_norm_quantized, and what must hold of their codes and scales."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from conformance import DTYPES, PARAMETER, computed_in, covering, laid_out
+from conformance import DTYPES, PARAMETER, computed_in, covering, laid_out, to_numpy
 from rmsnorm import reference
 from rmsnorm.spec import partial_count
-from rmsnorm.torch import rms_norm_quantized
+from rmsnorm.torch import add_rms_norm_quantized, rms_norm_quantized
 from tolerances import wide
 
-Quantize = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Quantize = Callable[..., tuple[torch.Tensor, ...]]
 FP8 = torch.float8_e4m3fn
 CASES = list(
     covering(
@@ -27,6 +27,21 @@ CASES = list(
         layout=("contiguous", "sliced", "transposed", "misaligned", "padded", "permuted", "expanded"),
     )
 )
+SUM_CASES = list(
+    covering(
+        7,
+        dtype=DTYPES,
+        residual=("the same", *DTYPES),
+        rows=(0, 1, 7, 300),
+        n=(1, 15, 64, 129, 1000),
+        p=(1.0, 0.5),
+        weight=PARAMETER,
+        eps=(None, 1e-5),
+        code=(torch.int8, FP8),
+        layout=("contiguous", "sliced", "transposed", "misaligned", "permuted", "expanded"),
+        residual_layout=("contiguous", "sliced", "transposed", "misaligned", "permuted", "expanded"),
+    )
+)
 
 
 def quotients_to_codes(values: np.ndarray, code: torch.dtype) -> np.ndarray:
@@ -37,30 +52,70 @@ def quotients_to_codes(values: np.ndarray, code: torch.dtype) -> np.ndarray:
 
 def conforms(function: Quantize, case: dict) -> None:
     """The scale and every code against the oracle."""
-    dtype, rows, n, code = (case[name] for name in ("dtype", "rows", "n", "code"))
-    generator = torch.Generator().manual_seed(n + rows)
-    x = laid_out(torch.randn(rows, n, generator=generator, dtype=torch.float64).to(dtype), case["layout"])
-    weight = None
-    if case["weight"] is not None:
-        weight = (torch.randn(n, generator=generator, dtype=torch.float64) + 0.5).to(case["weight"])
+    n, code, generator = case["n"], case["code"], torch.Generator().manual_seed(case["n"] + case["rows"])
+    x = rows_of(case, case["dtype"], case["layout"], generator)
+    weight = weight_of(case, generator)
     q, scale = function(x, (n,), weight, case["eps"], dtype=code, p=case["p"])
+    exact = reference.rms_norm_quantized(
+        wide(x).reshape(-1, n), None if weight is None else wide(weight), **reference_options(case, case["dtype"])
+    )
+    right_codes(q, scale, x.shape, code, *exact)
+
+
+def sum_conforms(function: Quantize, case: dict) -> None:
+    """The same of a sum, and the sum; with the bits of the two operations one after the other."""
+    n, code, generator = case["n"], case["code"], torch.Generator().manual_seed(case["n"] + case["rows"])
+    dtype = case["dtype"] if case["residual"] == "the same" else case["residual"]
+    x = rows_of(case, case["dtype"], case["layout"], generator)
+    residual = rows_of(case, dtype, case["residual_layout"], generator).reshape(x.shape)
+    weight = weight_of(case, generator)
+    options = {"dtype": code, "p": case["p"]}
+    q, scale, total = function(x, residual, (n,), weight, case["eps"], **options)
+    g, given = None if weight is None else wide(weight), reference_options(case, dtype)
+    found = wide(total).reshape(-1, n)
+    exact, size, s = reference.add_rms_norm_quantized(
+        to_numpy(x).reshape(-1, n), to_numpy(residual).reshape(-1, n), g, **given
+    )
+    if torch.promote_types(case["dtype"], dtype) in (dtype, torch.float64):
+        assert np.array_equal(found, s)
+    else:  # rounded to float32 first
+        np.testing.assert_allclose(found, s, rtol=torch.finfo(dtype).eps, atol=0)
+        exact, size = reference.rms_norm_quantized(found, g, **given)
+    right_codes(q, scale, x.shape, code, exact, size)
+    assert total.dtype == dtype
+    if function is add_rms_norm_quantized:
+        assert total.stride() == torch.empty_like(residual).stride()
+        for one, two in zip((q, scale), rms_norm_quantized(total, (n,), weight, case["eps"], **options), strict=True):
+            assert torch.equal(one.view(torch.int8), two.view(torch.int8))
+
+
+def rows_of(case: dict, dtype: torch.dtype, layout: str, generator: torch.Generator) -> torch.Tensor:
+    return laid_out(torch.randn(case["rows"], case["n"], generator=generator, dtype=torch.float64).to(dtype), layout)
+
+
+def weight_of(case: dict, generator: torch.Generator) -> torch.Tensor | None:
+    if case["weight"] is None:
+        return None
+    return (torch.randn(case["n"], generator=generator, dtype=torch.float64) + 0.5).to(case["weight"])
+
+
+def reference_options(case: dict, dtype: torch.dtype) -> dict:
+    eps = torch.finfo(computed_in(dtype)).eps if case["eps"] is None else case["eps"]
+    return {"k": partial_count(case["n"], case["p"]), "eps": eps, "most": {torch.int8: 127.0, FP8: 448.0}[case["code"]]}
+
+
+def right_codes(
+    q: torch.Tensor, scale: torch.Tensor, shape: torch.Size, code: torch.dtype, exact: np.ndarray, size: np.ndarray
+) -> None:
     assert q.dtype == code
     assert scale.dtype == torch.float32
-    assert q.shape == x.shape
-    assert scale.shape == (*x.shape[:-1], 1)
-
-    compute = computed_in(dtype)
-    eps = torch.finfo(compute).eps if case["eps"] is None else case["eps"]
-    most = {torch.int8: 127.0, FP8: 448.0}[code]
-    g = None if weight is None else wide(weight)
-    exact, size = reference.rms_norm_quantized(
-        wide(x).reshape(rows, n), g, k=partial_count(n, case["p"]), eps=eps, most=most
-    )
+    assert q.shape == shape
+    assert scale.shape == (*shape[:-1], 1)
     # y and the scale lie 5 ulp of float32 from the oracle's at most, their quotient 12; so near a boundary between two
     # codes either is right.
     tiny = 12 * 2.0**-23
     np.testing.assert_allclose(wide(scale).reshape(size.shape), size, rtol=tiny)
-    codes = wide(q.float()).reshape(rows, n)
+    codes = wide(q.float()).reshape(exact.shape)
     low, high = (quotients_to_codes(exact - s * tiny * np.abs(exact), code) for s in (np.sign(exact), -np.sign(exact)))
     assert ((np.minimum(low, high) <= codes) & (codes <= np.maximum(low, high))).all()
     clear = low == high

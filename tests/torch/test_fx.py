@@ -10,6 +10,7 @@ from rmsnorm.torch import (
     RMSNorm,
     RMSNormGated,
     add_rms_norm,
+    add_rms_norm_quantized,
     layer_norm,
     rms_norm,
     rms_norm_gated,
@@ -70,6 +71,7 @@ class OfWeights(torch.nn.Module):
         (lambda x, z, w: rms_norm_gated(x, z, 7, w), rms_norm_gated, (7,)),
         (lambda x, z, w: rms_norm_gated(x, w, 7), rms_norm_gated, (3, 7)),
         (lambda x, z, w: rms_norm_quantized(x, 7, w)[0], rms_norm_quantized, (7,)),
+        (lambda x, z, w: add_rms_norm_quantized(x, w, 7)[2], add_rms_norm_quantized, (3, 7)),
     ],
 )
 def test_any_argument_may_be_what_is_traced(norm, function, shape):

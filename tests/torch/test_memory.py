@@ -10,6 +10,7 @@ from rmsnorm.torch import (
     GRU,
     LSTM,
     add_rms_norm,
+    add_rms_norm_quantized,
     bindings,
     functional,
     layer_norm,
@@ -78,6 +79,7 @@ def test_freed_storages_are_refused(way, offset):
             lambda: add_rms_norm(gone, x, (8,), inplace=True),
             lambda: rms_norm_gated(gone, x, (8,)),
             lambda: rms_norm_quantized(gone, (8,)),
+            lambda: add_rms_norm_quantized(gone, x, (8,)),
             lambda: torch.ops.rmsnorm.rms_norm(gone, [8], None, None, None, 1.0, False, "once"),
         ],
         "weight": [
@@ -88,7 +90,11 @@ def test_freed_storages_are_refused(way, offset):
             lambda: rms_norm_quantized(x, (8,), gain),
         ],
         "bias": [lambda: rms_norm(x, (8,), w, bias=gain), lambda: layer_norm(x, (8,), None, gain)],
-        "residual": [lambda: add_rms_norm(x, gone, (8,)), lambda: add_rms_norm(x, gone, (8,), inplace=True)],
+        "residual": [
+            lambda: add_rms_norm(x, gone, (8,)),
+            lambda: add_rms_norm(x, gone, (8,), inplace=True),
+            lambda: add_rms_norm_quantized(x, gone, (8,)),
+        ],
         "gate": [lambda: rms_norm_gated(x, gone, (8,))],
         "out": [lambda: rms_norm(x, (8,), out=gone), lambda: layer_norm(x, (8,), out=gone)],
     }
@@ -205,7 +211,7 @@ calls = {
     "gated": lambda: kernels.gated(x, z, gain, y, (H,), None, 1.0, 1, False, flags),
     "gated backward": lambda: gated_backward(False),
     "gated backward, norm first": lambda: gated_backward(True),
-    "quantised": lambda: kernels.quantized(x, gain, q, scale, (H,), None, 1.0, flags),
+    "quantised": lambda: kernels.quantized(x, None, gain, q, scale, None, (H,), None, 1.0, flags),
     "LSTM step": lambda: lstm[0].forward(0, rows, 0),
     "LSTM backward": lambda: lstm[0].backward(0, rows),
     "GRU backward": lambda: gru[0].backward(0, rows),

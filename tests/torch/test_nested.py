@@ -11,6 +11,7 @@ from rmsnorm.torch import (
     RMSNorm,
     RMSNormGated,
     add_rms_norm,
+    add_rms_norm_quantized,
     layer_norm,
     rms_norm,
     rms_norm_gated,
@@ -97,6 +98,9 @@ def test_modules_and_codes():
     assert torch.equal(q.values(), wanted)
     assert torch.equal(scale.values(), of_wanted)
     assert scale.shape == (*x.shape[:-1], 1)
+    found = add_rms_norm_quantized(x.detach(), z.detach(), 8)
+    for t, wanted in zip(found, add_rms_norm_quantized(x.values().detach(), z.values().detach(), 8), strict=True):
+        assert torch.equal(t.values(), wanted)
 
 
 def test_lengths_that_are_known_stay_known():

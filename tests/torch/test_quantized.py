@@ -1,12 +1,12 @@
-"""rms_norm_quantized against the oracle: the scale, the codes, and what they stand for."""
+"""rms_norm_quantized and add_rms_norm_quantized against the oracle: the scale, the codes, and the sum."""
 
 import pytest
 import torch
 
 import composites
 import quantized_cases
-from quantized_cases import CASES, FP8
-from rmsnorm.torch import rms_norm_quantized
+from quantized_cases import CASES, FP8, SUM_CASES
+from rmsnorm.torch import add_rms_norm_quantized, rms_norm_quantized
 
 BACKENDS = pytest.mark.parametrize(
     "function", [rms_norm_quantized, composites.rms_norm_quantized], ids=["kernels", "composite"]
@@ -18,6 +18,15 @@ BACKENDS = pytest.mark.parametrize(
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v).removeprefix("torch.") for v in c.values()))
 def test_against_the_oracle(function, case):
     quantized_cases.conforms(function, case)
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize(
+    "function", [add_rms_norm_quantized, composites.add_rms_norm_quantized], ids=["kernels", "composite"]
+)
+@pytest.mark.parametrize("case", SUM_CASES, ids=lambda c: "-".join(str(v).removeprefix("torch.") for v in c.values()))
+def test_of_a_sum_against_the_oracle(function, case):
+    quantized_cases.sum_conforms(function, case)
 
 
 @pytest.mark.every_level
@@ -61,11 +70,21 @@ def test_compiled():
     found = torch.compile(rms_norm_quantized, fullgraph=True)(x, (64,), weight, 1e-5)
     assert (found[0].int() - q.int()).abs().max() <= 1
     torch.testing.assert_close(found[1], scale, rtol=2e-6, atol=0)
+    residual = torch.randn(5, 64)
+    q, scale, total = add_rms_norm_quantized(x, residual, (64,), weight, 1e-5)
+    found = torch.compile(add_rms_norm_quantized, fullgraph=True)(x, residual, (64,), weight, 1e-5)
+    assert (found[0].int() - q.int()).abs().max() <= 1
+    torch.testing.assert_close(found[1], scale, rtol=2e-6, atol=0)
+    assert torch.equal(found[2], total)
 
 
 def test_meta():
     q, scale = rms_norm_quantized(torch.empty(3, 8, device="meta"), (8,))
     assert (q.dtype, q.shape, scale.shape) == (torch.int8, (3, 8), (3, 1))
+    x = torch.empty(3, 8, device="meta")
+    q, scale, total = add_rms_norm_quantized(x, x.bfloat16(), (8,), dtype=FP8)
+    assert (q.dtype, q.shape, scale.shape) == (FP8, (3, 8), (3, 1))
+    assert (total.dtype, total.shape) == (torch.bfloat16, (3, 8))
 
 
 def test_no_gradient_and_says_so():
@@ -76,6 +95,11 @@ def test_no_gradient_and_says_so():
         with torch.no_grad():
             _, scale = rms_norm_quantized(*given)
         assert not scale.requires_grad
+    for given in ((x, x.clone().requires_grad_(), (8,)), (x, x, (8,), weight)):
+        with pytest.raises(ValueError, match=r"^add_rms_norm_quantized is not differentiable"):
+            add_rms_norm_quantized(*given)
+        with torch.no_grad():
+            assert not any(t.requires_grad for t in add_rms_norm_quantized(*given))
 
 
 def test_wrong_arguments():
@@ -88,3 +112,8 @@ def test_wrong_arguments():
         rms_norm_quantized(x, 8, torch.ones(7))
     with pytest.raises(TypeError, match=r"input must be a .*Tensor"):
         rms_norm_quantized([1.0], 1)
+    with pytest.raises(TypeError, match=r"residual must be a torch.Tensor, got NoneType; rms_norm_quantized needs"):
+        add_rms_norm_quantized(x, None, 8)
+    for residual, error in ((torch.ones(2, 8), ValueError), (torch.ones(3, 8).int(), TypeError), ([1.0], TypeError)):
+        with pytest.raises(error, match="residual must "):
+            add_rms_norm_quantized(x, residual, 8)

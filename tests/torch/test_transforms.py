@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, jvp, vmap
 
-from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from rmsnorm.torch import add_rms_norm, add_rms_norm_quantized, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
 from transforms import EAGER, TRACED, TRANSFORMS, Holds, check_compiled, dual, leaves, same, scalar
 
 N, EPS = 6, 1e-3
@@ -153,6 +153,10 @@ def quantized(x):
     return rms_norm_quantized(x, N)[1].double()
 
 
+def quantized_sum(x):
+    return add_rms_norm_quantized(x, 2 * x, N)[1].double()
+
+
 def into_a_fresh_tensor(x):
     return rms_norm(x, N, out=torch.empty_like(x))
 
@@ -162,7 +166,9 @@ def in_place(x):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("function", [quantized, into_a_fresh_tensor, in_place], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [quantized, quantized_sum, into_a_fresh_tensor, in_place], ids=lambda f: f.__name__
+)
 def test_writing_and_rounding(function, compiled):
     """Reverse mode is refused; forward mode is right, or refused where rounding has no derivative."""
     torch._dynamo.reset()
@@ -170,6 +176,7 @@ def test_writing_and_rounding(function, compiled):
     run = torch.compile if compiled else lambda f, **_: f
     plain = {
         quantized: quantized,
+        quantized_sum: quantized_sum,
         into_a_fresh_tensor: lambda x: rms_norm(x, N),
         in_place: lambda x: rms_norm(3 * x, N),
     }
@@ -178,7 +185,7 @@ def test_writing_and_rounding(function, compiled):
         run(grad(lambda x: function(x).sum()), backend="eager", fullgraph=True)(x)
     same(run(vmap(function), backend="eager", fullgraph=True)(x), plain[function](x), "vmap")
     forward = run(lambda x, t: jvp(function, (x,), (t,))[1], backend="eager", fullgraph=True)
-    if function is quantized:
+    if function in (quantized, quantized_sum):
         with pytest.raises(refused, match="has no derivative"):
             forward(x, t)
     else:

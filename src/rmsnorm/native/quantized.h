@@ -1,8 +1,8 @@
-// RMSNorm quantised to eight bits with one scale a row: y = x̂ ⊙ gain, scale = max|y| / largest code, q = y / scale.
+// RMSNorm quantised to eight bits with one scale a row: y = x̂ ⊙ gain, scale = max|y| / largest code, q = y / scale. With
+// a residual, x is the sum of the two, which is written as well.
 #pragma once
 
-#include "batch.h"
-#include "row_passes.h"
+#include "tensor_passes.h"
 
 namespace rmsnorm {
 
@@ -31,6 +31,9 @@ struct QuantizeTensors {
   Tensor<const T> x;
   uint8_t* q;    // rows · n codes
   float* scale;  // one for each row
+  // add_rms_norm_quantized: x + residual is rounded to T and written to sum, and sum is normalised.
+  Tensor<const T> residual;
+  Tensor<T> sum;
   Affine<compute_t<T>> affine;
 };
 
@@ -74,12 +77,19 @@ void quantize_tensor(const Problem& problem, const QuantizeTensors<T>& tensors) 
   const int64_t n = problem.spec.n;
   parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
     auto x = tensors.x.from(begin);
+    auto residual = tensors.residual.from(begin);
+    auto sum = tensors.sum.from(begin);
     Head head(problem, begin);
     const auto y = allocate<C>(n);
-    for (int64_t row = begin; row < end; ++row, ++x, ++head) {
-      const auto s = RMS::statistics(*x, problem.spec);
+    for (int64_t row = begin; row < end; ++row, ++x, ++residual, ++sum, ++head) {
+      const T* input = *x;
+      if (*residual) {
+        add_rows(*x, *residual, *sum, n);
+        input = *sum;
+      }
+      const auto s = RMS::statistics(input, problem.spec);
       const C* gain = tensors.affine.from(*head * n).gain;
-      const C largest = normalize_and_find_largest(ScaledRow<T>{*x, s.scale}, y.get(), n, s, gain);
+      const C largest = normalize_and_find_largest(ScaledRow<T>{input, s.scale}, y.get(), n, s, gain);
       const float scale = float(largest / C(Code::largest));
       tensors.scale[row] = scale;
       if (scale > 0 && std::isfinite(scale))

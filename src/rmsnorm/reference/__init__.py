@@ -21,7 +21,7 @@ Conventions shared by all functions:
   of zeros at eps = 0 is 0/0 = NaN. The warnings that NumPy gives for these are silenced.
 """
 
-from rmsnorm.reference.family import rms_norm_gated, rms_norm_gated_vjp, rms_norm_quantized
+from rmsnorm.reference.family import add_rms_norm_quantized, rms_norm_gated, rms_norm_gated_vjp, rms_norm_quantized
 from rmsnorm.reference.layer import layer_norm, layer_norm_jvp, layer_norm_vjp
 from rmsnorm.reference.residual import add_rms_norm, add_rms_norm_jvp, add_rms_norm_vjp
 from rmsnorm.reference.rms import rms_norm, rms_norm_jvp, rms_norm_vjp
@@ -29,6 +29,7 @@ from rmsnorm.reference.rms import rms_norm, rms_norm_jvp, rms_norm_vjp
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_jvp",
+    "add_rms_norm_quantized",
     "add_rms_norm_vjp",
     "layer_norm",
     "layer_norm_jvp",

@@ -1,7 +1,8 @@
-"""What is built on RMSNorm: a SiLU gate, eight-bit results."""
+"""What is built on RMSNorm: a SiLU gate, eight-bit results (also of a residual sum)."""
 
 import numpy as np
 
+from rmsnorm.reference.residual import add_rms_norm
 from rmsnorm.reference.rms import rms_norm, rms_norm_vjp
 from rmsnorm.reference.rows import QUIET, Array, wide
 
@@ -103,7 +104,28 @@ def rms_norm_quantized(
 
     Source: symmetric quantisation with a scale for each row.
     """
+    return _in_steps(rms_norm(a, g, k=k, eps=eps), most)
+
+
+def add_rms_norm_quantized(
+    a: Array, residual: Array, g: Array | None = None, *, k: int | None = None, eps: float, most: float
+) -> tuple[Array, Array, Array]:
+    """s = a + residual, rounded to the residual's own dtype, and rms_norm(s) in steps of scale = max|y| / most.
+
+    Args:
+        a, residual, g, k, eps: as for :func:`add_rms_norm`.
+        most: the largest code.
+
+    Returns:
+        (y / scale, scale, s): the first two as :func:`rms_norm_quantized` returns them, s as :func:`add_rms_norm`.
+
+    Source: symmetric quantisation with a scale for each row, of the norm in a pre-norm residual network.
+    """
+    y, s = add_rms_norm(a, residual, g, k=k, eps=eps)
+    return *_in_steps(y, most), s
+
+
+def _in_steps(y: Array, most: float) -> tuple[Array, Array]:
     with np.errstate(**QUIET):
-        y = rms_norm(a, g, k=k, eps=eps)
         scale = np.max(np.abs(y), axis=-1, keepdims=True, initial=0.0) / most
         return np.where(scale > 0, y / scale, 0.0), scale

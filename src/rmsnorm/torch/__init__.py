@@ -9,7 +9,14 @@ except ImportError as _error:
     raise ImportError("rmsnorm.torch needs PyTorch >= 2.4: pip install 'rmsnorm[torch]'") from _error
 
 from rmsnorm.torch.accelerate import accelerate
-from rmsnorm.torch.functional import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
+from rmsnorm.torch.functional import (
+    add_rms_norm,
+    add_rms_norm_quantized,
+    layer_norm,
+    rms_norm,
+    rms_norm_gated,
+    rms_norm_quantized,
+)
 from rmsnorm.torch.gated import ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
 from rmsnorm.torch.norm import ops as _norm_ops  # noqa: F401
@@ -27,6 +34,7 @@ __all__ = [
     "RMSNormGated",
     "accelerate",
     "add_rms_norm",
+    "add_rms_norm_quantized",
     "layer_norm",
     "profile_norms",
     "rms_norm",

@@ -37,7 +37,7 @@ class Kernels(NamedTuple):
     gated_backward: Kernel
     """(dy, input, gate, weight, dx, dgate, dweight, shape, eps, p, groups, norm_first, flags)"""
     quantized: Kernel
-    """(input, weight, q, scale, shape, eps, p, flags)"""
+    """(input, residual, weight, q, scale, sum, shape, eps, p, flags)"""
 
 
 # ---- the native kernels ----

@@ -5,7 +5,7 @@
 - Else the kernels, within an autograd node if a gradient may be asked for; or the composite.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from rmsnorm.torch.norm.eager import (
 )
 from rmsnorm.torch.operation import Operation, Tensors, run
 from rmsnorm.torch.quantized.eager import QUANTIZED
+from rmsnorm.torch.quantized.eager import forward as quantize
 from rmsnorm.torch.quantized.spec import LARGEST, QuantizedSpec, quantized_spec
 
 _ops = torch.ops.rmsnorm
@@ -371,25 +372,86 @@ def rms_norm_quantized(
         >>> rms_norm_quantized(torch.tensor([[3.0, 4.0]]), (2,))
         (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]))
     """
-    checks.check_no_gradient("rms_norm_quantized", input, weight)
-    if forward_mode() and any(isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in (input, weight)):
+    return _quantized(rms_norm_quantized, {"input": input}, normalized_shape, weight, eps, dtype, p)
+
+
+def add_rms_norm_quantized(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    dtype: torch.dtype = torch.int8,
+    p: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The residual step of a pre-norm network: add, normalise and quantise, in one pass over memory.
+
+    .. math:: s = \mathrm{input} + \mathrm{residual}, \qquad (q, \mathrm{scale}) = \mathrm{rms\_norm\_quantized}(s)
+
+    s is rounded to the residual's dtype before it is normalised, so the results equal those of the two separate
+    operations bit for bit.
+
+    Args:
+        input: (…, \*normalized_shape), the output of the sublayer; float16, bfloat16, float32 or float64; any strides.
+        residual: the residual stream, of the input's shape and any floating dtype.
+        normalized_shape, weight, eps, dtype, p: as in :func:`rms_norm_quantized`.
+
+    The computation dtype is float32, or float64 for a residual in float64. No gradient is defined.
+
+    Returns:
+        (q, scale, s): q and scale as :func:`rms_norm_quantized` returns them; s in the residual's dtype, with the
+        strides of ``torch.empty_like(residual)``.
+
+    Raises:
+        TypeError: if an argument has the wrong type or dtype.
+        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if a gradient would be
+            needed.
+        NotImplementedError: for another ``dtype``, or an argument with a tangent.
+
+    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1; inference engines on GPUs
+    fuse it with the addition and the norm.
+
+    Example:
+        >>> add_rms_norm_quantized(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 2.0]]), (2,))
+        (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]), tensor([[3., 4.]]))
+    """
+    if residual is None:  # below, that is a norm without one
+        raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm_quantized needs none")
+    rows = {"input": input, "residual": residual}
+    return _quantized(add_rms_norm_quantized, rows, normalized_shape, weight, eps, dtype, p)
+
+
+def _quantized(
+    function: Callable[..., Any],
+    rows: dict[str, Tensor],
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+    dtype: torch.dtype,
+    p: float,
+) -> Tensors:
+    """(q, scale), and the sum if ``function`` takes a residual beside the input: what has rows."""
+    name, given = function.__name__, (*rows.values(), weight)
+    checks.check_no_gradient(name, *given)
+    if forward_mode() and any(isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in given):
         raise NotImplementedError(
-            "rms_norm_quantized has no derivative, but an argument has a tangent (jvp, dual numbers); use "
+            f"{name} has no derivative, but an argument has a tangent (jvp, dual numbers); use "
             "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
         )
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype!r}")
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
-    tensors = input, weight
-    way = COMPOSITE if is_compiling() else eager_way(*tensors)
+    way = COMPOSITE if is_compiling() else eager_way(*given)
     if way == COMPOSITE:
-        options = {"eps": eps, "dtype": dtype, "p": p}
-        pair = indirect(rms_norm_quantized, {"input": input}, normalized_shape, weight=weight, **options)
-        if pair is not None:
-            return pair
+        results = indirect(function, rows, normalized_shape, weight=weight, eps=eps, dtype=dtype, p=p)
+        if results is not None:
+            return results
     spec = (QuantizedSpec if is_compiling() else quantized_spec)(_spec("rms", normalized_shape, eps, p), dtype)
-    return (_checked_composite if way == COMPOSITE else run)(QUANTIZED, spec, tensors)
+    tensors = rows["input"], rows.get("residual"), weight
+    results = _checked_composite(QUANTIZED, spec, tensors) if way == COMPOSITE else quantize(spec, tensors)
+    return results if "residual" in rows else results[:2]
 
 
 # ---- the ways of the plain norms ----

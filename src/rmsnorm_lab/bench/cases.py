@@ -22,13 +22,14 @@ OPERANDS = {
     "rms_norm_heads": ("x", "weight"),
     "rms_norm_gated": ("x", "gate", "weight"),
     "rms_norm_quantized": ("x", "weight"),
+    "add_rms_norm_quantized": ("x", "residual", "weight"),
 }
 RECURRENT = ("gru", "lstm")
 MODELS = ("llama",)
 CHAINS = ("compiled_chain",)
 OPS = (*OPERANDS, *RECURRENT, *MODELS, *CHAINS)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
-FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized")  # without a gradient
+FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized", "add_rms_norm_quantized")  # without a gradient
 HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
 DIRECTIONS = ("forward", "backward", "forward+backward")
 TRAINED = ("forward", "forward+backward")  # what the default set measures
@@ -104,8 +105,8 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """What every implementation must move: each array once; codes have one byte per element."""
-        if self.op == "rms_norm_quantized":
-            return self.bytes + self.rows * self.n
+        if self.quantized:
+            return self.bytes * (3 if self.adds else 1) + self.rows * self.n
         return self.bytes * sum(len(reads) + 1 for reads in self.traffic)
 
     @property
@@ -122,8 +123,8 @@ class Case:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of a provider's outputs, in order: "h" is the sum of input and residual."""
-        if self.op == "rms_norm_quantized":
-            return ("q", "scale")
+        if self.quantized:
+            return ("q", "scale", "h") if self.adds else ("q", "scale")
         names: tuple[str, ...] = () if self.alone else ("y", "h") if self.adds else ("y",)
         return names + tuple(f"d{name}" for name in self.operands) if self.backward else names
 
@@ -135,6 +136,10 @@ class Case:
     @property
     def adds(self) -> bool:
         return self.op.startswith("add_")
+
+    @property
+    def quantized(self) -> bool:
+        return self.op.endswith("_quantized")
 
     @property
     def inplace(self) -> bool:

@@ -42,6 +42,10 @@ def formula(case: Case, dtype: torch.dtype = torch.float32) -> Callable[..., Any
         scale = y.abs().amax(-1, keepdim=True) / 127
         return (y / scale).round().to(torch.int8), scale
 
+    def add_rms_norm_quantized(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
+        h = x + residual
+        return *rms_norm_quantized(h, weight), h
+
     choices: dict[str, Callable[..., Any]] = {
         "rms_norm": rms_norm,
         "layer_norm": layer_norm,
@@ -50,5 +54,6 @@ def formula(case: Case, dtype: torch.dtype = torch.float32) -> Callable[..., Any
         "rms_norm_heads": rms_norm,  # the gain's heads broadcast
         "rms_norm_gated": rms_norm_gated,
         "rms_norm_quantized": rms_norm_quantized,
+        "add_rms_norm_quantized": add_rms_norm_quantized,
     }
     return choices[case.op]

@@ -119,9 +119,6 @@ class Oracle:
                 want["dx"], want["dweight"], want["dbias"] = reference.layer_norm_vjp(dy, x, gain, eps=EPS)
             return want
         options: dict[str, Any] = {"k": partial_count(case.n, case.p), "eps": EPS}
-        if case.op == "rms_norm_quantized":
-            q, scale = reference.rms_norm_quantized(x, gain, **options, most=MOST)
-            return {"q": q, "scale": scale}
         if case.op == "rms_norm_gated":
             want = {"y": reference.rms_norm_gated(x, took["gate"], gain, **options)}
             if dy is not None:
@@ -132,6 +129,9 @@ class Oracle:
         if case.adds:
             # The sum is rounded to the input's dtype; in torch, because NumPy has no bfloat16.
             x = want["h"] = _wide(self._inputs["x"][rows] + self._inputs["residual"][rows])
+        if case.quantized:
+            want["q"], want["scale"] = reference.rms_norm_quantized(x, gain, **options, most=MOST)
+            return want
         head = np.zeros_like(rows) if case.heads is None else rows % case.heads
         gain = gain.reshape(-1, case.n)
         xhat = reference.rms_norm(x, **options)

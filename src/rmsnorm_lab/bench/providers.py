@@ -24,6 +24,7 @@ def all_providers(threads: int) -> list[Provider]:
     return [
         torch_providers.Ours(),
         torch_providers.OursOut(),
+        torch_providers.OursSeparate(),
         torch_providers.OursFull(),
         array_providers.OursNumPy(threads),
         jax_providers.OursJax(threads),

@@ -109,6 +109,27 @@ class OursOut(TorchProvider):
         return _ours(case, inputs, out=torch.empty_like(inputs["x"]))
 
 
+class OursSeparate(TorchProvider):
+    name = "rmsnorm-separate"
+    summary = "this project, the sum and its norm as two operations"
+    colour = "#666666"
+
+    def refuses(self, case: Case) -> str | None:
+        return only(case, "add_rms_norm_quantized")
+
+    def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        import rmsnorm.torch as ours
+
+        x, residual, weight, shape = inputs["x"], inputs["residual"], inputs["weight"], (case.n,)
+
+        def call() -> Any:
+            h = x + residual
+            q, scale = ours.rms_norm_quantized(h, shape, weight, EPS, p=case.p)
+            return q, scale, h
+
+        return call
+
+
 class OursFull(Ours):
     name = "rmsnorm-full"
     summary = "this project with p = 1, for comparison with pRMSNorm"
@@ -132,6 +153,7 @@ def _ours(case: Case, inputs: Inputs, **options: Any) -> Callable[[], Any]:
         "add_rms_norm_inplace": ours.add_rms_norm,
         "rms_norm_gated": ours.rms_norm_gated,
         "rms_norm_quantized": ours.rms_norm_quantized,
+        "add_rms_norm_quantized": ours.add_rms_norm_quantized,
     }
     if case.p != 1:
         options["p"] = case.p
@@ -236,9 +258,10 @@ class Copy(Provider):
         return None
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
-        if case.op == "rms_norm_quantized":  # reads more than it writes: copy half of both together
-            half = inputs["x"].view(torch.uint8).flatten()[: case.bytes_moved // 2]
-            return _moves([_move([half], fresh=self.fresh)])
+        if case.quantized:  # x and its codes: reads more than it writes, so copy half of both together
+            half = inputs["x"].view(torch.uint8).flatten()[: (case.bytes + case.rows * case.n) // 2]
+            residual = [inputs["residual"]] if case.adds else []
+            return _moves([_move([array], fresh=self.fresh) for array in (*residual, half)])
         return _moves([_move([inputs[name] for name in reads], fresh=self.fresh) for reads in case.traffic])
 
 

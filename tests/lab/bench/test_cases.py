@@ -42,6 +42,7 @@ def test_flags_take_the_place_of_the_defaults():
         ("rms_norm_gated", "forward", 3),  # x, gate, y
         ("rms_norm_gated", "forward+backward", 8),  # and dy, x, gate, dx, dgate
         ("rms_norm_quantized", "forward", 1.25),  # x, and bytes
+        ("add_rms_norm_quantized", "forward", 3.25),  # x, residual, h, and bytes
     ],
 )
 def test_the_limit_moves_what_the_case_must(op, direction, arrays):

@@ -41,8 +41,8 @@ class Fake(provider.Provider):
         shapes = [case.vector_shape if name in oracle.SUMMED else full for name in case.outputs]
         outputs = [torch.from_numpy(truth[n]).to(dtype).reshape(s) for n, s in zip(case.outputs, shapes, strict=True)]
         outputs = tuple(outputs)
-        if case.op == "rms_norm_quantized":
-            outputs = outputs[0].round().to(torch.int8), outputs[1]
+        if case.quantized:
+            outputs = outputs[0].round().to(torch.int8), *outputs[1:]
 
         def call():
             self.calls += 1
@@ -67,6 +67,7 @@ def _nan_last(outputs):
 
 BOTH = replace(CASE, direction="forward+backward")
 QUANTIZED = replace(CASE, op="rms_norm_quantized")
+QUANTIZED_SUM = replace(CASE, op="add_rms_norm_quantized")
 GATED = replace(BOTH, op="rms_norm_gated")
 HEADS = replace(BOTH, op="rms_norm_heads")
 
@@ -87,6 +88,7 @@ HEADS = replace(BOTH, op="rms_norm_heads")
         (QUANTIZED, lambda out: (out[0] - 1, out[1]), "q is 1[.0-9]* of a step off"),
         (QUANTIZED, lambda out: (out[0], out[1] * 1.0001), "scale is .* epsilon off"),
         (QUANTIZED, lambda out: (out[0].float(), out[1]), "must be int8"),
+        (QUANTIZED_SUM, lambda out: (*out[:2], out[2] * 1.0001), "h is .* epsilon off"),
         (GATED, lambda out: (out[0], out[1], out[2] * 1.001, out[3]), "dgate is"),
         (HEADS, lambda out: (*out[:2], out[2].roll(1, 0)), "dweight is"),
     ],

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import FLAGS, Kernels
-from rmsnorm.torch.operation import Operation, Tensors
+from rmsnorm.torch.operation import Operation, Tensors, laid_out, run
 from rmsnorm.torch.quantized import composite
 from rmsnorm.torch.quantized.spec import QuantizedSpec
 
@@ -19,23 +19,40 @@ def arguments(spec: QuantizedSpec) -> tuple:
 
 
 def _attempt(kernels: Kernels, spec: QuantizedSpec, tensors: Tensors, _: None) -> Tensors | None:
-    input, dims = tensors[0], len(spec.normalized_shape)
+    input, residual, weight = tensors
+    dims = len(spec.normalized_shape)
     one_per_row = *input.shape[: input.dim() - dims], *(1,) * dims
     q = torch.empty(input.shape, dtype=spec.dtype, device=input.device)
     scale = torch.empty(one_per_row, dtype=torch.float32, device=input.device)
-    return (q, scale) if kernels.quantized(*tensors, q, scale, *arguments(spec)) else None
+    total = None if residual is None else torch.empty_like(residual)
+    served = kernels.quantized(input, residual, weight, q, scale, total, *arguments(spec))
+    return (q, scale, total) if served else None
 
 
-def _check(spec: QuantizedSpec, input: Tensor, weight: Tensor | None) -> None:
+def _check(spec: QuantizedSpec, input: Tensor, residual: Tensor | None, weight: Tensor | None) -> None:
     checks.check_tensors(spec.normalized_shape, input, weight, None)
+    if residual is not None:
+        checks.check_alike("residual", residual, input)
 
 
 QUANTIZED = Operation(
-    names=("input", "weight"),
-    rows=1,
-    like=(None, None),
+    names=("input", "residual", "weight"),
+    rows=2,
+    like=(None, None, 1),
     attempt=_attempt,
     check=_check,
     composite=composite.quantized,
 )
-"""→ (q, scale)."""
+"""→ (q, scale, the sum of input and residual)."""
+
+
+def forward(spec: QuantizedSpec, tensors: Tensors) -> Tensors:
+    """(q, scale, sum) of (input, residual, weight)."""
+    input, residual, weight = tensors
+    # The kernel adds tensors of one dtype; Triton's does not add.
+    if residual is None or (residual.dtype == input.dtype and not input.is_cuda):
+        return run(QUANTIZED, spec, tensors)
+    _check(spec, input, residual, weight)
+    total = laid_out((input + residual).to(residual.dtype), residual)
+    q, scale, _ = run(QUANTIZED, spec, (total, None, weight))
+    return q, scale, total

@@ -10,8 +10,13 @@ from rmsnorm.torch.triton import choices, launch, quantized_kernels
 from rmsnorm.torch.triton.plans import Plan, Problem, call
 
 
-def quantized(x, weight, q, scale, shape, eps, p, flags) -> bool:
-    """Codes of rms_norm(x) into ``q`` (int8 or float8_e4m3fn) and a row's step into ``scale``, both fresh."""
+def quantized(x, residual, weight, q, scale, total, shape, eps, p, flags) -> bool:
+    """Codes of rms_norm(x) into ``q`` (int8 or float8_e4m3fn) and a row's step into ``scale``, both fresh.
+
+    There is no kernel that adds a residual first.
+    """
+    if residual is not None:
+        return False
     to_int8, codes = q.dtype == torch.int8, q.view(torch.int8)
     return call(_plan, to_int8, (x, weight, codes, scale), shape, eps, p, flags | native.FRESH)
 
