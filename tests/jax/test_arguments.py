@@ -18,6 +18,8 @@ X = np.ones((8, 33), np.float32)
         (lambda: rj.rms_norm(np.ones((3, 4), int)), TypeError, "x must be of a floating dtype .* got int32"),
         (lambda: rj.rms_norm(jnp.ones((3, 4), jnp.float8_e4m3fn)), TypeError, "got float8_e4m3fn"),
         (lambda: rj.rms_norm(X.astype(complex)), TypeError, "got complex64"),
+        (lambda: rj.rms_norm(X.astype(object)), TypeError, r"x must be of a floating dtype .* got \|O"),
+        (lambda: rj.rms_norm(X, X[0].astype(">f4")), TypeError, "weight must be of a floating dtype .* got >f4"),
         (lambda: rj.rms_norm(None), TypeError, "x must be an array, got NoneType"),
         (lambda: rj.rms_norm("text"), TypeError, "x must be an array, got str"),
         (lambda: rj.rms_norm(np.ma.masked_array(X)), TypeError, "x must be an array, got MaskedArray"),

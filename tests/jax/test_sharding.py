@@ -73,6 +73,12 @@ with jax.set_mesh(explicit):
     total, s = jax.jit(lambda x, r: rj.add_rms_norm(x, r, gain, eps=1e-5))(own, d)
     close(total, reference.rms_norm(x + dy, g, eps=1e-5))
     close(jax.jit(jax.shard_map(norm, in_specs=(P("d"), P()), out_specs=P("d")))(own, g), y)
+    gains, moved = rng.standard_normal((4, 33)).astype(np.float32), x.transpose(1, 0, 2)[:, :4]
+    moved_own = jax.device_put(moved, P(None, "d"))  # each device has a head, and takes its gain
+    close(jax.jit(norm)(moved_own, gains), reference.rms_norm(moved, gains, eps=1e-5))
+    found = jax.jit(jax.grad(lambda g: jnp.sum(norm(moved_own, g) * moved_own)))(jnp.asarray(gains))
+    expected = [reference.rms_norm_vjp(moved[:, h], moved[:, h], gains[h], eps=1e-5)[1] for h in range(4)]
+    close(found, np.stack(expected))
     for wrong in (
         lambda: rj.rms_norm(own, axis=0),
         lambda: rj.add_rms_norm(own, jnp.asarray(dy)),

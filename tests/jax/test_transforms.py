@@ -227,3 +227,16 @@ def test_sizes_of_nothing():
     dg = jax.grad(lambda g: rms(np.ones((0, 5), np.float32), g).sum())(g)
     assert np.array_equal(dg, np.zeros(5))
     assert jax.vmap(rms)(np.ones((0, 3, 5), np.float32), np.ones((0, 5), np.float32)).shape == (0, 3, 5)
+
+
+def test_without_jit():
+    """``jax.disable_jit`` must not keep a primitive from being compiled: its evaluation would call itself."""
+    x, g, dy = draw(4, 33), draw(33), draw(4, 33)
+    with jax.disable_jit():
+        y, pull = jax.vjp(rms, x, g)
+        found = pull(jnp.asarray(dy))
+        each = jax.vmap(rms, (0, None))(x, g)
+    close(y, reference.rms_norm(x, g, eps=EPS))
+    close(each, reference.rms_norm(x, g, eps=EPS))
+    for a, b in zip(found, reference.rms_norm_vjp(dy, x, g, eps=EPS), strict=False):
+        close(a, b)

@@ -12,6 +12,7 @@ from typing import Any
 try:
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from jax.typing import ArrayLike
 except ImportError as error:
     raise ImportError("rmsnorm.jax needs JAX: pip install 'rmsnorm[jax]'") from error
@@ -200,6 +201,11 @@ def _by_device(given: dict[str, jax.Array], axes: tuple[int, ...], norm: Norm) -
             + ", ".join(f"{name}: {jax.typeof(a)}" for name, a in given.items())
             + f", axes {axes}; reshard them first (jax.reshard)"
         )
+    for name in given.keys() & {"weight", "bias"}:
+        if given[name].ndim > len(axes):  # a device takes the gains of its own heads
+            head = [spec for a, spec in enumerate(x) if a not in axes][-1]
+            specs[name] = jax.sharding.PartitionSpec(head, *[None] * len(axes))
+            given = given | {name: jax.reshard(given[name], specs[name])}
     mesh = jax.typeof(given["x"]).sharding.mesh
     local = jax.shard_map(lambda given: _normed(given, axes, norm), mesh=mesh, in_specs=(specs,), out_specs=x)
     return tuple(local(given))
@@ -233,9 +239,13 @@ def _floating(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
+        if type(value) is np.ndarray:  # JAX has no such dtype: objects, texts, other byte orders, extended precision
+            raise TypeError(_not_floating(name, value.dtype.str)) from None
         raise TypeError(f"{name} must be an array, got {type(value).__name__} ({error})") from None
     if array.dtype.name not in FLOATING:
-        raise TypeError(
-            f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype.name}; convert it first"
-        )
+        raise TypeError(_not_floating(name, array.dtype.name))
     return array
+
+
+def _not_floating(name: str, dtype: str) -> str:
+    return f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {dtype}; convert it first"

@@ -29,7 +29,13 @@ def _primitive(name: str, evaluate: Any, abstract: Any, lowering: Any = None) ->
     primitive = Primitive(f"rmsnorm_{name}")
     primitive.multiple_results = True
     static = ("names", "norm", "sums", "wants")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def impl(*arrays: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):  # a primitive is one operation where jit is off, too
+            return compiled(*arrays, **params)
+
+    primitive.def_impl(impl)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=True))
     if lowering and not kernels.missing:
