@@ -1,5 +1,6 @@
-// What `make tsan` runs under ThreadSanitizer: forward and backward passes (c_api.h) from several threads at once, on the
-// own pool and on a function in the place of torch's, while other threads change the number of threads and that function.
+// What `make tsan` runs under ThreadSanitizer: norms forward and backward (c_api.h), quantised norms, and steps of a GRU
+// and an LSTM with their backward passes, from several threads at once, on the own pool and on a function in the place
+// of torch's, while other threads change the number of threads and that function.
 //
 //     threads [rounds]
 //
@@ -7,11 +8,13 @@
 
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <string>
 
 #include "c_api.h"
-#include "parallel.h"
+#include "quantized.h"
+#include "recurrent_backward.h"
 
 namespace rmsnorm {
 namespace {
@@ -75,6 +78,61 @@ struct Norm {
   }
 };
 
+// The norm of rows as codes of eight bits, one scale a row.
+template <class Code>
+struct Quantized {
+  int64_t rows, n;
+  Numbers x = random_numbers(rows * n, 1), gain = random_numbers(n, 2);
+
+  // The scales, and then the codes.
+  Numbers run(int flags) const {
+    const int64_t shape[] = {rows, n};
+    const View view = *View::of(const_cast<float*>(x.data()), int(DType::float32), 2, shape, nullptr);
+    std::vector<uint8_t> codes(rows * n);
+    Numbers found(rows);
+    const Problem problem{{NormKind::rms, flags, 1, n, n, 1e-5}, rows};
+    quantize_tensor<Code, float>(
+        problem,
+        {.x = {x.data(), Rows(view, 1)}, .q = codes.data(), .scale = found.data(), .affine = {.gain = gain.data()}});
+    found.insert(found.end(), codes.begin(), codes.end());
+    return found;
+  }
+};
+
+// Two steps of a layer with norms on both sides, and on the LSTM's cell state; then their backward passes.
+struct Layer {
+  int gates;
+  int64_t batch, hidden;
+  static constexpr int64_t STEPS = 2;
+  int64_t width = gates * hidden, rows = STEPS * batch;
+  Numbers input = random_numbers(rows * width, 1), state = random_numbers(rows * width, 2),
+          before = random_numbers(rows * hidden, 3), dh_after = random_numbers(rows * hidden, 4),
+          gains = random_numbers(5 * width, 5);
+
+  // States, gradients, and the sums of the parameters' gradients.
+  Numbers run(int flags) const {
+    Recurrence r{.gates = gates, .hidden = hidden, .centred = false, .eps = 1e-5, .input = {}, .state = {}};
+    r.input = {1, {{0, gates, width}}}, r.state = {2, {{0, 1, hidden}, {1, gates, hidden}}}, r.cell = {0, 1, hidden};
+    r.threads = flags & OWN_THREADS ? Threads::own : Threads::torch;
+    Numbers h_after(rows * hidden), c_after(rows * hidden), values(rows * width), dinput(rows * width),
+        dstate(rows * width), dh(batch * hidden), dc(batch * hidden);
+    const float* gain = gains.data();
+    const LayerTensors<float> tensors{input.data(),  state.data(),     before.data(),    h_after.data(),
+                                      before.data(), c_after.data(),   values.data(),    gain,
+                                      gain + width,  gain + 2 * width, gain + 3 * width, gain + 4 * width};
+    for (int64_t step = 0; step < STEPS; ++step) recurrent_step(r, tensors, step * batch, batch, step * batch);
+    const LayerGradients<float> gradients{tensors,   dh_after.data(), dinput.data(), dstate.data(),
+                                          dh.data(), dc.data(),       false};
+    std::vector<double> sums(tasks_of(batch) * count_of_sums(r));
+    for (int64_t step = STEPS; step-- > 0;)
+      recurrent_step_backward(r, gradients, step * batch, batch, batch, sums.data());
+    Numbers found(sums.begin(), sums.end());
+    for (const Numbers& more : {h_after, c_after, values, dinput, dstate, dh, dc})
+      found.insert(found.end(), more.begin(), more.end());
+    return found;
+  }
+};
+
 // The error of one piece must reach the caller.
 bool error_arrives(Threads threads) {
   try {
@@ -88,12 +146,21 @@ bool error_arrives(Threads threads) {
 }
 
 int check(int rounds) {
-  // The last is added up by many tasks; the first is one piece, and has no other thread.
+  // The last norm is added up by many tasks; the first is one piece, and has no other thread.
   const Norm norms[] = {
       {NormKind::rms, 3, 65}, {NormKind::rms, 1500, 65}, {NormKind::layer, 40, 4100}, {NormKind::layer, 4000, 24}};
+  const Quantized<Int8Code> int8{900, 65};
+  const Quantized<Float8E4M3Code> float8{70, 1030};
+  const Layer gru{3, 70, 33}, lstm{4, 50, 40};
+  std::vector<std::function<Numbers(int)>> calls;
+  for (const Norm& norm : norms) calls.push_back([&norm](int flags) { return norm.run(flags); });
+  calls.push_back([&](int flags) { return int8.run(flags); });
+  calls.push_back([&](int flags) { return float8.run(flags); });
+  calls.push_back([&](int flags) { return gru.run(flags); });
+  calls.push_back([&](int flags) { return lstm.run(flags); });
   Pool::instance().set_threads(1);
   std::vector<Numbers> right;
-  for (const Norm& norm : norms) right.push_back(norm.run(OWN_THREADS));
+  for (const auto& call : calls) right.push_back(call(OWN_THREADS));
 
   std::atomic<int> wrong{0};
   std::atomic<bool> done{false};
@@ -101,9 +168,9 @@ int check(int rounds) {
   for (int caller = 0; caller < 3; ++caller)
     callers.emplace_back([&, caller] {
       for (int round = caller; round < rounds + caller; ++round) {
-        const size_t i = round % std::size(norms);
-        const int flags = round / std::size(norms) % 2 ? OWN_THREADS : 0;
-        const Numbers found = norms[i].run(flags);
+        const size_t i = round % calls.size();
+        const int flags = round / calls.size() % 2 ? OWN_THREADS : 0;
+        const Numbers found = calls[i](flags);
         if (found.size() != right[i].size() || std::memcmp(found.data(), right[i].data(), 4 * found.size())) ++wrong;
         if (!error_arrives(flags ? Threads::own : Threads::torch)) ++wrong;
       }
