@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 
@@ -82,10 +82,15 @@ class NormSpec:
     zero_centered: bool = False
     casting: str = "once"
 
-    @property
+    @cached_property
     def rounds_first(self) -> bool:
         """Whether x̂ is rounded to the input's dtype before the gain (Llama's casting)."""
         return self.casting == "llama"
+
+    @property
+    def how(self) -> tuple[float | None, float, bool, str]:
+        """What the operators of RMSNorm take after the tensors."""
+        return self.eps, self.p, self.zero_centered, self.casting
 
     @property
     def n(self) -> int:

@@ -35,7 +35,7 @@ def _over(spec: NormSpec) -> tuple:
 
 
 def output_dtype(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
-    """The input's, or with Llama's casting what promotion makes of input, weight and bias."""
+    """The input's, or if x̂ is rounded first what promotion makes of input, weight and bias."""
     dtype = input.dtype
     if spec.rounds_first:
         for t in (weight, bias):
@@ -45,10 +45,10 @@ def output_dtype(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Ten
 
 def _attempt(kernels: Kernels, spec: NormSpec, tensors: Tensors, _: None) -> Tensors | None:
     input, residual, weight, bias = tensors
-    if spec.casting == "once":
-        y = torch.empty_like(input)  # a dtype would cost 0.2 µs
-    else:
+    if spec.rounds_first:
         y = torch.empty_like(input, dtype=output_dtype(spec, input, weight, bias))
+    else:
+        y = torch.empty_like(input)  # a dtype would cost 0.2 µs
     total = None if residual is None else torch.empty_like(residual)
     kind, shape, eps, p, flags = arguments(spec)
     served = kernels.norm(input, residual, weight, bias, y, total, kind, shape, eps, p, flags)
@@ -67,10 +67,9 @@ def _operator(
     operators, shape = torch.ops.rmsnorm, list(spec.normalized_shape)
     if spec.kind == "layer":
         return operators.layer_norm(input, shape, weight, bias, spec.eps), None
-    how = spec.eps, spec.p, spec.zero_centered, spec.casting
     if residual is None:
-        return operators.rms_norm(input, shape, weight, bias, *how), None
-    return operators.add_rms_norm(input, residual, shape, weight, bias, *how)
+        return operators.rms_norm(input, shape, weight, bias, *spec.how), None
+    return operators.add_rms_norm(input, residual, shape, weight, bias, *spec.how)
 
 
 NORM = Operation(
@@ -193,8 +192,7 @@ def _backward_operator(spec: NormSpec, tensors: Tensors, wants: Wants) -> Tensor
     shape = list(spec.normalized_shape)
     if spec.kind == "layer":
         return torch.ops.rmsnorm.layer_norm_backward(dy, input, shape, weight, bias, wants, spec.eps)
-    how = spec.eps, spec.p, spec.zero_centered, spec.casting
-    return torch.ops.rmsnorm.rms_norm_backward(dy, input, shape, weight, bias, plus, wants, *how)
+    return torch.ops.rmsnorm.rms_norm_backward(dy, input, shape, weight, bias, plus, wants, *spec.how)
 
 
 # ---- the calls in C++ ----

@@ -82,6 +82,11 @@ class Convention:
     pairs: tuple[tuple[Pair, str], ...] = ()
     """The pairs of dtypes that were verified, and the casting of each."""
 
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """The castings that are tried."""
+        return CASTINGS[self.norm]
+
     @functools.cached_property
     def castings(self) -> dict[Pair, str]:
         """``pairs`` to look up."""

@@ -34,6 +34,11 @@ class GatedConvention:
     """The pairs of dtypes that were verified, the gate being of the input's, and the casting of each."""
     norm: str = "rms"
 
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """The castings that are tried."""
+        return "once", "llama"
+
     @functools.cached_property
     def castings(self) -> dict[Pair, str]:
         """``pairs`` to look up."""

@@ -11,12 +11,13 @@ from rmsnorm.torch.swap.conventions import PAIRS, Names
 from rmsnorm.torch.swap.gated import ACTIVATIONS, GatedConvention
 from rmsnorm.torch.swap.samples import (
     TOLERANCE,
-    alike,
+    Sample,
     close_with_gradients,
     make_parameters,
     make_rows,
     named_eps,
     seeded,
+    verified_pairs,
 )
 from rmsnorm.torch.swap.shadow import Left, given, run
 from rmsnorm.torch.swap.shapes import verified
@@ -116,19 +117,11 @@ def _with_inputs(module: nn.Module, convention: GatedConvention) -> GatedConvent
 
 
 def _with_pairs(module: nn.Module, convention: GatedConvention) -> GatedConvention:
-    """The convention with the casting of each pair of dtypes that one reproduces."""
-    pairs = tuple((pair, casting) for pair in PAIRS if (casting := _casting(module, convention, *pair)) is not None)
-    return replace(convention, pairs=pairs)
+    """The convention with the pairs of dtypes for which it reproduces the module."""
 
+    def sample(x_dtype: torch.dtype, w_dtype: torch.dtype) -> Sample:
+        x, gate, weight = _arguments(convention, 3, wide=False)
+        x, gate, weight = x.to(x_dtype), gate.to(x_dtype), weight.to(w_dtype)
+        return run(module, {convention.names.weight or "": weight}, x, gate), (x, gate, weight)
 
-def _casting(module: nn.Module, convention: GatedConvention, x_dtype: torch.dtype, w_dtype: torch.dtype) -> str | None:
-    x, gate, weight = _arguments(convention, 3, wide=False)
-    x, gate, weight = x.to(x_dtype), gate.to(x_dtype), weight.to(w_dtype)
-    try:
-        theirs = run(module, {convention.names.weight or "": weight}, x, gate)
-    except Exception:  # a mixture that the module does not take: it says so itself
-        return None
-    for casting in ("once", "llama"):
-        if alike(convention.compute(x, gate, weight, casting, convention.eps), theirs, x_dtype, w_dtype):
-            return casting
-    return None
+    return replace(convention, pairs=verified_pairs(convention, PAIRS, sample))

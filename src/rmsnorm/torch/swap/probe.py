@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from rmsnorm.spec import partial_count
-from rmsnorm.torch.swap.conventions import CASTINGS, PAIRS, Convention, Names
+from rmsnorm.torch.swap.conventions import PAIRS, Convention, Names
 from rmsnorm.torch.swap.samples import (
     TOLERANCE,
-    alike,
+    Sample,
     close_with_gradients,
     gain_of_one,
     make_parameters,
     make_rows,
     named_eps,
     seeded,
+    verified_pairs,
 )
 from rmsnorm.torch.swap.shadow import Left, given, run
 from rmsnorm.torch.swap.shapes import verified
@@ -175,46 +176,26 @@ def _gradients_close(
 
 
 def _with_pairs(module: nn.Module, convention: Convention, wide: tuple[int, ...]) -> Convention:
-    """The convention with the casting of each pair of dtypes that one reproduces."""
-    found = []
+    """The convention with the pairs of dtypes for which it reproduces the module, by the gain that has most."""
+
+    def sample(x_dtype: torch.dtype, w_dtype: torch.dtype) -> Sample:
+        generator = seeded(1)
+        count = max(32, -(-4096 // math.prod(wide)))
+        x = torch.randn(count, *wide, generator=generator)
+        if convention.eps:  # a module may have another eps for another dtype
+            x = torch.cat([x, convention.eps**0.5 * torch.randn(count, *wide, generator=generator)])
+        x[0], x[0, ..., 0] = x[0].sign(), 40 * math.prod(wide) ** 0.5  # and a clamp
+        x = x.to(x_dtype)
+        parameters = {n: t.to(w_dtype) for n, t in make_parameters(convention.names, wide, generator).items()}
+        weight, bias = (parameters.get(name or "") for name in convention.names)
+        return run(module, parameters, x), (x, weight, bias)
+
     gains = ("1 + weight", "(1 + weight)") if convention.gain == "1 + weight" else (convention.gain,)
     pairs = PAIRS if convention.names.weight else [pair for pair in PAIRS if pair[0] == pair[1]]
-    for gain in gains:
-        candidate = replace(convention, gain=gain)
-        found.append(
-            replace(
-                candidate,
-                pairs=tuple(
-                    (pair, casting)
-                    for pair in pairs
-                    if (casting := _casting(module, candidate, wide, *pair)) is not None
-                ),
-            )
-        )
-    return max(found, key=lambda c: len(c.pairs))
-
-
-def _casting(
-    module: nn.Module, convention: Convention, wide: tuple[int, ...], x_dtype: torch.dtype, w_dtype: torch.dtype
-) -> str | None:
-    generator = seeded(1)
-    count = max(32, -(-4096 // math.prod(wide)))
-    x = torch.randn(count, *wide, generator=generator)
-    if convention.eps:  # a module may have another eps for another dtype
-        x = torch.cat([x, convention.eps**0.5 * torch.randn(count, *wide, generator=generator)])
-    x[0], x[0, ..., 0] = x[0].sign(), 40 * math.prod(wide) ** 0.5  # and a clamp
-    x = x.to(x_dtype)
-    parameters = {n: t.to(w_dtype) for n, t in make_parameters(convention.names, wide, generator).items()}
-    try:
-        theirs = run(module, parameters, x)
-    except Exception:  # a mixture that the module does not take: it says so itself
-        return None
-    weight, bias = (parameters.get(name or "") for name in convention.names)
-    for casting in CASTINGS[convention.norm]:
-        ours = convention.compute(x, weight, bias, casting, convention.eps)
-        if alike(ours, theirs, x_dtype, w_dtype):
-            return casting
-    return None
+    candidates = (replace(convention, gain=gain) for gain in gains)
+    return max(
+        (replace(each, pairs=verified_pairs(each, pairs, sample)) for each in candidates), key=lambda c: len(c.pairs)
+    )
 
 
 def looks_like_a_norm(module: nn.Module) -> bool:

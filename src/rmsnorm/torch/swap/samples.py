@@ -5,14 +5,18 @@ The thresholds lie in a gap: a right convention is within 2 units in the last pl
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rmsnorm.torch.swap.conventions import Names
+from rmsnorm.torch.swap.conventions import Convention, Names, Pair
+from rmsnorm.torch.swap.gated import GatedConvention
 from rmsnorm.torch.swap.shadow import Left, with_attribute
 
+Sample = tuple[Tensor, tuple[Tensor, Any, Any]]
+"""A module's result, and the tensors from which a convention computes its own."""
 TOLERANCE = 16 * 2.0**-23
 """Of a float32 result, relative to the sizes that it is made of."""
 GRADIENT_TOLERANCE = 1e-4
@@ -102,3 +106,23 @@ def alike(ours: Tensor, theirs: Tensor, *dtypes: torch.dtype) -> bool:
     unit = max(torch.finfo(t).eps for t in (*dtypes, ours.dtype))
     cancelled = TOLERANCE * size.amax(-1, keepdim=True)  # what a bias leaves of a result
     return bool((difference <= unit * size + cancelled).all() and (difference > 0).double().mean() <= DIFFERING)
+
+
+def verified_pairs(
+    convention: Convention | GatedConvention, pairs: Iterable[Pair], sample: Callable[..., Sample]
+) -> tuple[tuple[Pair, str], ...]:
+    """Those of the pairs of dtypes for which an order of rounding gives the module's results, with the first one.
+
+    ``sample`` takes a pair.
+    """
+    found = []
+    for pair in pairs:
+        try:
+            theirs, tensors = sample(*pair)
+        except Exception:  # a mixture that the module does not take: it says so itself
+            continue
+        for order in convention.orders:
+            if alike(convention.compute(*tensors, order, convention.eps), theirs, *pair):
+                found.append((pair, order))
+                break
+    return tuple(found)

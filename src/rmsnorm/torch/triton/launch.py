@@ -51,7 +51,7 @@ def source(kernel: Any, pointers: Sequence[torch.dtype], wide: bool, constants: 
 
 
 def options(choice: Choice, constants: Constants, target: GPUTarget) -> dict[str, Any]:
-    """Llama's casting rounds a product before a bias is added; a fused multiply-add would not."""
+    """Where x̂ is rounded first, so is its product before a bias is added; a fused multiply-add would not do that."""
     fused = not dict(constants).get("ROUND_FIRST", False)
     limit = {"maxnreg": choice.registers} if target.backend == "cuda" else {}
     return {"num_warps": choice.warps, "enable_fp_fusion": fused, **limit}

@@ -105,7 +105,7 @@ def reciprocal_root(x):
 
 @triton.jit
 def gain(w, C: tl.constexpr, ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr):
-    """g in the computation dtype C: w, or 1 + w, which Llama's casting rounds to w's own dtype."""
+    """g in the computation dtype C: w, or 1 + w, which is rounded to w's own dtype where x̂ is rounded first."""
     g = w.to(C)
     if ZERO_CENTERED:
         g = 1.0 + g
