@@ -57,6 +57,34 @@ def test_any_axis(axis):
     assert np.array_equal(normed, rn.rms_norm(stream, g, axis=axis, eps=1e-5))
 
 
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2), (0, 1, 2)], ids=str)
+def test_codes_of_any_axis(axis):
+    """Codes and scales lie where the elements and the rows do. Values: torch/test_quantized."""
+    x, residual = RNG.standard_normal((2, 5, 6, 7), np.float32)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    g = RNG.standard_normal([x.shape[a] for a in axes], np.float32)
+    q, scale = rn.rms_norm_quantized(x, g, axis=axis, eps=1e-5)
+    y = rn.rms_norm(x, g, axis=axis, eps=1e-5)
+    assert scale.shape == np.max(y, axis=axis, keepdims=True).shape
+    assert np.allclose(scale, np.max(np.abs(y), axis=axis, keepdims=True) / 127, rtol=1e-6)
+    assert (np.abs(q * scale - y) <= 0.5001 * scale).all()
+    found = rn.add_rms_norm_quantized(x, residual, g, axis=axis, eps=1e-5)
+    assert np.array_equal(found[2], x + residual)
+    for one, two in zip(found, rn.rms_norm_quantized(found[2], g, axis=axis, eps=1e-5), strict=False):
+        assert np.array_equal(one, two)
+
+
+def test_codes_of_a_wrong_dtype():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(NotImplementedError, match=r"numpy\.int8 or ml_dtypes\.float8_e4m3fn, got uint8"):
+        rn.rms_norm_quantized(x, dtype=np.uint8)
+    for wrong in ("code", 7):
+        with pytest.raises(TypeError, match=r"dtype must be numpy\.int8"):
+            rn.add_rms_norm_quantized(x, x, dtype=wrong)
+    with pytest.raises(ValueError, match="residual must have the shape of x"):
+        rn.add_rms_norm_quantized(x, x[:1])
+
+
 @pytest.mark.parametrize("axis", [-1, 0, (0, 2)], ids=str)
 def test_a_gain_for_each_head(axis):
     """Each head as if it were alone, the heads being the last axis that is not normalised."""

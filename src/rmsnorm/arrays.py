@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsnorm import native
 from rmsnorm.native.codes import NORM_KINDS
@@ -70,6 +70,10 @@ class Call(NamedTuple):
         """The backward kernel: dx + plus, and the gradients of gain and bias that are wanted."""
         self._do(native.kernels.norm_backward, dy, plus, self.x, self.weight, dx, dweight, dbias)
 
+    def run_quantized(self, q: Array, scale: Array, residual: Array | None, total: Array | None) -> None:
+        """The kernel into codes and scales; with a residual the sum into ``total``, and the codes of its norm."""
+        self._do(native.kernels.quantized, self.x, residual, self.weight, q, scale, total)
+
     def writes(self, out: Array) -> bool:
         """Whether the forward kernel wrote ``out``; it declines what does not fit x and what lies otherwise."""
         if out.ndim != self.x.ndim or out.dtype != self.x.dtype:
@@ -82,8 +86,8 @@ class Call(NamedTuple):
     def _served(self, kernel: Any, *arrays: Array | None) -> bool:
         spec = self.spec
         flags = native.OWN_THREADS | (native.ZERO_CENTERED if spec.zero_centered else 0)
-        how = NORM_KINDS.index(spec.kind), spec.normalized_shape, spec.eps, spec.p, flags
-        return bool(kernel(*map(_describe, arrays), *how))
+        kind = () if kernel is native.kernels.quantized else (NORM_KINDS.index(spec.kind),)
+        return bool(kernel(*map(_describe, arrays), *kind, spec.normalized_shape, spec.eps, spec.p, flags))
 
     def _do(self, kernel: Any, *arrays: Array | None) -> None:
         if not self._served(kernel, *arrays):
@@ -130,6 +134,30 @@ def backward(dy: ArrayLike, call: Call, bias: bool, plus: ArrayLike | None = Non
     dbias = np.empty_like(vector) if bias else None
     call.run_backward(rows, plus_rows, dx, dweight, dbias)
     return call.back(dx), dweight, dbias
+
+
+def quantized(call: Call, residual: Array | None, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
+    """(q, scale, the sum of x and residual); without a residual there is no sum."""
+    shape, outer = call.x.shape, call.x.ndim - len(call.axes)
+    q = np.empty(shape, dtype)
+    scale = np.empty((*shape[:outer], *(1,) * len(call.axes)), np.float32)
+    if residual is None:
+        call.run_quantized(q, scale, None, None)
+        return call.back(q), call.back(scale), None
+    total = np.empty(shape, call.x.dtype)
+    call.run_quantized(q, scale, as_rows(residual, call.axes), total)
+    return call.back(q), call.back(scale), call.back(total)
+
+
+def eight_bit(dtype: DTypeLike) -> np.dtype[Any]:
+    expected = "dtype must be numpy.int8 or ml_dtypes.float8_e4m3fn"
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{expected}, got {dtype!r}") from None
+    if _name(found) not in ("int8", "float8_e4m3fn"):
+        raise NotImplementedError(f"{expected}, got {found}")
+    return found
 
 
 # Dtypes and axes, as specs, are checked once each: 28 of 45 µs at 1 × 1024 went there without these caches.

@@ -6,18 +6,20 @@ float64 inputs, and is rounded once to the input's dtype. The work is shared amo
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
-from rmsnorm.arrays import Array, Call, Gradients, as_rows, backward, floating, forward
+from rmsnorm.arrays import Array, Call, Gradients, as_rows, backward, eight_bit, floating, forward, quantized
 from rmsnorm.spec import Axis, check_same
 
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
+    "add_rms_norm_quantized",
     "layer_norm",
     "layer_norm_backward",
     "rms_norm",
     "rms_norm_backward",
+    "rms_norm_quantized",
 ]
 
 
@@ -137,11 +139,9 @@ def add_rms_norm(
         >>> y.round(4), s
         (array([[0.8485, 1.1314]]), array([[3., 4.]]))
     """
-    x, residual = floating("x", x), floating("residual", residual)
-    check_same("residual", residual.shape, "x", x.shape, "shape")
+    x, residual = _summands(x, residual)
     if x.dtype != residual.dtype:
-        wide = np.float64 if np.float64 in (x.dtype, residual.dtype) else np.float32
-        total = (x.astype(wide) + residual.astype(wide)).astype(residual.dtype)
+        total = _sum(x, residual)
         normed = rms_norm(total, weight, bias, axis=axis, eps=eps, p=p, zero_centered=zero_centered)
         return normed.astype(x.dtype), total
     call = Call.checked("rms", x, weight, bias, axis, eps, p, zero_centered)
@@ -268,3 +268,101 @@ def add_rms_norm_backward(
     """
     call = Call.checked("rms", new_residual, weight, None, axis, eps, p, zero_centered, "new_residual")
     return backward(dy, call, bias, dnew_residual, "new_residual")
+
+
+def rms_norm_quantized(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    dtype: DTypeLike = np.int8,
+    p: float = 1.0,
+) -> tuple[Array, Array]:
+    r"""RMSNorm and symmetric quantisation of each row in one pass over memory.
+
+    .. math:: y = \mathrm{rms\_norm}(x), \qquad \mathrm{scale} = \max_i |y_i| / M, \qquad
+              q_i = \mathrm{round}(y_i / \mathrm{scale})
+
+    M is 127 for int8 and 448 for float8_e4m3fn. Rounding is to the nearest, ties to even; ``q * scale`` is y within
+    half a step.
+
+    Args:
+        x, weight, axis, eps, p: as in :func:`rms_norm`, and so are the dtypes.
+        dtype: the dtype of q, int8 or, of the package ``ml_dtypes``, float8_e4m3fn.
+
+    y is not rounded to x's dtype in between. If all of a row's y are zero, its scale and codes are 0. If a row's y is
+    not finite, its scale is NaN and its codes are 0.
+
+    Returns:
+        (q, scale): q of x's shape; scale in float32, of that shape with 1 for each normalised axis.
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+        NotImplementedError: for another ``dtype``.
+
+    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+
+    Example:
+        >>> q, scale = rms_norm_quantized(np.array([[3.0, 4.0]]))
+        >>> q, scale.round(4)
+        (array([[ 95, 127]], dtype=int8), array([[0.0089]], dtype=float32))
+    """
+    call = Call.checked("rms", x, weight, None, axis, eps, p)
+    q, scale, _ = quantized(call, None, eight_bit(dtype))
+    return q, scale
+
+
+def add_rms_norm_quantized(
+    x: ArrayLike,
+    residual: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float | None = None,
+    dtype: DTypeLike = np.int8,
+    p: float = 1.0,
+) -> tuple[Array, Array, Array]:
+    r"""The residual step of a pre-norm network: add, normalise and quantise, in one pass over memory.
+
+    .. math:: s = x + \mathrm{residual}, \qquad (q, \mathrm{scale}) = \mathrm{rms\_norm\_quantized}(s)
+
+    s is rounded to the residual's dtype before it is normalised, so the results equal those of the two separate
+    operations bit for bit.
+
+    Args:
+        x: any shape, as in :func:`rms_norm`.
+        residual: of x's shape and any floating dtype.
+        weight, axis, eps, dtype, p: as in :func:`rms_norm_quantized`, and so are the dtypes.
+
+    Returns:
+        (q, scale, s): q and scale as :func:`rms_norm_quantized` returns them; s in the residual's dtype.
+
+    Raises:
+        TypeError, ValueError: as :func:`rms_norm`.
+        NotImplementedError: for another ``dtype``.
+
+    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
+
+    Example:
+        >>> q, scale, s = add_rms_norm_quantized(np.array([[1.0, 2.0]]), np.array([[2.0, 2.0]]))
+        >>> q, scale.round(4), s
+        (array([[ 95, 127]], dtype=int8), array([[0.0089]], dtype=float32), array([[3., 4.]]))
+    """
+    x, residual = _summands(x, residual)
+    alike = x.dtype == residual.dtype
+    call = Call.checked("rms", x if alike else _sum(x, residual), weight, None, axis, eps, p)
+    q, scale, total = quantized(call, residual if alike else None, eight_bit(dtype))
+    return q, scale, call.back(call.x) if total is None else total
+
+
+def _summands(x: ArrayLike, residual: ArrayLike) -> tuple[Array, Array]:
+    x, residual = floating("x", x), floating("residual", residual)
+    check_same("residual", residual.shape, "x", x.shape, "shape")
+    return x, residual
+
+
+def _sum(x: Array, residual: Array) -> Array:
+    """In the wider computation dtype, rounded to the residual's."""
+    wide = np.float64 if np.float64 in (x.dtype, residual.dtype) else np.float32
+    return (x.astype(wide) + residual.astype(wide)).astype(residual.dtype)

@@ -182,6 +182,15 @@ def quantized_sum(input, residual, normalized_shape, weight, eps, dtype, p):
     return [y, s]
 
 
+def numpy_quantized(x, weight, axis, eps, dtype, p, residual=NO):
+    try:
+        name = np.dtype(dtype).name
+    except Exception as error:
+        raise Refused from error
+    must(name in ("int8", "float8_e4m3fn"))
+    return numpy_norm("rms", x, weight, None, axis, eps, p, residual=residual)  # codes times scale
+
+
 def recurrent(module, input, h, c=None, **parameter):
     x = values(input)
     must(input.dtype == module.weight_ih_l0.dtype and x.ndim == 3 and x.shape[-1] == module.input_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -108,6 +109,12 @@ def of_numpy(r: random.Random, norm: str, *more: str) -> dict[str, Any]:
     return d | {name: make(*shape) for name in more}
 
 
+def of_numpy_quantized(r: random.Random, *more: str) -> dict[str, Any]:
+    d = of_numpy(r, "rms", *more)
+    found = {k: d[k] for k in ("x", "axis", "eps", "weight", "p", *more)}
+    return found | {"dtype": r.choice([np.int8, "int8", ml_dtypes.float8_e4m3fn])}
+
+
 # ---- calls ----
 
 
@@ -131,6 +138,12 @@ def dequantized(function, **arguments):
     assert q.dtype == arguments["dtype"]
     assert scale.dtype == torch.float32
     return [q.double() * scale, *total]
+
+
+def numpy_dequantized(function, **arguments):
+    q, scale, *total = function(**arguments)
+    assert scale.dtype == np.float32
+    return [q.astype(np.float64) * scale, *total]
 
 
 def operator(name, **arguments):
@@ -263,6 +276,20 @@ TARGETS = [
         partial(dequantized, rt.add_rms_norm_quantized),
         of_quantized_sum,
         oracles.quantized_sum,
+        error=0.07,
+    ),
+    Target(
+        "numpy.rms_norm_quantized",
+        partial(numpy_dequantized, rn.rms_norm_quantized),
+        of_numpy_quantized,
+        oracles.numpy_quantized,
+        error=0.07,
+    ),
+    Target(
+        "numpy.add_rms_norm_quantized",
+        partial(numpy_dequantized, rn.add_rms_norm_quantized),
+        lambda r: of_numpy_quantized(r, "residual"),
+        oracles.numpy_quantized,
         error=0.07,
     ),
 ]

@@ -1,15 +1,40 @@
 """rms_norm_quantized and add_rms_norm_quantized against the oracle: the scale, the codes, and the sum."""
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 
 import composites
 import quantized_cases
+import rmsnorm.numpy
+from conformance import from_numpy, to_numpy
 from quantized_cases import CASES, FP8, SUM_CASES
 from rmsnorm.torch import add_rms_norm_quantized, rms_norm_quantized
 
+
+def through_numpy(x, shape, weight=None, eps=None, *, dtype, p=1.0, residual=None):
+    w = None if weight is None else to_numpy(weight)
+    code = np.int8 if dtype == torch.int8 else ml_dtypes.float8_e4m3fn
+    options = {"eps": eps, "dtype": code, "p": p}
+    if residual is None:
+        q, scale = rmsnorm.numpy.rms_norm_quantized(to_numpy(x), w, **options)
+        total = ()
+    else:
+        q, scale, s = rmsnorm.numpy.add_rms_norm_quantized(to_numpy(x), to_numpy(residual), w, **options)
+        total = (from_numpy(s),)
+    assert q.dtype == code
+    return from_numpy(q.view(np.int8)).view(dtype), from_numpy(scale), *total
+
+
+def sum_through_numpy(x, residual, *args, **options):
+    return through_numpy(x, *args, **options, residual=residual)
+
+
 BACKENDS = pytest.mark.parametrize(
-    "function", [rms_norm_quantized, composites.rms_norm_quantized], ids=["kernels", "composite"]
+    "function",
+    [rms_norm_quantized, composites.rms_norm_quantized, through_numpy],
+    ids=["kernels", "composite", "numpy"],
 )
 
 
@@ -22,7 +47,9 @@ def test_against_the_oracle(function, case):
 
 @pytest.mark.every_level
 @pytest.mark.parametrize(
-    "function", [add_rms_norm_quantized, composites.add_rms_norm_quantized], ids=["kernels", "composite"]
+    "function",
+    [add_rms_norm_quantized, composites.add_rms_norm_quantized, sum_through_numpy],
+    ids=["kernels", "composite", "numpy"],
 )
 @pytest.mark.parametrize("case", SUM_CASES, ids=lambda c: "-".join(str(v).removeprefix("torch.") for v in c.values()))
 def test_of_a_sum_against_the_oracle(function, case):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmsnorm_lab.bench.cases import EPS, PLAIN, Case
+from rmsnorm_lab.bench.cases import EPS, PLAIN, QUANTIZED, Case
 from rmsnorm_lab.bench.oracle import Array, Inputs
 from rmsnorm_lab.bench.provider import Prepared, Provider, not_installed, one_pool, only
 
@@ -42,7 +42,7 @@ class OursNumPy(Provider):
             return f"NumPy's bfloat16: {lacking}"
         if case.alone:
             return "only torch's and JAX's providers have a backward pass alone"
-        return only(case, *PLAIN, "rms_norm_heads") or one_pool(case, self.threads)
+        return only(case, *PLAIN, "rms_norm_heads", *QUANTIZED) or one_pool(case, self.threads)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
         os.environ["RMSNORM_NUM_THREADS"] = str(self.threads)  # read when the pool starts, at the first call
@@ -54,8 +54,11 @@ class OursNumPy(Provider):
         forward: Callable[[], Any]
         if case.op == "layer_norm":
             forward = partial(ours.layer_norm, x, weight, arrays["bias"], eps=EPS)
-        elif case.op == "add_rms_norm":
-            forward = partial(ours.add_rms_norm, x, arrays["residual"], weight, **options)
+        elif case.adds:
+            function: Callable[..., Any] = ours.add_rms_norm_quantized if case.quantized else ours.add_rms_norm
+            forward = partial(function, x, arrays["residual"], weight, **options)
+        elif case.quantized:
+            forward = partial(ours.rms_norm_quantized, x, weight, **options)
         else:
             forward = partial(ours.rms_norm, x, weight, **options)
         if not case.backward:

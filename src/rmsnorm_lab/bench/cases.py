@@ -29,7 +29,8 @@ MODELS = ("llama",)
 CHAINS = ("compiled_chain",)
 OPS = (*OPERANDS, *RECURRENT, *MODELS, *CHAINS)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
-FORWARD_ONLY = ("add_rms_norm_inplace", "rms_norm_quantized", "add_rms_norm_quantized")  # without a gradient
+QUANTIZED = ("rms_norm_quantized", "add_rms_norm_quantized")
+FORWARD_ONLY = ("add_rms_norm_inplace", *QUANTIZED)  # without a gradient
 HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
 DIRECTIONS = ("forward", "backward", "forward+backward")
 TRAINED = ("forward", "forward+backward")  # what the default set measures
@@ -139,7 +140,7 @@ class Case:
 
     @property
     def quantized(self) -> bool:
-        return self.op.endswith("_quantized")
+        return self.op in QUANTIZED
 
     @property
     def inplace(self) -> bool:
