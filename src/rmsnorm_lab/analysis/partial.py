@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import tasks
-from rmsnorm_lab.experiments.norms.base import wrap_norms
+from rmsnorm_lab.experiments.norms.base import norms_wrapped
 from rmsnorm_lab.experiments.trained import Trained
 
 NORMS = ("layer", "rms", "prms")
@@ -104,8 +104,11 @@ def measure(trained: Trained, data: Path | None = None, batches: int = 4) -> lis
     # A fused recurrence does not show its rows; in framework operators the network has the same parameters.
     model = tasks.module(trained.task).network(trained.recipe, trained.sizes, trained.norm, "unfused").eval()
     model.load_state_dict(trained.model.state_dict())
-    wrap_norms(model, lambda path, function: _seen(model.get_submodule(path), path, function, found))
-    with torch.no_grad():
+
+    def seen(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return _seen(model.get_submodule(path), path, function, found)
+
+    with norms_wrapped(model, seen), torch.no_grad():
         for step in range(batches):
             task.loss(model, task.batch(step, trained.record.identity.seed))
     return [sums.norm(place) for (place, _), sums in found.items()]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rmsnorm_lab.experiments import norms, profile, step_times
+from rmsnorm_lab.experiments import norms, profile, step_budget, step_times
 from rmsnorm_lab.experiments.checkpoints import Checkpoints, rename, stems
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.memory import give_back, new_objects_only
@@ -73,9 +73,16 @@ class TimingJob:
 
     @property
     def units(self) -> int:
-        """The steps that it takes, of one normaliser each: its weight in the time that is left."""
+        """The steps that it takes, of one normaliser each, or thousandths: its weight in the time that is left."""
+        if self.within_seconds:
+            return step_budget.WHOLE
         rounds = self.task.recipe.timing.warmup_rounds + self.task.recipe.timing.rounds
         return len(self.identity.norms) * (rounds + profile.WARM_UP + profile.STEPS)
+
+    @property
+    def within_seconds(self) -> bool:
+        """Whether its rounds end with a time, so that the number of its steps is not known before."""
+        return self.identity.timing.seconds is not None
 
     @property
     def title(self) -> str:
@@ -215,6 +222,8 @@ def checkpoints_of(job: TrainingJob, store: RunStore, watcher: Watcher) -> Check
 
 def _time(job: TimingJob, watcher: Watcher) -> TimingResult:
     names = list(job.identity.norms)
+    if job.within_seconds:
+        return step_budget.measure(job.task, job.setup, names, watcher)
     timed = job.units - len(names) * (profile.WARM_UP + profile.STEPS)
     milliseconds = step_times.measure(
         job.task, job.setup, names, lambda done, total: watcher.advance(timed * done // total, len(names))

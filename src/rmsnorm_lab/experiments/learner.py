@@ -124,6 +124,13 @@ class Learner:
         self.optimizer.step()
         return float((total / weight).item())
 
+    def start_optimizer(self) -> None:
+        """Make the optimizer's state, as the first step would, by a step of length 0 on gradients of 0."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def anywhere(self, here: bool) -> bool:
         """Whether it is so in any process."""
         return bool(self._sum_over_processes(torch.tensor(float(here))).item())

@@ -1,9 +1,12 @@
-"""Free memory and the collector of cycles."""
+"""Free memory, how much there is, and the collector of cycles."""
 
 import contextlib
 import ctypes
 import gc
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 
 def give_back() -> None:
@@ -30,3 +33,21 @@ def new_objects_only() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def available(device: str) -> int | None:
+    """Bytes that this process can still take on the device; None if the system does not say.
+
+    Of the machine and of a container (version 2 of Linux's control groups), the smaller one.
+    """
+    if torch.device(device).type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(limit - used)
+    return min(found, default=None)

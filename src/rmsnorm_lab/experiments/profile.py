@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from rmsnorm.torch import GRU, LSTM
-from rmsnorm_lab.experiments.norms.base import wrap_norms
-from rmsnorm_lab.experiments.task import Task
+from rmsnorm_lab.experiments.norms.base import norms_wrapped
+from rmsnorm_lab.experiments.task import Batch, Task
 
 if TYPE_CHECKING:  # it needs Lightning Fabric, and what is here besides `steps` does not
     from rmsnorm_lab.experiments.learner import Learner, Setup
@@ -33,6 +33,8 @@ class Profile:
     within one kernel, and on other devices, whose time the calls do not tell."""
     peak_memory: int
     """Bytes of tensors at the fullest moment of a step: what is there before it, and what it adds."""
+    held: int
+    """Bytes of what is there before it."""
 
 
 def steps(task: Task, setup: "Setup", norm: str) -> Profile:
@@ -41,21 +43,23 @@ def steps(task: Task, setup: "Setup", norm: str) -> Profile:
 
     learner = Learner(task, setup, norm, task.recipe.timing.seed)
     batch, beta1 = task.batch(0, task.recipe.timing.seed), task.recipe.train.betas[0]
-    network = learner.network()
-    told = setup.device == "cpu" and not any(map(_fused, network.modules())) and wrap_norms(network, _named) > 0
     for _ in range(WARM_UP):
         learner.step(batch, 0.0, beta1)
-    before = _bytes_held(learner)
+    return of(learner, batch, STEPS)
 
-    def step() -> None:
-        learner.step(batch, 0.0, beta1)
 
-    found = [_profiled(step) for _ in range(STEPS)]
+def of(learner: "Learner", batch: Batch, steps: int) -> Profile:
+    """Profile ``steps`` of a learner that has taken a step before."""
+    beta1, network = learner.config.betas[0], learner.network()
+    held = _bytes_held(learner)
+    told = learner.setup.device == "cpu" and not any(map(_fused, network.modules()))
+    with norms_wrapped(network, _named) as marked:
+        found = [_profiled(lambda: learner.step(batch, 0.0, beta1)) for _ in range(steps)]
     shares, peaks = zip(*found, strict=True)
-    return Profile(round(statistics.median(shares), 5) if told else None, before + max(peaks))
+    return Profile(round(statistics.median(shares), 5) if told and marked else None, held + max(peaks), held)
 
 
-def _profiled(step: Callable[[], None]) -> tuple[float, int]:
+def _profiled(step: Callable[[], object]) -> tuple[float, int]:
     """(share of norms, bytes added at the peak) of one step. Its events, a gigabyte of a recurrence's, go with it."""
     with torch.profiler.profile(profile_memory=True) as profiler, torch.profiler.record_function(_STEP):
         step()

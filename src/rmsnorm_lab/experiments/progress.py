@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from rmsnorm_lab.experiments.jobs import Job
+from rmsnorm_lab.experiments.jobs import Job, TimingJob
 from rmsnorm_lab.experiments.pace import Pace
 from rmsnorm_lab.experiments.record import Record, RunRecord
+from rmsnorm_lab.table import count
 
 LINE_EVERY = 30.0
 """Seconds between two lines if the output is not a terminal. A run that has lasted longer gets one at each evaluation
@@ -137,6 +138,8 @@ class ProgressReport:
         left = self._pace.left()
         ends = "" if left is None else f"{duration(left)} left"
         done = f"step {self._pace.done:,} of {job.units:,}"
+        if isinstance(job, TimingJob) and job.within_seconds:
+            done, speed = f"{100 * self._pace.done // job.units} %", ""
         return f"{job.title}: " + " · ".join(filter(None, [done, speed, ends, self._doing, self._loss, self._figures]))
 
 
@@ -157,7 +160,10 @@ def _three(value: float) -> str:
 def outcome(job: Job, record: Record) -> str:
     """One line from a record."""
     if not isinstance(record, RunRecord):
-        return f"{record.result.rounds} rounds"
+        memory = record.result.memory
+        return count(record.result.rounds, "round") + (
+            "" if memory is None else f", {memory / 2**30:.1f} GiB of tensors"
+        )
     result = record.result
     if result.quality is None:
         return f"diverged at step {result.diverged_at}"

@@ -121,6 +121,8 @@ class TimingIdentity(Setting):
     timing: TimingConfig
     batch: int
     accumulate: int = field(default=1, metadata=ADDED)
+    biases: str | None = field(default=None, metadata=ADDED)
+    """Of the recurrences that were timed, where they are not the model's (timing_only.py)."""
     machine: Machine
 
 
@@ -183,6 +185,8 @@ class TimingResult:
     """Of a step, in the normaliser."""
     peak_memory: dict[str, int]
     """Bytes of tensors at the fullest moment of a step."""
+    memory: int | None = field(default=None, metadata=ADDED)
+    """Bytes of all networks' tensors together at the fullest moment of a step; None if it was not measured."""
 
     def __post_init__(self) -> None:
         _alike(self.milliseconds, "the times")

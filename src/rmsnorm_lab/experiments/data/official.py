@@ -10,6 +10,10 @@ FILES = "files"
 """The key in a source's details. It is there only if the files are not the official ones."""
 OTHER_FILES = "not the official ones"
 
+INPUTS = "inputs"
+"""The key in a source's details. It is there only if the inputs are DRAWN (data/drawn.py)."""
+DRAWN = "drawn at random"
+
 _SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "images": {"test images": (10_000,)},
     "retrieval": {"train images": (113_287,), "valid images": (5000,), "test images": (5000,)},
@@ -19,6 +23,11 @@ _SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 _SIZES["transformer"] = _SIZES["translation"]
 _WMT14_PAIRS = 3_900_000
 """WMT14 has 4.5 million; published copies are filtered by length."""
+
+
+def is_drawn(source: Content) -> bool:
+    """Whether the inputs are random numbers in the official data's shape."""
+    return source.details.get(INPUTS) == DRAWN
 
 
 def is_official(task: str, source: Content) -> bool:

@@ -46,6 +46,19 @@ class Subwords:
         return cls(tokenizer)
 
     @classmethod
+    def unlearnt(cls, size: int) -> "Subwords":
+        """``size`` subwords that no text has decided: the bytes, then their pairs, then pairs with one byte more."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        words, merges = list(alphabet), list[tuple[str, str]]()
+        for left in words:  # it grows
+            added = alphabet[: size - _SHIFT - len(words)]
+            words += [left + right for right in added]
+            merges += [(left, right) for right in added]
+            if len(words) == size - _SHIFT:
+                break
+        return cls(_over_bytes(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=merges)))
+
+    @classmethod
     def loads(cls, text: str, path: Path) -> "Subwords":
         """Read what ``dumps`` wrote. The library's files can hold other kinds of encodings, which are refused.
 

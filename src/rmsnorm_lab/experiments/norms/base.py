@@ -1,5 +1,6 @@
 """What a model needs from a normaliser, and "no normaliser", which does nothing."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,25 +89,34 @@ def outside_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if module not in inside)
 
 
-def wrap_norms(model: nn.Module, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> int:
-    """Replace every function of ``model`` that normalises by ``wrap(where it is, the function)``; return how many.
+@contextlib.contextmanager
+def norms_wrapped(model: nn.Module, wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[int]:
+    """Within it ``wrap(where it is, the function)`` is in place of every function of ``model`` that normalises; yields
+    their number.
 
     They are the ``forward`` of marked modules, and what modules keep as ``normalise``. A module may have both: its
     forward then calls its ``normalise``.
     """
-    found = 0
+    before: list[tuple[nn.Module, str, Any]] = []
     for path, module in model.named_modules():
         for name in ("forward", "normalise"):
             if name == "normalise" or getattr(module, "normalises", False):
                 function = getattr(module, name, None)
                 if function is not None:
+                    before.append((module, name, vars(module).get(name)))
                     setattr(module, name, wrap(path, function))
-                    found += 1
-    return found
+    try:
+        yield len(before)
+    finally:
+        for module, name, own in before:
+            if own is None:
+                delattr(module, name)  # the class's shows again
+            else:
+                setattr(module, name, own)
 
 
 def mark(module: nn.Module) -> nn.Module:
-    """Mark a module that only normalises, so that :func:`wrap_norms` finds it."""
+    """Mark a module that only normalises, so that :func:`norms_wrapped` finds it."""
     module.normalises = True  # type: ignore[assignment]
     return module
 

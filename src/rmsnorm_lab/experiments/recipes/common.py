@@ -86,6 +86,10 @@ class TimingConfig(Settings):
     warmup_rounds: Index = 5
     rounds: int = 60
     seed: Index = 0
+    seconds: Positive | None = field(default=None, metadata=ADDED)
+    """Of one setting, all of its work together: the rounds end when they are over. None: after ``rounds``."""
+    fewest: int = field(default=3, metadata=ADDED)
+    """Rounds that are made even if ``seconds`` are over."""
 
 
 @dataclass(frozen=True)

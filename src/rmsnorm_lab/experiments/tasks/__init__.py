@@ -1,4 +1,5 @@
-"""The experiments by name. Each module offers ``load(data: Path | None, recipe) -> Task`` (None: the stand-in)."""
+"""The experiments by name. Each module offers ``load(data: Path | None, recipe) -> Task`` (None: the stand-in), and
+``drawn(recipe) -> Task``, on inputs drawn at random in the shape of the official data (data/drawn.py)."""
 
 import importlib
 from collections.abc import Callable
@@ -60,6 +61,12 @@ def module(name: str) -> ModuleType:
     ``preprocessor(files)``: what turns an input into what the network takes, from the task's ``files()``.
     """
     return importlib.import_module(f"rmsnorm_lab.experiments.tasks.{name}")
+
+
+def drawn(name: str, recipe: Recipe) -> "Task":
+    """The task on random inputs in the official data's shape, for timing alone."""
+    task: Task = module(name).drawn(recipe)
+    return task
 
 
 def load(name: str, data: Path | None, recipe: Recipe) -> "Task":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import cifar10, digits
+from rmsnorm_lab.experiments.data import drawn as random_inputs
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES
 from rmsnorm_lab.experiments.models.conv_pool import ConvPool
@@ -31,7 +32,10 @@ class Images:
     name = "images"
     metrics = (Metric("test_error", "test error, %", higher_is_better=False, form=".2f", on_validation="error, %"),)
 
-    def __init__(self, recipe: Recipe, source: Source, images: digits.Images) -> None:
+    def __init__(
+        self, recipe: Recipe, source: Source, images: digits.Images, whiten: "Whitening | None" = None
+    ) -> None:
+        """``whiten``: of the images; None: learnt from the training images."""
         self.recipe, self.source, self.classes = recipe, source, images.classes
         kept = len(images.train) - recipe.data.held_out
         if kept < 1:
@@ -41,7 +45,7 @@ class Images:
             )
         check_enough(kept, recipe.train.batch, source.name, "images")
         self.sizes = {"channels": images.train.shape[1], "classes": images.classes}
-        self.whiten = whiten = zca(images.train[:kept], recipe.data.zca)
+        self.whiten = whiten = whiten or zca(images.train[:kept], recipe.data.zca)
         self.train = _tensors(whiten(images.train[:kept]), images.train_labels[:kept])
         test = _tensors(whiten(images.test), images.test_labels)
         valid = _tensors(whiten(images.train[kept:]), images.train_labels[kept:]) if recipe.data.held_out else test
@@ -138,3 +142,12 @@ def load(data: Path | None, recipe: Recipe) -> Images:
     details["test images"] = len(images.test)
     source = Source(name, data is None, images.sha256, details | ({} if images.official else {FILES: OTHER_FILES}))
     return Images(recipe, source, images)
+
+
+def drawn(recipe: Recipe) -> Images:
+    """Images drawn at random in the shape of CIFAR-10's, as they are after whitening."""
+    images = random_inputs.images(recipe.data.held_out + 10 * recipe.train.batch)
+    pixels = images.train[0].size
+    whitened = Whitening(np.zeros(pixels, np.float32), np.eye(pixels, dtype=np.float32))
+    source = random_inputs.source(random_inputs.CIFAR10, images.train, images.train_labels)
+    return Images(recipe, source, images, whitened)

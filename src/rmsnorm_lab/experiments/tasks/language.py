@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
+from rmsnorm_lab.experiments.data import drawn as random_inputs
 from rmsnorm_lab.experiments.data import standard_library
 from rmsnorm_lab.experiments.data.input_files import read_bytes, walk
 from rmsnorm_lab.experiments.data.lines import decode, digest
@@ -136,6 +137,16 @@ def load(data: Path | None, recipe: Recipe) -> Language:
         details=details,
     )
     return Language(recipe, source, _encode(train, held_out))
+
+
+def drawn(recipe: Recipe) -> Language:
+    """Characters drawn at random."""
+    window = recipe.model.context + 1
+    ids = torch.from_numpy(random_inputs.characters(20 * recipe.train.batch * window))
+    held_out = ids[: (2 * recipe.data.evaluation_windows + 1) * window]
+    characters = "".join(map(chr, range(random_inputs.CHARACTERS)))
+    text = Text(ids, held_out, characters, unigram_bits=math.log2(random_inputs.CHARACTERS))
+    return Language(recipe, random_inputs.source(random_inputs.TEXT, ids.numpy()), text)
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.experiments import hidden_states
 from rmsnorm_lab.experiments.data import dates, encoded_pairs, parallel
+from rmsnorm_lab.experiments.data import drawn as random_inputs
 from rmsnorm_lab.experiments.data.batches import Batch, Batches, padded
 from rmsnorm_lab.experiments.data.corpus import Pairs
 from rmsnorm_lab.experiments.data.encoded_pairs import SAMPLED, SUBWORDS, check_lengths
@@ -42,14 +43,11 @@ Network = Callable[[Recipe, dict[str, int], str, str], nn.Module]
 class ParallelTextTask:
     """A translation task, whatever the network (task.Task)."""
 
-    def __init__(self, name: str, network: Network, data: Path | None, recipe: Recipe) -> None:
+    def __init__(
+        self, name: str, network: Network, recipe: Recipe, found: Prepared, source_name: str, stand_in: bool
+    ) -> None:
         config: DataConfig = recipe.data
         self.name, self.recipe, self._network = name, recipe, network
-        if data is None:
-            corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
-            found = temporary(partial(encoded_pairs.build, lambda _: corpus, None, config))
-        else:
-            found = _prepared(data, config)
         (valid, *tests), tokenised = encoded_pairs.evaluated(found.info), found.info["tokenised"]
         self.subwords = Subwords.loads(found.info["subwords"], Path(SUBWORDS))
         self.sizes = {"vocabulary": self.subwords.size}
@@ -59,10 +57,10 @@ class ParallelTextTask:
         for pairs in (self._valid, *tests):
             for language, side in ((config.source, pairs.source), (config.target, pairs.target)):
                 check_lengths(self.subwords.encode(side), f"{pairs.name}, {language}")
-        self.metrics = _metrics(tests, tokenised, stand_in=data is None)
+        self.metrics = _metrics(tests, tokenised, stand_in)
         self.source = Source(
-            name=dates.name() if data is None else data.resolve().name,
-            stand_in=data is None,
+            name=source_name,
+            stand_in=stand_in,
             sha256=found.info["sha256"],
             details={
                 "direction": f"{config.source}-{config.target}",
@@ -149,6 +147,23 @@ class ParallelTextTask:
         translations = translate(model, self.subwords, pairs.source, self.recipe.data, beam)
         found = score(translations, pairs.target, self._tokenised)
         return {"loss": total / words, **found}
+
+
+def load(name: str, network: Network, data: Path | None, recipe: Recipe) -> ParallelTextTask:
+    """The task of that name and network on ``data``, or on dates."""
+    if data is None:
+        config: DataConfig = recipe.data
+        corpus = dates.corpus(*config.stand_in_pairs, config.source, config.target)
+        found, of = temporary(partial(encoded_pairs.build, lambda _: corpus, None, config)), dates.name()
+    else:
+        found, of = _prepared(data, recipe.data), data.resolve().name
+    return ParallelTextTask(name, network, recipe, found, of, stand_in=data is None)
+
+
+def drawn(name: str, network: Network, recipe: Recipe) -> ParallelTextTask:
+    """The same on inputs drawn at random."""
+    found = random_inputs.pairs(recipe.data, recipe.train.batch)
+    return ParallelTextTask(name, network, recipe, found, random_inputs.name(random_inputs.WMT14), stand_in=True)
 
 
 def _words(batch: Any) -> int:

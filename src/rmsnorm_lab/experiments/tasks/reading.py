@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import cloze, function_questions, standard_library
+from rmsnorm_lab.experiments.data import drawn as random_inputs
 from rmsnorm_lab.experiments.data.cloze import FOLDERS
 from rmsnorm_lab.experiments.data.cloze_ids import FIRST_WORD, PADDING, build
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, numpy_generator
@@ -162,6 +163,12 @@ def load(data: Path | None, recipe: Recipe) -> Reading:
     details: dict[str, Any] = {f"{split} questions": len(found.arrays[f"{split}.answers"]) for split in FOLDERS}
     details["layout"] = files.layout
     return Reading(recipe, Source(name, data is None, found.info["sha256"], details), found)
+
+
+def drawn(recipe: Recipe) -> Reading:
+    """Questions drawn at random in the shape of CNN's."""
+    found = random_inputs.questions(recipe.data, recipe.train.batch)
+    return Reading(recipe, random_inputs.source(random_inputs.CNN, *found.arrays.values()), found)
 
 
 def _encode(files: cloze.Files, config: DataConfig, writer: Writer, loading: Loading) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.data import captions, digit_scenes
+from rmsnorm_lab.experiments.data import drawn as random_inputs
 from rmsnorm_lab.experiments.data.captions import END, FIRST_WORD, PER_IMAGE, SPLITS
 from rmsnorm_lab.experiments.data.epochs import check_enough, chosen, numpy_generator
 from rmsnorm_lab.experiments.data.prepared import Prepared, prepare, temporary
@@ -174,3 +175,9 @@ def load(data: Path | None, recipe: Recipe) -> Retrieval:
     details: dict[str, Any] = {f"{split} images": len(found.arrays[f"{split}.images"]) for split in SPLITS}
     details["layout"] = files.layout
     return Retrieval(recipe, Source(name, data is None, found.info["sha256"], details), found)
+
+
+def drawn(recipe: Recipe) -> Retrieval:
+    """Captioned images drawn at random in the shape of COCO's."""
+    found = random_inputs.captions(recipe.train.batch)
+    return Retrieval(recipe, random_inputs.source(random_inputs.COCO, *found.arrays.values()), found)
