@@ -7,6 +7,7 @@ from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import arguments, tasks
 
 ALL = "all"
+SEEDS = 3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--seeds",
         type=int,
-        default=3,
         metavar="N",
-        help="number of training runs per normaliser, with seeds 0 to N-1 (default: %(default)s)",
+        help=f"number of training runs per normaliser, with seeds 0 to N-1 (default: {SEEDS})",
     )
     add(
         "--timing-rounds",
@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="timing rounds; each times a step of every normaliser with each of the three choices of kernels; 0: no "
         "timing (default: the recipe's)",
+    )
+    add(
+        "--timing-only",
+        action="store_true",
+        help="train nothing and only time steps, for some minutes a task; in --size paper without --data the inputs "
+        "are drawn at random in the official data's shape",
     )
     add(
         "--sweep-lr",
@@ -63,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     args.sweep_lr = arguments.numbers("--sweep-lr", args.sweep_lr)
     args.sweep_p = arguments.numbers("--sweep-p", args.sweep_p)
     _check_sweeps(args)
+    if args.timing_only:
+        _check_timing_only(args)
+    args.seeds = args.seeds or SEEDS
     norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
     times = args.sweep_lr is None and args.sweep_p is None and args.timing_rounds != 0
     recipes = {task: arguments.recipe_of(args, task, norms[task], times) for task in chosen}
@@ -89,3 +98,17 @@ def _check_sweeps(args: argparse.Namespace) -> None:
     for flag, name in (("--sweep-lr", "train.learning_rate"), ("--sweep-p", "p")):
         if flag in given and any(assignment.startswith(f"{name}=") for assignment in args.set):
             raise UserError(f"{flag} sets {name}; got --set {name}=... too. Leave one of them out.")
+
+
+def _check_timing_only(args: argparse.Namespace) -> None:
+    """Refuse what has no effect without training."""
+    given = {
+        "--seeds": args.seeds is not None,
+        "--steps": args.steps is not None,
+        "--checkpoint-every": args.checkpoint_every is not None,
+        "--sweep-lr": args.sweep_lr is not None,
+        "--sweep-p": args.sweep_p is not None,
+        "--timing-rounds 0": args.timing_rounds == 0,
+    }
+    if wrong := [flag for flag, is_given in given.items() if is_given]:
+        raise UserError(f"--timing-only trains nothing and times; got {wrong[0]} too. Leave one of them out.")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from rmsnorm_lab.errors import UserError
-from rmsnorm_lab.experiments import comparison, interrupts, p_sweep, rate_sweep, tasks
+from rmsnorm_lab.experiments import comparison, interrupts, p_sweep, rate_sweep, tasks, timing_only
 from rmsnorm_lab.experiments.comparison import Comparison, heading, show_quality, show_times
 from rmsnorm_lab.experiments.curves import draw
 from rmsnorm_lab.experiments.devices import setup_of
@@ -40,7 +40,11 @@ def _compare(
 ) -> int:
     found: list[dict[str, Any]] = []
     # Load all data and read all records before the first training, so that an error does not come after hours of work.
-    loaded = {name: tasks.load(name, args.data, recipe) for name, recipe in recipes.items()}
+    if args.timing_only:
+        recipes = {name: timing_only.changed(recipe, args.timing_rounds) for name, recipe in recipes.items()}
+        loaded = {name: timing_only.load(args, name, recipe) for name, recipe in recipes.items()}
+    else:
+        loaded = {name: tasks.load(name, args.data, recipe) for name, recipe in recipes.items()}
     for name, task in loaded.items():
         for norm in filter(own_source, norms_of[name]):
             task.model(norm, setup.kernels)  # checks that it takes the network's widths
@@ -51,12 +55,16 @@ def _compare(
                 store.get(job.task.name, job.identity)
     for name in recipes:
         task, planned, norms = loaded.pop(name), of_task.pop(name), norms_of[name]
-        records = do(
-            planned, store, args, heading("compare", task, setup), partial(_trained, args, task, setup, norms, store)
-        )
+        title = timing_only.heading(task, setup) if args.timing_only else heading("compare", task, setup)
+        records = do(planned, store, args, title, partial(_trained, args, task, setup, norms, store))
         if records is None:
             return 130
-        if args.sweep_p is not None:
+        if args.timing_only:
+            timed = timings_of(records)
+            found.append(timing_only.as_json(task, setup, timed))
+            if not args.json:
+                timing_only.show(task, setup, timed, output())
+        elif args.sweep_p is not None:
             swept = p_sweep.rows(runs_of(records))
             found.append(p_sweep.as_json(task, swept))
             if not args.json:
@@ -77,6 +85,8 @@ def _compare(
 
 
 def _planned(args: argparse.Namespace, task: Task, setup: Setup, norms: list[str]) -> list[Job]:
+    if args.timing_only:
+        return list(timing_only.jobs(task, setup, norms))
     if args.sweep_p is not None:
         return list(p_sweep.jobs(task, setup, args.seeds, args.sweep_p or p_sweep.PAPER_P))
     if args.sweep_lr:

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from rmsnorm.timing import FEWEST
 from rmsnorm_lab.experiments import norms, paired
-from rmsnorm_lab.experiments.data.official import is_official
+from rmsnorm_lab.experiments.data.official import is_drawn, is_official
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published, label
-from rmsnorm_lab.experiments.record import Record, RunRecord, runs_of, timings_of
+from rmsnorm_lab.experiments.record import Record, RunRecord, TimingRecord, runs_of, timings_of
 from rmsnorm_lab.experiments.summary import QualityRow, TimeRow, mixed_machines, percent
 from rmsnorm_lab.experiments.task import Metric, Task
 from rmsnorm_lab.table import Cell, Row, Table, count
@@ -40,6 +40,8 @@ class Comparison:
 
 def source_of(task: Task) -> str:
     """The data, for a heading."""
+    if is_drawn(task.source.content):
+        return task.source.name
     return f"stand-in: {task.source.name}" if task.source.stand_in else task.source.name
 
 
@@ -70,7 +72,8 @@ def show_times(comparison: Comparison, console: Console) -> None:
     """Print the times, and the notes on both tables."""
     paper = PUBLISHED.get(comparison.task.name, Published(""))
     for kernels, rows in comparison.times.items():
-        _time_table(SETTINGS[kernels], rows, paper if kernels == "unfused" else Published("")).show(console)
+        published = paper if kernels == "unfused" else Published("")
+        time_table(SETTINGS[kernels], rows, published, comparison.task.recipe.size).show(console)
     for note in notes(comparison):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
 
@@ -100,56 +103,65 @@ def quality_cell(each: QualityRow, metric: Metric, *more: str) -> Cell:
     return Cell(f"{quality.mean:{metric.form}}{sd}", (*diverged, *more))
 
 
-def _time_table(title: str, times: Sequence[TimeRow], paper: Published) -> Table:
+def time_table(title: str, times: Sequence[TimeRow], paper: Published, size: str) -> Table:
+    """The times of one setting; below each norm what the paper has of it, its seconds beside its own sizes alone."""
     # In a terminal's 80 columns, so in two lines each.
     saved = "time saved, %" + ("\n[95 % CI]" if any(each.saved and each.saved.interval for each in times) else "")
-    published = ["saved in the\npaper, %"] if paper.saved else []
-    rows = [
-        Row(
-            norms.label(each.norm),
-            [
-                f"{each.milliseconds:.1f}",
-                "" if each.saved is None else " ".join(filter(None, percent(each.saved))),
-                *([paper.saved.get(each.norm, "")] if paper.saved else []),
-                "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
-                "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
-                f"{each.peak_memory / 2**20:.1f}",
-            ],
-        )
-        for each in times
-    ]
-    headings = ["norm", "ms per\nstep", saved, *published, "in norms, %\nablation", "\nprofiler", "peak\nMiB"]
+    rows = []
+    for each in times:
+        cells = [
+            f"{each.milliseconds:.1f}",
+            "" if each.saved is None else " ".join(filter(None, percent(each.saved))),
+            "" if each.norm_share is None else f"{100 * each.norm_share.median:.1f}",
+            "" if each.profiled_share is None else f"{100 * each.profiled_share:.1f}",
+            f"{each.peak_memory / 2**20:.1f}",
+        ]
+        rows.append(Row(norms.label(each.norm), cells))
+        seconds = paper.seconds.get(each.norm, "") if size == "paper" else ""
+        if seconds or each.norm in paper.saved:
+            cells = [f"{seconds} s" if seconds else "", paper.saved.get(each.norm, ""), "", "", ""]
+            rows.append(Row("  paper", cells, style="dim"))
+    headings = ["norm", "ms per\nstep", saved, "in norms, %\nablation", "\nprofiler", "peak\nMiB"]
     return Table(headings, rows, title)
 
 
 def notes(comparison: Comparison) -> list[str]:
     """The notes under the tables, one line each."""
     task, records = comparison.task, comparison.records
-    found = [*_against_layer_norm(comparison), *_about_quality(comparison), _about_data(task)]
+    found = [*_against_layer_norm(comparison), *_about_quality(comparison), about_data(task)]
     if timed := timings_of(records):
-        first, rounds = timed[0], timed[0].result.rounds
-        saved = [
-            "ms per step: LayerNorm's median step, less the time that is saved",
-            "time saved: in percent of LayerNorm's step; the median over the rounds"
-            + (" and its 95 % confidence interval" if rounds >= FEWEST else f"; an interval needs {FEWEST} rounds"),
-        ]
-        if "layer" not in first.identity.norms:
-            saved = ["ms per step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
-        found += [
-            f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
-            *saved,
-            "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
-            "peak: the memory of all tensors at the fullest moment of a step",
-            f"timed on: {first.machine.processor(comparison.setup.device)}, "
-            f"{count(first.machine.torch_threads, 'thread')}, "
-            f"torch {first.machine.versions['torch']}, {first.finished}",
-        ]
+        found += about_times(timed, comparison.setup)
     if task.name in PUBLISHED:
         found.append(f"paper: {PUBLISHED[task.name].where}" + ("" if _official(task) else f"; {CAVEAT}"))
     found.append(f"records: {comparison.plot.rpartition('/')[0] or '.'}; plot: {comparison.plot}")
     if mixed := mixed_machines(records):
         found.append(f"warning: the runs differ in {'; '.join(mixed)}; --overwrite does all of them again")
     return found
+
+
+def about_times(timed: Sequence[TimingRecord], setup: Setup) -> list[str]:
+    """The notes on the tables of times."""
+    first = timed[0]
+    made = [record.result.rounds for record in timed]
+    saved = [
+        "ms per step: LayerNorm's median step, less the time that is saved",
+        "time saved: in percent of LayerNorm's step; the median over the rounds"
+        + (" and its 95 % confidence interval" if max(made) >= FEWEST else "")
+        + (f"; an interval needs {FEWEST} rounds" if min(made) < FEWEST else ""),
+    ]
+    if "layer" not in first.identity.norms:
+        saved = ["ms per step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
+    rounds = f"{made[0]}" if len(set(made)) == 1 else ", ".join(map(str, made))
+    memory = max((record.result.memory or 0 for record in timed), default=0)
+    return [
+        f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
+        *saved,
+        "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
+        "peak: the memory of all tensors at the fullest moment of a step"
+        + (f"; of all networks together: {memory / 2**30:.1f} GiB" if memory else ""),
+        f"timed on: {first.machine.processor(setup.device)}, {count(first.machine.torch_threads, 'thread')}, "
+        f"torch {first.machine.versions['torch']}, {first.finished}",
+    ]
 
 
 def _runs(comparison: Comparison) -> dict[str, list[RunRecord]]:
@@ -204,7 +216,7 @@ _OF_RECORDS = ("subwords sha256", "BLEU", "chrF")
 """Details that the records and --json have: hashes, and sacrebleu's signatures."""
 
 
-def _about_data(task: Task) -> str:
+def about_data(task: Task) -> str:
     source = task.source
     details = [f"{key} {in_words(value)}" for key, value in source.details.items() if key not in _OF_RECORDS]
     return f"data: {', '.join([source.name, *details])}"

@@ -91,8 +91,14 @@ class TimingJob:
     def record(self, result: TimingResult) -> TimingRecord:
         """The record of the result, made on this machine."""
         task = self.task
+        own = {norm: source for norm in self.identity.norms if (source := norms.own_source(norm))}
         return TimingRecord(
-            task=task.name, source_name=task.source.name, machine=Machine.here(), identity=self.identity, result=result
+            task=task.name,
+            source_name=task.source.name,
+            machine=Machine.here(),
+            identity=self.identity,
+            result=result,
+            norm_sources=own or None,
         )
 
 

@@ -240,6 +240,8 @@ class TimingRecord(_Finished):
 
     identity: TimingIdentity
     result: TimingResult
+    norm_sources: dict[str, str] | None = field(default=None, metadata=ADDED)
+    """Where the user's own norms among them are from; None without such."""
 
     def __post_init__(self) -> None:
         if set(self.identity.norms) != self.result.milliseconds.keys():

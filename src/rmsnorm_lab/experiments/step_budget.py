@@ -1,8 +1,8 @@
 """The time of a training step with each normaliser where steps take seconds: within a time and within the memory.
 
-Each network first takes one step under the profiler, which also warms it up and tells how much memory it needs. Then
-rounds follow as in step_times.py until the time is over. Between steps no network holds gradients, so beside its
-weights and the optimizer's state only one network's step is in memory.
+Each network first takes one step under the profiler, on the largest batch of the rounds that are certain. It warms the
+network up and tells how much memory a step needs. Then rounds follow as in step_times.py until the time is over.
+Between steps no network holds gradients: beside weights and optimizers only one network's step is in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +37,7 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
     """At least ``timing.fewest`` rounds of the normalisers ``names``, for ``timing.seconds`` or up to ``rounds``."""
     config, began = task.recipe.timing, monotonic()
     progress = _Progress(config, len(names), watcher)
+    largest = max((task.batch(step, config.seed) for step in range(config.fewest)), key=_elements)
     learners: dict[str, Learner] = {}
     profiles: dict[str, Profile] = {}
     for norm in names:
@@ -45,7 +46,7 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
             _check_memory(list(profiles.values()), len(names), task, setup)
         learner = Learner(task, setup, norm, config.seed)
         learner.start_optimizer()
-        profiles[norm] = profile.of(learner, task.batch(0, config.seed), steps=1)
+        profiles[norm] = profile.of(learner, largest, steps=1)
         learner.optimizer.zero_grad()
         learners[norm] = learner
         give_back()
@@ -57,7 +58,7 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
         nonlocal batch, warm
         assert config.seconds is not None
         while warm < config.warmup_rounds and monotonic() - began < _WARM_UP * config.seconds:
-            batch = task.batch(warm, config.seed)
+            batch = largest
             yield warm
             warm += 1
         done, first = 0, monotonic()
@@ -65,7 +66,7 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
             spent = monotonic() - began
             if done >= config.fewest and spent + (monotonic() - first) / done > config.seconds:
                 return
-            batch = task.batch(warm + done, config.seed)
+            batch = task.batch(done, config.seed)  # the same ones in every setting
             yield warm + done
             done += 1
 
@@ -83,6 +84,10 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
         peak_memory={norm: found.peak_memory for norm, found in profiles.items()},
         memory=needed(list(profiles.values()), len(names)),
     )
+
+
+def _elements(batch: Batch) -> int:
+    return sum(part.numel() for part in batch)
 
 
 def needed(found: Sequence[Profile], networks: int) -> int:

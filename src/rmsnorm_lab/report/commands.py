@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rmsnorm_lab.experiments import norms, rate_sweep
+from rmsnorm_lab.experiments import norms, rate_sweep, timing_only
 from rmsnorm_lab.experiments.recipes.common import Recipe
 from rmsnorm_lab.experiments.recipes.settings import shown
 from rmsnorm_lab.experiments.record import TimingRecord
@@ -51,22 +51,26 @@ def of_p(experiment: Experiment, kernels: str, lines: Sequence[Line]) -> list[st
 
 
 def of_times(experiment: Experiment, timing: TimingRecord) -> list[str]:
-    """That of the tables of times. It trains, too, what is not recorded."""
+    """That of the tables of times. Without ``--timing-only`` it trains, too, what is not recorded."""
     recipe = recipe_of(experiment)
     if recipe is None:
         return []
     identity, settings = timing.identity, _training(experiment, recipe)
     if norms.TIMED_ONLY.keys() & set(identity.norms):
         return ["rmsnorm demo --details"]
-    if experiment.train is None:
+    alone = identity.timing.seconds is not None
+    if alone:
+        recipe = timing_only.changed(recipe, None)
+    if alone or experiment.train is None:
         settings += _changes("train.", {"batch": identity.batch, "accumulate": identity.accumulate}, recipe.train)
     if identity.p != recipe.p:
         settings.append(f"p={identity.p:g}")
     settings += _changes("timing.", to_plain(identity.timing), recipe.timing)
     lines = [line for lines in experiment.lines.values() for line in lines]
-    names = {line.norm: _name(line) for line in lines}
+    names = {**{line.norm: _name(line) for line in lines}, **(timing.norm_sources or {})}
     norms_of_it = _norms(experiment, [names.get(norm, norm) for norm in identity.norms])
-    return [_command(experiment, "rmsnorm compare", [*norms_of_it, *_seeds(_all_seeds(lines))], settings)]
+    flags = ["--timing-only"] if alone else _seeds(_all_seeds(lines))
+    return [_command(experiment, "rmsnorm compare", [*norms_of_it, *flags], settings)]
 
 
 def _of_lines(experiment: Experiment, recipe: Recipe, kernels: str, lines: Sequence[Line], rate: float | None) -> str:

@@ -143,11 +143,12 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     """What a step costs. The paper's saving is shown for unfused norms only, which is how the paper measured it."""
     record = experiment.timings[kernels]
     saved, examples = paper.saved if kernels == "unfused" else {}, experiment.examples
+    seconds = paper.seconds if kernels == "unfused" and experiment.setting.size == "paper" else {}
     rows = []
     for norm in record.identity.norms:
         row = time_row(norm, record)
         cells = [
-            Cell(f"{row.milliseconds:.1f}"),
+            Cell(f"{row.milliseconds:.1f}", (f"paper {seconds[norm]} s",) if norm in seconds else ()),
             *([Cell(f"{1000 * examples[0] / row.milliseconds:,.0f}")] if examples else []),
             share(row.saved, *([f"paper {saved[norm]}"] if norm in saved else [])),
             share(row.norm_share),
@@ -163,6 +164,10 @@ def time_table(experiment: Experiment, kernels: str, paper: Published) -> Table:
     machine = record.machine
     torch = machine.versions["torch"]
     note = f"one step of each per round, {_when(record)}; {count(machine.torch_threads, 'thread')}, torch {torch}"
+    if record.identity.biases == "alike":
+        note += "; recurrences with torch's biases, alike for every norm, instead of the paper's"
+    if record.result.memory is not None:
+        note += f"; all networks together: {record.result.memory / 2**30:.1f} GiB of tensors"
     if others := experiment.other_timings.get(kernels):
         note += f". Also timed, not shown: {'; '.join(map(_when, others))}"
     return Table(headings, rows, SETTINGS[kernels][0].upper() + SETTINGS[kernels][1:], note)

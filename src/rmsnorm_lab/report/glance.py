@@ -6,7 +6,9 @@ from markupsafe import Markup
 
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.comparison import quality_cell
+from rmsnorm_lab.experiments.data.official import is_drawn
 from rmsnorm_lab.experiments.paper import PUBLISHED, Published
+from rmsnorm_lab.experiments.record import Content
 from rmsnorm_lab.experiments.summary import quality_row
 from rmsnorm_lab.report.collect import Experiment
 from rmsnorm_lab.report.experiment_tables import heading, share
@@ -20,6 +22,12 @@ _SAVED = {
     "best": "best LayerNorm",
 }
 STAND_IN = Markup('<span class="stand-in">stand-in data</span>')
+DRAWN_INPUTS = Markup('<span class="stand-in">inputs drawn at random</span>')
+
+
+def badge(source: Content) -> Markup:
+    """What marks tables and figures of data that are not the paper's; empty for the user's files."""
+    return DRAWN_INPUTS if is_drawn(source) else STAND_IN if source.stand_in else Markup()
 
 
 def glance(anchors: Sequence[str], experiments: Sequence[Experiment], verdicts: Sequence[Verdict]) -> Table:
@@ -50,6 +58,6 @@ def _row(anchor: str, experiment: Experiment, verdict: Verdict) -> Row:
         # The paper timed norms in framework operators.
         more = [f"paper {published}"] if kernels == "unfused" and published else []
         saved.append(share(verdict.saved.get(kernels), *more))
-    badge = STAND_IN if experiment.setting.source.stand_in else ""
-    label = _LABEL.format(anchor, experiment.task, badge, experiment.apart, metric)
+    mark = badge(experiment.setting.source)
+    label = _LABEL.format(anchor, experiment.task, mark, experiment.apart, metric)
     return Row(label, [*quality.values(), difference, *saved])

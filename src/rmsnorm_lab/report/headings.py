@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rmsnorm_lab.experiments.data.official import is_drawn
 from rmsnorm_lab.plain import to_plain
 from rmsnorm_lab.report.collect import Experiment
 
@@ -10,7 +11,10 @@ from rmsnorm_lab.report.collect import Experiment
 def apart(experiment: Experiment, experiments: Sequence[Experiment]) -> str:
     """What a heading says after the task: the steps, and every setting in which the task's experiments differ."""
     if experiment.train is None:
-        return "times alone"
+        setting = experiment.setting
+        size = [] if setting.size == "small" else [f"{setting.size} size"]
+        of = [] if setting.source.stand_in and not is_drawn(setting.source) else [experiment.source_name]
+        return ", ".join(["times alone", *size, *of, *([] if setting.device == "cpu" else [setting.device])])
     own = _leaves(experiment)
     others = [_leaves(each) for each in experiments if each.task == experiment.task and each.train is not None]
     differing = [name for name, value in own.items() if any(other.get(name) != value for other in others)]

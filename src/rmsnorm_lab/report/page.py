@@ -11,6 +11,7 @@ from rmsnorm_lab.analysis import gradients, invariance
 from rmsnorm_lab.analysis.invariance_tables import gradient_table, invariance_table
 from rmsnorm_lab.analysis.normed_layer import Sizes
 from rmsnorm_lab.experiments import tasks
+from rmsnorm_lab.experiments.data.official import is_drawn
 from rmsnorm_lab.experiments.paper import CAVEAT, PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record
 from rmsnorm_lab.experiments.summary import mixed_machines
@@ -25,7 +26,7 @@ from rmsnorm_lab.report.experiment_tables import (
     states_table,
     time_table,
 )
-from rmsnorm_lab.report.glance import STAND_IN, glance
+from rmsnorm_lab.report.glance import DRAWN_INPUTS, STAND_IN, badge, glance
 from rmsnorm_lab.report.headings import apart
 from rmsnorm_lab.report.notes import facts, notes
 from rmsnorm_lab.report.verdicts import of_all, verdict
@@ -51,6 +52,7 @@ def render(records: Sequence[Record]) -> str:
     anchors = [f"experiment-{place}" for place in range(1, len(experiments) + 1)]
     return environment.get_template("page.html").render(
         stand_in=STAND_IN,
+        drawn=DRAWN_INPUTS,
         title=f"RMSNorm against LayerNorm: quality and time in {count(len(experiments), 'experiment')}",
         verdict=of_all([experiment.task for experiment in experiments], verdicts),
         newest=max(record.finished for record in records),
@@ -68,13 +70,16 @@ def render(records: Sequence[Record]) -> str:
 def _section(experiment: Experiment, anchor: str, sentence: str) -> dict[str, Any]:
     paper = PUBLISHED.get(experiment.task, Published(""))
     source = experiment.setting.source
+    seconds_shown = bool(paper.seconds) and experiment.setting.size == "paper" and "unfused" in experiment.timings
     return {
         "anchor": anchor,
         "task": experiment.task,
         "apart": experiment.apart,
         "verdict": sentence,
         "what": tasks.TASKS.get(experiment.task, ""),
-        "stand_in": source.stand_in,
+        "stand_in": source.stand_in and not is_drawn(source),
+        "drawn": is_drawn(source),
+        "badge": badge(source),
         "source": experiment.source_name,
         "facts": facts(experiment),
         "trained": [_trained(experiment, kernels, f"{anchor}-{kernels}", paper) for kernels in experiment.lines],
@@ -82,9 +87,9 @@ def _section(experiment: Experiment, anchor: str, sentence: str) -> dict[str, An
         "times_commands": list(
             dict.fromkeys(line for each in experiment.timings.values() for line in commands.of_times(experiment, each))
         ),
-        "paper": paper.where,
+        "paper": paper.where + (f"; seconds: of {paper.seconds_of}" if seconds_shown else ""),
         "unlike": " · not the paper's data" if paper.where and not (experiment.official or source.stand_in) else "",
-        "caveat": "" if experiment.official else f"; {CAVEAT}",
+        "caveat": "" if experiment.official or not experiment.lines else f"; {CAVEAT}",
     }
 
 

@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="folder of records (default: runs)")
     add("--set-aside", action="store_true", help="first move files that are not records of this version to RUNS/aside")
+    add("--markdown", action="store_true", help="print the times as Markdown tables and write no page")
     add("--out", type=named, metavar="FILE", help="page to write (default: report.html in RUNS)")
 
 
@@ -32,6 +33,11 @@ def run(args: argparse.Namespace) -> int:
     records = store.load(args.folder)
     if not records:
         raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
+    if args.markdown:
+        from rmsnorm_lab.report.times import markdown
+
+        print(markdown(records))
+        return 0
     check_output("--out", out)
     write_whole(out, render(records).encode(errors="backslashreplace"))  # names of files may be no UTF-8
     if out.is_file():  # else it may be standard output

@@ -23,7 +23,7 @@ class Verdict:
     """What an experiment shows of RMSNorm against LayerNorm."""
 
     quality: str
-    """A clause; empty if they were not both trained."""
+    """A clause; empty if one of them alone was trained."""
     difference: Difference | None
     saved: dict[str, Spread]
     """Setting -> share of LayerNorm's step, where both were timed."""
@@ -37,7 +37,7 @@ class Verdict:
 
 def verdict(experiment: Experiment) -> Verdict:
     """Of the runs of the first setting that has both norms."""
-    quality, found = "", None
+    quality, found = "" if experiment.lines else "nothing was trained", None
     for kernels in experiment.lines:
         of = {line.norm: line.records for line in experiment.main(kernels)}
         if "rms" in of and "layer" in of:

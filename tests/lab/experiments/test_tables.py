@@ -11,7 +11,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 from rich.console import Console  # noqa: E402
 
 from made_records import MACHINE, run_record, timing_record  # noqa: E402
-from rmsnorm_lab.experiments.comparison import _time_table, quality_cell  # noqa: E402
+from rmsnorm_lab.experiments.comparison import quality_cell, time_table  # noqa: E402
 from rmsnorm_lab.experiments.paper import Published  # noqa: E402
 from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
@@ -39,7 +39,9 @@ def test_divergence_is_said_as_such(bits, cell):
 def test_a_table_of_times_promises_an_interval_only_where_there_is_one(capsys):
     for rounds, promised in ((5, False), (6, True)):
         record = timing_record({norm: [*map(float, range(10, 10 + rounds))] for norm in ("layer", "rms")})
-        _time_table("times", [time_row(norm, record) for norm in ("layer", "rms")], Published("")).show(Console())
+        time_table("times", [time_row(norm, record) for norm in ("layer", "rms")], Published(""), "small").show(
+            Console()
+        )
         shown = capsys.readouterr().out
         assert ("[95 % CI]" in shown) == promised
         assert ("0.0 [0.0, 0.0]" in shown) == promised
@@ -60,3 +62,12 @@ def test_records_of_different_versions_are_pointed_out():
     older = replace(MACHINE, versions={**MACHINE.versions, "torch": "2.12.0"})
     assert mixed_machines([run_record(), run_record()]) == []
     assert mixed_machines([run_record(), run_record(machine=older)]) == ["torch 2.12.0, 2.13.0"]
+
+
+@pytest.mark.parametrize(("size", "seconds"), [("paper", "12.3 s"), ("small", "")])
+def test_the_papers_seconds_are_beside_its_own_sizes_alone(size, seconds):
+    record = timing_record({"none": [7.0], "layer": [10.0], "rms": [9.0]})
+    paper = Published("", saved={"rms": "40.8"}, seconds={"rms": "12.3", "layer": "20"}, seconds_of="100 steps")
+    rows = time_table("times", [time_row(norm, record) for norm in ("layer", "rms")], paper, size).rows
+    assert [row.label for row in rows] == ["LayerNorm", *(["  paper"] if seconds else []), "RMSNorm", "  paper"]
+    assert rows[-1].cells[:2] == [seconds, "40.8"]
