@@ -13,8 +13,8 @@ from torch import nn
 from profiled import Block, Norm, X
 from rmsnorm import native
 from rmsnorm.torch import profile_norms
+from rmsnorm.torch.profile import kept, profiler
 
-profile = importlib.import_module("rmsnorm.torch.profile")
 optimizers = importlib.import_module("torch.optim.optimizer")
 pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "
 @pytest.fixture
 def short(monkeypatch):
     """One step a sample."""
-    monkeypatch.setattr(profile, "SAMPLE_NS", 1.0)
-    monkeypatch.setattr(profile, "LEAD_NS", 0.0)
+    monkeypatch.setattr(profiler, "SAMPLE_NS", 1.0)
+    monkeypatch.setattr(profiler, "LEAD_NS", 0.0)
 
 
 def state(model, optimizer):
@@ -96,7 +96,7 @@ def test_nothing_is_changed(error, at, started, short):
 def test_an_interruption_waits_until_everything_is_put_back(monkeypatch):
     model = nn.Sequential(Norm(), nn.Linear(16, 16))
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    restore, pressed = profile.kept.Snapshot.restore, []
+    restore, pressed = kept.Snapshot.restore, []
 
     def interrupted(self):
         if not pressed:
@@ -104,7 +104,7 @@ def test_an_interruption_waits_until_everything_is_put_back(monkeypatch):
             raise KeyboardInterrupt
         restore(self)
 
-    monkeypatch.setattr(profile.kept.Snapshot, "restore", interrupted)
+    monkeypatch.setattr(kept.Snapshot, "restore", interrupted)
 
     def step(model):
         model(X)
