@@ -29,7 +29,7 @@ struct Float8E4M3Code {  // torch.float8_e4m3fn: 4 bits of exponent (bias 7), 3 
 template <class T>
 struct QuantizeTensors {
   Tensor<const T> x;
-  uint8_t* q;    // rows · n codes
+  uint8_t* q;  // rows · n codes
   float* scale;  // one for each row
   // add_rms_norm_quantized: x + residual is rounded to T and written to sum, and sum is normalised.
   Tensor<const T> residual;
