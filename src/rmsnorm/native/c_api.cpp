@@ -1,4 +1,4 @@
-// The table of c_api.h. Nothing here needs Python when it runs.
+// The table of c_api.h. Nothing here needs Python.
 
 #include "c_api.h"
 

@@ -1,12 +1,12 @@
-// What the module's functions share: reading and checking Python's arguments, and preparing gains and biases.
+// What all calls share: checks of their tensors, and the preparation of gains and biases.
 #pragma once
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+#include "arguments.h"
 #include "batch.h"
-#include "python_tensors.h"
 #include "row_passes.h"
 
 namespace rmsnorm {
@@ -49,13 +49,6 @@ void with_type(DType t, F f) {
   }
 }
 
-inline bool read_number(nb::handle h, double& value) {
-  value = PyFloat_AsDouble(h.ptr());
-  if (value != -1 || !PyErr_Occurred()) return true;
-  PyErr_Clear();
-  return false;
-}
-
 // k = ⌈n·p⌉ as rmsnorm.spec.partial_count computes it, or −1 if p is not allowed or the row too long to be sure. It is the
 // smallest count whose share k/n, as a float, is not below p: p is read as the simplest fraction that rounds to it, and
 // of two fractions with denominators up to 10^7 at most one rounds to p, as they differ by 10^−14 and p's neighbours by
@@ -69,43 +62,11 @@ inline int64_t elements_of_statistic(int64_t n, double p) {
   return k;
 }
 
-// rmsnorm.spec.partial_count, for longer rows. native/__init__.py passes it.
-inline PyObject* partial_count = nullptr;
-
-inline int64_t elements_of_statistic(int64_t n, nb::handle p_) {
-  double p;
-  if (!read_number(p_, p)) return -1;
-  if (n <= LONGEST_PARTIAL_ROW || p == 1) return elements_of_statistic(n, p);
-  const nb::object k = nb::steal(PyObject_CallFunction(partial_count, "Ld", (long long)n, p));
-  if (k.is_valid()) return PyLong_AsLongLong(k.ptr());
-  PyErr_Clear();
-  return -1;
-}
-
 // eps of a call on x; NaN if it is not allowed.
 inline double checked_eps(const View& x, const double* eps) {
   if (!eps)
     return x.dtype == DType::float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   return *eps >= 0 && !std::isinf(*eps) ? *eps : std::numeric_limits<double>::quiet_NaN();
-}
-
-// A call's specification as the user gave it.
-struct SpecArguments {
-  NormKind kind;
-  nb::handle normalized_shape, eps, p;
-  int flags;
-};
-
-// The specification of a call on x. False: the kernels do not serve it.
-inline bool read_spec(const View& x, const SpecArguments& arguments, NormSpec& spec) {
-  spec.kind = arguments.kind, spec.flags = arguments.flags;
-  if (!read_normalized_shape(arguments.normalized_shape, x, spec.dims, spec.n)) return false;
-  double eps = 0;
-  if (!arguments.eps.is_none() && !read_number(arguments.eps, eps)) return false;
-  spec.eps = checked_eps(x, arguments.eps.is_none() ? nullptr : &eps);
-  if (std::isnan(spec.eps)) return false;
-  spec.k = elements_of_statistic(spec.n, arguments.p);
-  return spec.k >= 0;
 }
 
 // The input, gain and bias of a call, and the problem they make.
@@ -116,10 +77,6 @@ struct Call {
   const View *weight, *bias;
   Problem problem{};
 
-  bool accept(const SpecArguments& arguments) {
-    NormSpec spec;
-    return read_spec(x, arguments, spec) && accept(spec);
-  }
   // Whether the kernels serve x, weight and bias. A backward pass must check again: a hook may have replaced the saved
   // tensors that the specification was made for.
   bool accept(const NormSpec& spec) {

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "c_api.h"
 #include "norms.h"
+#include "python_spec.h"
 #include "way.h"
 
 #ifndef RMSNORM_MODULE
@@ -19,10 +20,9 @@ bool norm(nb::handle x_, nb::handle residual_, nb::handle w_, nb::handle b_, nb:
   return call_with_views(
       [&](const View& x, const View* residual, const View* w, const View* b, const View& y, const View* sum) {
         Call call(x, w, b);
-        return call.accept({NormKind(kind), shape, eps, p, flags}) && run_forward(call, y, residual, sum);
+        return accept(call, {NormKind(kind), shape, eps, p, flags}) && run_forward(call, y, residual, sum);
       },
-      RequiredArgument(x_), OptionalArgument(residual_), OptionalArgument(w_), OptionalArgument(b_),
-      RequiredArgument(y_), OptionalArgument(sum_));
+      required(x_), optional(residual_), optional(w_), optional(b_), required(y_), optional(sum_));
 }
 
 bool norm_backward(nb::handle dy_, nb::handle plus_, nb::handle x_, nb::handle w_, nb::handle dx_, nb::handle dweight_,
@@ -31,10 +31,9 @@ bool norm_backward(nb::handle dy_, nb::handle plus_, nb::handle x_, nb::handle w
       [&](const View& dy, const View* plus, const View& x, const View* w, const View* dx, const View* dweight,
           const View* dbias) {
         Call call(x, w, nullptr);
-        return call.accept({NormKind(kind), shape, eps, p, flags}) && run_backward(call, dy, dx, plus, dweight, dbias);
+        return accept(call, {NormKind(kind), shape, eps, p, flags}) && run_backward(call, dy, dx, plus, dweight, dbias);
       },
-      RequiredArgument(dy_), OptionalArgument(plus_), RequiredArgument(x_), OptionalArgument(w_), OptionalArgument(dx_),
-      OptionalArgument(dweight_), OptionalArgument(dbias_));
+      required(dy_), optional(plus_), required(x_), optional(w_), optional(dx_), optional(dweight_), optional(dbias_));
 }
 
 // The specification of a gated call, or nothing.
@@ -58,7 +57,7 @@ bool gated(nb::handle x_, nb::handle z_, nb::handle w_, nb::handle y_, nb::handl
         const auto spec = read_gated_spec(x, shape, eps, p, groups, norm_first, flags);
         return spec && run_gated_forward(*spec, x, z, w, y);
       },
-      RequiredArgument(x_), RequiredArgument(z_), OptionalArgument(w_), RequiredArgument(y_));
+      required(x_), required(z_), optional(w_), required(y_));
 }
 
 bool gated_backward(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle w_, nb::handle dx_, nb::handle dz_,
@@ -70,8 +69,7 @@ bool gated_backward(nb::handle dy_, nb::handle x_, nb::handle z_, nb::handle w_,
         const auto spec = read_gated_spec(x, shape, eps, p, groups, norm_first, flags);
         return spec && run_gated_backward(*spec, dy, x, z, w, dx, dz, dweight);
       },
-      RequiredArgument(dy_), RequiredArgument(x_), RequiredArgument(z_), OptionalArgument(w_), RequiredArgument(dx_),
-      RequiredArgument(dz_), OptionalArgument(dweight_));
+      required(dy_), required(x_), required(z_), optional(w_), required(dx_), required(dz_), optional(dweight_));
 }
 
 // ---- for compiled callers: the table without Python, and what needs Python ----

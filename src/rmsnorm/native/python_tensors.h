@@ -5,7 +5,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "layout.h"
+#include "arguments.h"
 
 namespace rmsnorm {
 
@@ -135,38 +135,13 @@ inline std::optional<View> read_view(nb::handle h, bool eight_bit = false) {
   return View::of(address(o, t), dtype_code(t), t.ndim, t.shape, t.strides, eight_bit);
 }
 
-// An argument that must be a tensor, and one that may be None. Only call_with_views reads their views.
-class RequiredArgument {
- public:
-  explicit RequiredArgument(std::optional<View> view) : view_(std::move(view)) {}
-  explicit RequiredArgument(nb::handle h, bool eight_bit = false) : view_(read_view(h, eight_bit)) {}
-
- private:
-  template <class F, class... A>
-  friend bool call_with_views(F f, const A&... arguments);
-  bool was_read() const { return view_.has_value(); }
-  const View& view() const { return *view_; }
-  std::optional<View> view_;
-};
-class OptionalArgument {
- public:
-  explicit OptionalArgument(nb::handle h) : given_(!h.is_none()), view_(given_ ? read_view(h) : std::nullopt) {}
-  OptionalArgument(bool given, std::optional<View> view) : given_(given), view_(std::move(view)) {}
-
- private:
-  template <class F, class... A>
-  friend bool call_with_views(F f, const A&... arguments);
-  bool was_read() const { return !given_ || view_; }
-  const View* view() const { return view_ ? &*view_ : nullptr; }
-  bool given_;
-  std::optional<View> view_;
-};
-
-// f(views...) if every argument could be read, else false. f takes a reference for a RequiredArgument, and a pointer
-// for an OptionalArgument, which is null for None. It returns whether it serves them.
-template <class F, class... A>
-bool call_with_views(F f, const A&... arguments) {
-  return (arguments.was_read() && ...) && f(arguments.view()...);
+// Arguments of call_with_views: a tensor, and one that may be None.
+inline RequiredArgument required(nb::handle h, bool eight_bit = false) {
+  return RequiredArgument(read_view(h, eight_bit));
+}
+inline OptionalArgument optional(nb::handle h) {
+  const bool given = !h.is_none();
+  return {given, given ? read_view(h) : std::nullopt};
 }
 
 // Whether a tensor is on a CPU and has elements, but no memory.

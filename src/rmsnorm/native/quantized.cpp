@@ -3,7 +3,7 @@
 #include "quantized.h"
 
 #include "bindings.h"
-#include "call.h"
+#include "python_spec.h"
 
 namespace rmsnorm {
 namespace {
@@ -15,7 +15,8 @@ bool quantized(nb::handle x_, nb::handle residual_, nb::handle w_, nb::handle q_
   return call_with_views(
       [&](const View& x, const View* residual, const View* w, const View& q, const View& scale, const View* sum) {
         Call call(x, w, nullptr);
-        if (!call.accept({NormKind::rms, shape, eps, p, flags}) || !q.contiguous(0) || !call.is_like_x(q)) return false;
+        if (!accept(call, {NormKind::rms, shape, eps, p, flags}) || !q.contiguous(0) || !call.is_like_x(q))
+          return false;
         if (scale.dtype != DType::float32 || !scale.contiguous(0) || scale.size(0, scale.ndim) != call.problem.rows)
           return false;
         if (!residual != !sum) return false;
@@ -41,8 +42,7 @@ bool quantized(nb::handle x_, nb::handle residual_, nb::handle w_, nb::handle q_
         });
         return true;
       },
-      RequiredArgument(x_), OptionalArgument(residual_), OptionalArgument(w_), RequiredArgument(q_, true),
-      RequiredArgument(scale_), OptionalArgument(sum_));
+      required(x_), optional(residual_), optional(w_), required(q_, true), required(scale_), optional(sum_));
 }
 
 }  // namespace
