@@ -18,6 +18,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
@@ -65,12 +67,15 @@ RMSNORM_INLINE Vec<C> set(C value) {
 
 // ---- 16-bit vectors to and from float32 ----
 
-// GCC 12 compiles the generic conversions to three shuffles; each of these intrinsics is one.
+// GCC 12 compiles the generic conversions to three shuffles on x86-64 and lane by lane on AArch64; each of these
+// intrinsics is one instruction.
 RMSNORM_INLINE Vec<float> promote(HalfU16 h, bf16) {
 #if defined(RMSNORM_AVX512)
   return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
 #elif defined(RMSNORM_AVX2)
   return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
+#elif defined(__aarch64__)
+  return (Vec<float>)((VecU32)vmovl_u16((uint16x4_t)h) << 16);
 #else
   return (Vec<float>)(__builtin_convertvector(h, VecU32) << 16);
 #endif
@@ -116,6 +121,8 @@ RMSNORM_INLINE Vec<float> concat_every_second(Vec<float> high, Vec<float> low) {
 #elif defined(RMSNORM_AVX2)
   const __m256 within_128_bits = _mm256_shuffle_ps((__m256)low, (__m256)high, ODD ? 0xdd : 0x88);
   return (Vec<float>)_mm256_permute4x64_pd((__m256d)within_128_bits, 0xd8);
+#elif defined(__aarch64__)
+  return ODD ? (Vec<float>)vuzp2q_f32(low, high) : (Vec<float>)vuzp1q_f32(low, high);
 #else
   constexpr int N = LANES<float>;
   Vec<float> v;
@@ -136,6 +143,9 @@ RMSNORM_INLINE Vec<float> promote(HalfU16 h, f16) { return (Vec<float>)_mm256_cv
 RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, f16) {
   return (HalfU16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 }
+#elif defined(__aarch64__)
+RMSNORM_INLINE Vec<float> promote(HalfU16 h, f16) { return (Vec<float>)vcvt_f32_f16((float16x4_t)h); }
+RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, f16) { return (HalfU16)vcvt_f16_f32((float32x4_t)v); }
 #else  // Element by element. Not inlined: a copy in every loop would make the module's code ten times as long.
 RMSNORM_NOINLINE inline Vec<float> promote(HalfU16 h, f16) {
   Vec<float> v;
@@ -295,6 +305,11 @@ RMSNORM_INLINE C reduce_sum(Vec<C> v) {
     return _mm512_reduce_add_ps((__m512)v);
   else
     return _mm512_reduce_add_pd((__m512d)v);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(C) == 4)
+    return vaddv_f32(vadd_f32(vget_low_f32(v), vget_high_f32(v)));  // the order of the general case below
+  else
+    return vaddvq_f64(v);
 #else
   C lane[LANES<C>];
   std::memcpy(lane, &v, sizeof v);
