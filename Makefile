@@ -20,7 +20,7 @@ MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common fr
 	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
 MESSAGES_FOLDER := build/messages
 
-.PHONY: help demo messages test asan fuzz leaks tsan triton gpu lint docs bench smoke wheel aoti format clean
+.PHONY: help demo messages test asan fuzz leaks tsan aarch64 triton gpu lint docs bench smoke wheel aoti format clean
 help:
 	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
@@ -29,6 +29,7 @@ help:
 	@echo "make fuzz   the same build, fuzzed for ten minutes from a random seed; what fails is kept in tests/assets/fuzz"
 	@echo "make leaks  the same build, with LeakSanitizer (two minutes)"
 	@echo "make tsan   build the norms with ThreadSanitizer, then call them from several threads (a minute, most of it compiling)"
+	@echo "make aarch64 build the norms for AArch64 with a cross compiler, then test them under qemu (two minutes; CONTRIBUTING.md)"
 	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
 	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
 	@echo "make bench  set up with all peers, then time the kernels and the peers"
@@ -116,11 +117,25 @@ $(TSAN)/threads: tests/native/threads.cpp $(addprefix src/rmsnorm/native/,c_api.
 	$(BIN)/python src/rmsnorm/native/codes.py > $(TSAN)/codes.h
 	$(CXX) -std=c++20 -O1 -g1 -fsanitize=thread -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-ignored-attributes \
 		$(if $(filter x86_64 AMD64,$(shell uname -m)),-march=x86-64-v3) -fvisibility=hidden -I$(TSAN) -Isrc/rmsnorm/native \
-		$$($(BIN)/python -c 'import nanobind, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + nanobind.include_dir())') \
 		$(filter %.cpp,$^) -o $@
 
 tsan: $(TSAN)/threads
 	$(TSAN)/threads $(TSAN_ROUNDS)
+
+# The norms and the process that serves their calls, for AArch64. Static: qemu needs no libraries of that processor's.
+AARCH64 := build/aarch64
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+QEMU_AARCH64 ?= qemu-aarch64
+$(AARCH64)/served: tests/native/served.cpp $(addprefix src/rmsnorm/native/,c_api.cpp norms.cpp gated.cpp codes.py) \
+		$(wildcard src/rmsnorm/native/*.h) | $(VENV)/.tools
+	@mkdir -p $(AARCH64)
+	$(BIN)/python src/rmsnorm/native/codes.py > $(AARCH64)/codes.h
+	$(AARCH64_CXX) -std=c++20 -O3 -march=armv8.2-a -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi \
+		-Wno-ignored-attributes -fvisibility=hidden -static -pthread -I$(AARCH64) -Isrc/rmsnorm/native \
+		$(filter %.cpp,$^) -o $@
+
+aarch64: $(VENV)/.dev $(AARCH64)/served
+	RMSNORM_AARCH64="$(QEMU_AARCH64) $(AARCH64)/served" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/native/test_aarch64.py
 
 # All launch choices for all chips; takes minutes.
 triton: $(VENV)/.dev $(OLDEST_TRITON)

@@ -130,11 +130,11 @@ def test_commands_and_flags_in_text_exist(page):
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         shell = "\n".join(inside for language, _, inside, _ in blocks(page) if language in ("", "sh"))
-        said = set(re.findall(r"`make ([a-z]+)", text) + re.findall(r"^make ([a-z]+)", shell, re.MULTILINE))
+        said = set(re.findall(r"`make ([a-z0-9]+)", text) + re.findall(r"^make ([a-z0-9]+)", shell, re.MULTILINE))
         assert said <= targets, f"{page.name}: {said - targets}"
 
 
