@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 
@@ -82,7 +82,7 @@ class NormSpec:
     zero_centered: bool = False
     casting: str = "once"
 
-    @cached_property
+    @property  # not a cached one: Dynamo does not trace its lock, which it has before Python 3.12
     def rounds_first(self) -> bool:
         """Whether x̂ is rounded to the input's dtype before the gain (Llama's casting)."""
         return self.casting == "llama"
