@@ -5,6 +5,7 @@ import math
 
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import arguments, tasks
+from rmsnorm_lab.experiments.paper import PUBLISHED
 
 ALL = "all"
 SEEDS = 3
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.timing_only:
         _check_timing_only(args)
     args.seeds = args.seeds or SEEDS
-    norms = {task: arguments.norms_of(args.norm, task) for task in chosen}
+    norms = {task: arguments.norms_of(args.norm or _papers(args, task), task) for task in chosen}
     times = args.sweep_lr is None and args.sweep_p is None and args.timing_rounds != 0
     recipes = {task: arguments.recipe_of(args, task, norms[task], times) for task in chosen}
     comparing = arguments.imported("comparing", *(f"tasks.{task}" for task in chosen))
@@ -98,6 +99,13 @@ def _check_sweeps(args: argparse.Namespace) -> None:
     for flag, name in (("--sweep-lr", "train.learning_rate"), ("--sweep-p", "p")):
         if flag in given and any(assignment.startswith(f"{name}=") for assignment in args.set):
             raise UserError(f"{flag} sets {name}; got --set {name}=... too. Leave one of them out.")
+
+
+def _papers(args: argparse.Namespace, task: str) -> list[str] | None:
+    """The normalisers of which the paper has seconds, where its own sizes are timed alone; None: the task's."""
+    if args.timing_only and args.size == "paper" and task in PUBLISHED:
+        return list(PUBLISHED[task].seconds)
+    return None
 
 
 def _check_timing_only(args: argparse.Namespace) -> None:
