@@ -433,8 +433,10 @@ def _quantized(
 ) -> Tensors:
     """(q, scale), and the sum if ``function`` takes a residual beside the input: what has rows."""
     name, given = function.__name__, (*rows.values(), weight)
-    checks.check_no_gradient(name, *given)
-    if forward_mode() and any(isinstance(t, Tensor) and unpack_dual(t).tangent is not None for t in given):
+    way = COMPOSITE if is_compiling() else eager_way(*given)
+    if way != KERNEL:
+        checks.check_no_gradient(name, *given)
+    if way == COMPOSITE and forward_mode() and any(map(_has_tangent, given)):
         raise NotImplementedError(
             f"{name} has no derivative, but an argument has a tangent (jvp, dual numbers); use "
             "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
@@ -443,7 +445,6 @@ def _quantized(
         raise TypeError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype!r}")
     if dtype not in LARGEST:
         raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
-    way = COMPOSITE if is_compiling() else eager_way(*given)
     if way == COMPOSITE:
         results = indirect(function, rows, normalized_shape, weight=weight, eps=eps, dtype=dtype, p=p)
         if results is not None:
@@ -452,6 +453,10 @@ def _quantized(
     tensors = rows["input"], rows.get("residual"), weight
     results = _checked_composite(QUANTIZED, spec, tensors) if way == COMPOSITE else quantize(spec, tensors)
     return results if "residual" in rows else results[:2]
+
+
+def _has_tangent(t: Any) -> bool:
+    return isinstance(t, Tensor) and unpack_dual(t).tangent is not None
 
 
 # ---- the ways of the plain norms ----

@@ -22,8 +22,9 @@ def _attempt(kernels: Kernels, spec: QuantizedSpec, tensors: Tensors, _: None) -
     input, residual, weight = tensors
     dims = len(spec.normalized_shape)
     one_per_row = *input.shape[: input.dim() - dims], *(1,) * dims
-    q = torch.empty(input.shape, dtype=spec.dtype, device=input.device)
-    scale = torch.empty(one_per_row, dtype=torch.float32, device=input.device)
+    # torch.empty with a device takes 2.4 µs, these 1.1 and 1.6.
+    q = torch.empty_like(input, dtype=spec.dtype, memory_format=torch.contiguous_format)
+    scale = input.new_empty(one_per_row, dtype=torch.float32)
     total = None if residual is None else torch.empty_like(residual)
     served = kernels.quantized(input, residual, weight, q, scale, total, *arguments(spec))
     return (q, scale, total) if served else None
