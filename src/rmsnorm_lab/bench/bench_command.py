@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import cases
+from rmsnorm_lab.bench import case_sets, cases
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.figure_files import check_figure
 from rmsnorm_lab.files import check_output, named
+from rmsnorm_lab.table import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +84,7 @@ def _recorded(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
     choices = _choices(args, max((case.threads for case in recorded), default=machine.usable_threads()))
     if hasattr(args, "json_file"):
         raise UserError("--json needs measurements; got --from too, which measures nothing. Leave one of them out.")
-    found = [_only(recorded[case], _values(args, "provider")) for case in cases.keep(recorded, choices)]
+    found = [_only(recorded[case], _values(args, "provider")) for case in case_sets.keep(recorded, choices)]
     if not args.markdown:
         for record in found:
             case_tables.case_table(record, earlier.get(record.case)).show(out)
@@ -103,14 +104,14 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
     choices = _choices(args, usable)
     if args.device == "cuda":
         cuda.check()
-        known_cases = cases.cuda_cases()
+        known_cases = case_sets.cuda_cases()
     else:
-        known_cases = (cases.quick_cases if args.quick else cases.default_cases)(usable)
+        known_cases = (case_sets.quick_cases if args.quick else case_sets.default_cases)(usable)
         if any(change["op"] in cases.MODELS for change in choices.get("op", ())):
-            known_cases += cases.model_cases(usable, args.quick)
+            known_cases += case_sets.model_cases(usable, args.quick)
         if any(change["op"] in cases.CHAINS for change in choices.get("op", ())):
-            known_cases += cases.chain_cases(usable, args.quick)
-    selected = cases.choose(known_cases, choices)
+            known_cases += case_sets.chain_cases(usable, args.quick)
+    selected = case_sets.choose(known_cases, choices)
     known = providers.all_providers(max(case.threads for case in selected))
     wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))
     plan = timing.QUICK if args.quick else timing.Plan()
@@ -120,7 +121,7 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
     out.print(case_tables.about(records.Machine(**vars(machine.describe()))), style="dim", highlight=False)
     for name, reason in missing.items():
         out.print(f"{name}: {reason}", style="yellow", highlight=False)
-    out.print(f"{cases.count(len(selected), 'case')}, about {max(1, round(minutes))} min", highlight=False)
+    out.print(f"{count(len(selected), 'case')}, about {max(1, round(minutes))} min", highlight=False)
     if args.list:
         out.print(*(f"  {provider.name}: {provider.summary}" for provider in installed), sep="\n", highlight=False)
         out.print(*(f"  {case}" for case in selected), sep="\n", highlight=False)
@@ -145,7 +146,7 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
         print(f"not timed: {failure}", file=sys.stderr)
     if not complete:
         kept = f", kept in {args.json_file}" if hasattr(args, "json_file") else ""
-        print(f"interrupted: {len(done)} of {cases.count(len(selected), 'case')} measured{kept}", file=sys.stderr)
+        print(f"interrupted: {len(done)} of {count(len(selected), 'case')} measured{kept}", file=sys.stderr)
         return done, 130
     return done, int(bool(failures))
 
@@ -155,12 +156,12 @@ def _choices(args: argparse.Namespace, usable: int) -> dict[str, list[dict[str, 
     if args.device not in cases.DEVICES:
         raise UserError(f"--device must be {' or '.join(cases.DEVICES)}; got {args.device!r}.")
     parsers = {
-        "op": lambda text: {"op": cases.named("op", text, cases.OPS)},
-        "direction": lambda text: {"direction": cases.named("direction", text, cases.DIRECTIONS)},
-        "dtype": lambda text: {"dtype": cases.named("dtype", text, cases.DTYPES)},
-        "shape": cases.shape,
-        "p": cases.fraction,
-        "threads": lambda text: cases.threads(text, usable),
+        "op": lambda text: {"op": case_sets.named("op", text, cases.OPS)},
+        "direction": lambda text: {"direction": case_sets.named("direction", text, cases.DIRECTIONS)},
+        "dtype": lambda text: {"dtype": case_sets.named("dtype", text, cases.DTYPES)},
+        "shape": case_sets.shape,
+        "p": case_sets.fraction,
+        "threads": lambda text: case_sets.threads(text, usable),
     }
     given = {flag: values for flag in parsers if (values := _values(args, flag)) is not None}
     return {flag: [parsers[flag](text) for text in texts] for flag, texts in given.items()}
@@ -177,7 +178,7 @@ def _only(record: "Record", names: Sequence[str] | None) -> "Record":
     from dataclasses import replace
 
     for name in names or ():
-        cases.named("provider", name, record.results | record.skipped | record.wrong)
+        case_sets.named("provider", name, record.results | record.skipped | record.wrong)
     return replace(record, results={n: r for n, r in record.results.items() if not names or n in names})
 
 

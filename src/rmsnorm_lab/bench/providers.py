@@ -11,7 +11,7 @@ from rmsnorm_lab.bench import (
     recurrent_providers,
     torch_providers,
 )
-from rmsnorm_lab.bench.cases import named
+from rmsnorm_lab.bench.case_sets import named
 from rmsnorm_lab.bench.provider import Provider
 
 

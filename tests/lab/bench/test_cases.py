@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rmsnorm_lab.bench import cases
+from rmsnorm_lab.bench import case_sets, cases
 from rmsnorm_lab.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -14,17 +14,19 @@ from bench_calls import CASE, bench  # noqa: E402
 
 
 def test_flags_take_the_place_of_the_defaults():
-    changed = cases.choose(cases.default_cases(2), {"shape": [cases.shape("7x65")], "dtype": [{"dtype": "bfloat16"}]})
+    changed = case_sets.choose(
+        case_sets.default_cases(2), {"shape": [case_sets.shape("7x65")], "dtype": [{"dtype": "bfloat16"}]}
+    )
     assert {(case.rows, case.n, case.dtype) for case in changed} == {(7, 65, "bfloat16")}
     assert len(changed) == len(set(changed))
     assert {case.op for case in changed} == set(cases.OPERANDS)  # a shape of two numbers is a norm's
-    assert all(case.p == 1 for case in cases.choose(cases.default_cases(2), {"op": [{"op": "layer_norm"}]}))
+    assert all(case.p == 1 for case in case_sets.choose(case_sets.default_cases(2), {"op": [{"op": "layer_norm"}]}))
     gradients = [{"direction": "forward+backward"}]
-    assert all(case.op not in cases.FORWARD_ONLY for case in cases.choose(changed, {"direction": gradients}))
+    assert all(case.op not in cases.FORWARD_ONLY for case in case_sets.choose(changed, {"direction": gradients}))
     with pytest.raises(UserError, match="which have no gradient"):
-        cases.choose(changed, {"op": [{"op": "rms_norm_quantized"}], "direction": gradients})
+        case_sets.choose(changed, {"op": [{"op": "rms_norm_quantized"}], "direction": gradients})
     with pytest.raises(UserError, match="no partial statistic"):
-        cases.choose(cases.default_cases(2), {"op": [{"op": "layer_norm"}], "p": [{"p": 0.5}]})
+        case_sets.choose(case_sets.default_cases(2), {"op": [{"op": "layer_norm"}], "p": [{"p": 0.5}]})
 
 
 @pytest.mark.parametrize(

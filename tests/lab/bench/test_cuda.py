@@ -10,6 +10,7 @@ import torch
 
 from rmsnorm import cli, timing
 from rmsnorm_lab.bench import (
+    case_sets,
     case_tables,
     cases,
     cuda,
@@ -117,7 +118,7 @@ def test_the_clock_is_the_devices(monkeypatch):
 
 
 def test_the_cases_are_those_of_the_bars():
-    every = cases.cuda_cases()
+    every = case_sets.cuda_cases()
     assert len(set(every)) == len(every)
     assert all(case.device == "cuda" and case.threads == 1 for case in every)
     for n in (64, 128, 256, 1024, 2048, 4096, 8192, 16384):

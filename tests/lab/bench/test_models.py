@@ -7,7 +7,7 @@ import torch
 
 from rmsnorm import native, timing
 from rmsnorm.cli import main
-from rmsnorm_lab.bench import cases, model_cases, model_providers, model_tables
+from rmsnorm_lab.bench import case_sets, cases, model_cases, model_providers, model_tables
 from rmsnorm_lab.bench.model_cases import ModelOracle
 from rmsnorm_lab.bench.oracle import WrongError
 from rmsnorm_lab.bench.records import Machine, Record, Result
@@ -66,16 +66,18 @@ def test_a_forgotten_gain_is_wrong(case):
 
 
 def test_models_are_measured_only_if_asked_for():
-    assert not [case for case in cases.default_cases(2) if case.kind == "model"]
-    every = cases.model_cases(2, quick=False)
+    assert not [case for case in case_sets.default_cases(2) if case.kind == "model"]
+    every = case_sets.model_cases(2, quick=False)
     assert len(every) == len(set(every)) == 3 * 2 * 2 * 3
-    chosen = cases.choose(every, {"op": [{"op": "llama"}], "shape": [cases.shape("9x128")]})
+    chosen = case_sets.choose(every, {"op": [{"op": "llama"}], "shape": [case_sets.shape("9x128")]})
     assert {(c.rows, c.n) for c in chosen} == {(9, 128)}
-    of_one = cases.choose(every, {"op": [{"op": "llama"}], "shape": [cases.shape("1x128")]})
+    of_one = case_sets.choose(every, {"op": [{"op": "llama"}], "shape": [case_sets.shape("1x128")]})
     assert {c.direction for c in of_one} == {"forward"}, "a training step's loss is of the next token"
     with pytest.raises(UserError, match="at least 2 tokens"):
-        cases.choose(every, {"shape": [cases.shape("1x128")], "direction": [{"direction": "forward+backward"}]})
-    assert not [c for c in cases.choose(every + cases.default_cases(2), {"op": [{"op": "gru"}]}) if c.kind == "model"]
+        case_sets.choose(every, {"shape": [case_sets.shape("1x128")], "direction": [{"direction": "forward+backward"}]})
+    assert not [
+        c for c in case_sets.choose(every + case_sets.default_cases(2), {"op": [{"op": "gru"}]}) if c.kind == "model"
+    ]
     assert main(["bench", "--op", "llama", "--p", "0.5"]) == 2
 
 

@@ -9,13 +9,13 @@ import torch
 import plain_rnn
 from rmsnorm.cli import main
 from rmsnorm.timing import QUICK
-from rmsnorm_lab.bench import cases, providers, recurrent_oracle
+from rmsnorm_lab.bench import case_sets, cases, providers, recurrent_oracle
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
 from rmsnorm_lab.bench.runner import run_case
 from rmsnorm_lab.experiments import norms
 
 SMALL = [
-    case for case in cases.quick_cases(1) if case.recurrent and case.backward
+    case for case in case_sets.quick_cases(1) if case.recurrent and case.backward
 ]  # 5 steps, 3 sequences, 7 features, hidden 33
 
 
@@ -66,12 +66,12 @@ def test_wrong_results_are_caught(spoil):
 
 
 def test_norms_and_networks_have_shapes_of_their_own():
-    default = cases.default_cases(2)
-    four, two = cases.shape("9x4x6x8"), cases.shape("256x64")
-    chosen = cases.choose(default, {"op": [{"op": "gru"}], "shape": [four]})
+    default = case_sets.default_cases(2)
+    four, two = case_sets.shape("9x4x6x8"), case_sets.shape("256x64")
+    chosen = case_sets.choose(default, {"op": [{"op": "gru"}], "shape": [four]})
     assert {(c.op, c.steps, c.batch, c.features, c.n, c.rows) for c in chosen} == {("gru", 9, 4, 6, 8, 36)}
-    assert all(not c.recurrent for c in cases.choose(default, {"shape": [two]}))
-    assert all(c.recurrent for c in cases.choose(default, {"shape": [four]}))
+    assert all(not c.recurrent for c in case_sets.choose(default, {"shape": [two]}))
+    assert all(c.recurrent for c in case_sets.choose(default, {"shape": [four]}))
     assert chosen[0].shape == "9x4x6x8"
     assert chosen[0].work == (2.0 * 36 * 24 * 14 * 3, "GFLOP/s")
 
