@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rmsnorm.timing import FEWEST
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.paper import PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record
@@ -36,10 +37,11 @@ def _table(experiment: Experiment) -> Table:
             cells += [f"{found.milliseconds:.0f}" if found else "", _saved(found)]
         rows.append(Row(norms.label(norm), cells))
     headings = ["norm"]
-    headings += [f"paper: s of {paper.seconds_of.partition(',')[0]}"] if seconds else []
+    headings += [f"paper: s of {paper.seconds_of.partition(', ')[0]}"] if seconds else []
     headings += ["paper: saved, %"] if paper.saved else []
     for kernels in timings:
-        headings += [f"{_HEADINGS[kernels]}: ms a step", "saved, % [95 %]"]
+        interval = " [95 % interval]" if timings[kernels].result.rounds >= FEWEST else ""
+        headings += [f"{_HEADINGS[kernels]}: ms a step", f"saved, %{interval}"]
     first = next(iter(timings.values()))
     made = ", ".join(str(each.result.rounds) for each in timings.values())
     note = (

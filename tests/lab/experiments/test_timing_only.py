@@ -77,6 +77,8 @@ def test_every_task_of_the_paper(task, tmp_path, capsys):
     assert main(["report", str(tmp_path), "--markdown"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].startswith(f"**{task}, times alone, paper size, inputs drawn at random")
+    unit = {"images": "an epoch", "retrieval": "100 steps", "reading": "100 steps"}.get(task, "1,000 steps")
+    assert table[2].startswith(f"| norm | paper: s of {unit} | paper: saved, % | in operators: ms a step | saved, % |")
     row = next(line for line in table if line.startswith("| RMSNorm |")).split(" | ")
     assert row[1:3] == [PUBLISHED[task].seconds["rms"], PUBLISHED[task].saved["rms"]]
 
