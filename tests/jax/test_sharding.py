@@ -82,6 +82,7 @@ with jax.set_mesh(explicit):
     for wrong in (
         lambda: rj.rms_norm(own, axis=0),
         lambda: rj.add_rms_norm(own, jnp.asarray(dy)),
+        lambda: jax.vmap(rj.rms_norm)(own),
         lambda: rj.rms_norm(jnp.ones((3, 8)), jax.device_put(np.ones(8, np.float32), P("d"))),
     ):
         try:

@@ -73,6 +73,12 @@ def _strong(aval: Any) -> Any:
 
 def _batch(primitive: Any, args: Sequence[Any], dims: Sequence[int | None], *, names: Names, **params: Any) -> Any:
     """More rows; more groups where gains, biases or their gradients are mapped over."""
+    if any(axis is not None for a in args for axis in jax.typeof(a).sharding.spec):
+        raise NotImplementedError(
+            "vmap does not take the rows of arrays that are sharded over explicit axes of a mesh, got "
+            + ", ".join(f"{name}: {jax.typeof(a)}" for name, a in zip(names, args, strict=True))
+            + "; call the norm with the whole array, whose rows it normalises anyway, or vmap inside of jax.shard_map"
+        )
     (size,) = {a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None}
     wants = params.get("wants", ())
     mapped = {name for name, d in zip(names, dims, strict=True) if d is not None}
