@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 PYTHON = "3.11"
-"""The wheels' Python, whichever Python builds: what was unpacked once serves all. The headers are the same, and the linker
-reads only names: nodes for 3.11 and 3.13 need the same ones of torch. This Python has wheels of all versions."""
+"""The wheels' Python, whichever Python builds: what was unpacked once serves all. The headers are the same, and the
+linker reads only names: nodes for 3.11 and 3.13 need the same ones of torch. This Python has wheels of all versions."""
 
 LIBRARIES = ("libc10.", "libtorch.", "libtorch_cpu.", "libtorch_python.")
 
