@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import gated_cases
+import quantized_cases
 from conformance import CASES, DTYPES, Case, make_inputs, pair_sample
 from conforms import conforms
-from through_aarch64 import FORWARD, GATED_BACKWARD, GATED_FORWARD, Kernels, backend, is_served, unset
+from through_aarch64 import FORWARD, GATED_BACKWARD, GATED_FORWARD, QUANTIZED, Kernels, backend, is_served, unset
 from tolerances import check, expected
 
 COMMAND = os.environ.get("RMSNORM_AARCH64")
@@ -72,6 +73,28 @@ def test_gated(case, kernels):
     kernels(GATED_BACKWARD, dy, x, z, inputs.weight, dx, dz, dweight, **options)
     found = {"y": y, "dx": dx, "dz": dz} | ({} if dweight is None else {"dweight": dweight})
     gated_cases.conforms(case, found, inputs)
+
+
+@pytest.fixture
+def quantize(kernels):
+    def run(x, normalized_shape, weight, eps, *, dtype, p=1.0):
+        x = x.contiguous()
+        q, scale = torch.empty(x.shape, dtype=dtype), torch.empty(*x.shape[:-1], 1)
+        kernels(QUANTIZED, x, weight, q, scale, eps=eps, p=p)
+        return q, scale
+
+    return run
+
+
+@pytest.mark.parametrize("case", quantized_cases.CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_quantized(case, quantize):
+    quantized_cases.conforms(quantize, case)
+
+
+@pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_codes_of_quotients(code, quantize):
+    quantized_cases.every_code_and_every_tie(quantize, code)
+    quantized_cases.rows_without_a_scale(quantize, code)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,7 +11,7 @@ import torch
 from conformance import Backend, Case
 from rmsnorm.native.codes import DTYPES, FRESH, NORM_KINDS, OWN_THREADS, ROUND_FIRST, ZERO_CENTERED
 
-FORWARD, BACKWARD, GATED_FORWARD, GATED_BACKWARD = range(4)
+FORWARD, BACKWARD, GATED_FORWARD, GATED_BACKWARD, QUANTIZED = range(5)
 CODES = {getattr(torch, name): code for code, name in enumerate(DTYPES)}
 
 Given = torch.Tensor | None
