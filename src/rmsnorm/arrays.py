@@ -153,7 +153,7 @@ def eight_bit(dtype: DTypeLike) -> np.dtype[Any]:
     expected = "dtype must be numpy.int8 or ml_dtypes.float8_e4m3fn"
     try:
         found = np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError):  # NumPy asks the object for its own dtype
         raise TypeError(f"{expected}, got {dtype!r}") from None
     if _name(found) not in ("int8", "float8_e4m3fn"):
         raise NotImplementedError(f"{expected}, got {found}")

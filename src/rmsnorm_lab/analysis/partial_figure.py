@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rmsnorm_lab.analysis.partial import NormRows
 from rmsnorm_lab.analysis.partial_quality import Sweep
@@ -36,28 +37,26 @@ def draw(networks: Networks, sweeps: Sequence[Sweep]) -> Figure:
 
 
 def _errors(axes: Axes, networks: Networks) -> None:
-    """The median norm of each network, and the band of its norms."""
+    """The median over the norms of each network that are wider than k."""
     for colour, (trained, found) in zip(_colours(len(networks)), networks, strict=True):
         of_k: dict[int, list[tuple[float, float]]] = {}
         for norm in found:
             for each in norm.estimates:
                 of_k.setdefault(each.k, []).append((100 * each.error, 100 * each.random))
-        ks = [k for k, both in of_k.items() if len(both) == len(found)]  # narrow norms do not have the largest
-        errors = [[error for error, _ in of_k[k]] for k in ks]
-        axes.plot(ks, [statistics.median(each) for each in errors], color=colour, marker="o", label=trained.task)
-        axes.fill_between(ks, list(map(min, errors)), list(map(max, errors)), color=colour, alpha=0.12)
-        random = [statistics.median(random for _, random in of_k[k]) for k in ks]
-        axes.plot(ks, random, color=colour, linestyle=(0, (1, 1)))
-    axes.set(xscale="log", yscale="log", xlabel="k", ylabel="error of the RMS of the first k, %")
-    axes.xaxis.set_major_formatter("{x:g}")
+        medians = {k: tuple(map(statistics.median, zip(*both, strict=True))) for k, both in sorted(of_k.items())}
+        measured, random = zip(*medians.values(), strict=True)
+        axes.plot(list(medians), measured, color=colour, marker="o", markersize=4, label=trained.task)
+        axes.plot(list(medians), random, color=colour, linestyle=(0, (1, 1)))
+    axes.set(yscale="log", ylabel="error of the RMS of the first k, %")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend(fontsize=9, title="dotted: k elements at random", title_fontsize=8)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _of_k(axes)
+    axes.legend(fontsize=8, title="dotted: k elements at random", title_fontsize=8)
 
 
 def _quality(axes: Axes, sweep: Sweep) -> None:
-    key = sweep.metric.key
+    key, heights = sweep.metric.key, []
     for colour, (width, rows) in zip(_colours(len(sweep.widths)), sweep.widths.items(), strict=True):
         points = {k: row.metrics[key] for k, row in rows.items() if key in row.metrics}
         axes.errorbar(
@@ -70,11 +69,20 @@ def _quality(axes: Axes, sweep: Sweep) -> None:
             capsize=3,
             label=f"width {width}",
         )
-    axes.set(xscale="log", xlabel="k")
-    axes.xaxis.set_major_formatter("{x:g}")
+        heights += [q.mean + side * (q.sd or 0.0) for k, q in points.items() if k > 1 for side in (-1, 1)]
+    if heights and max(heights) > min(heights):  # one element tells so little that it would take all of the height
+        margin = 0.08 * (max(heights) - min(heights))
+        axes.set_ylim(min(heights) - margin, max(heights) + margin)
     axes.set_ylabel(f"{sweep.task}: " + sweep.metric.label.replace("\n", " "), parse_math=False)
-    axes.grid(visible=True, alpha=0.2)
+    _of_k(axes)
     axes.legend(fontsize=9)
+
+
+def _of_k(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("k")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(visible=True, alpha=0.2)
 
 
 def _colours(count: int) -> list[str]:
