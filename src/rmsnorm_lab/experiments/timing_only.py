@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rmsnorm_lab.experiments import norms, tasks
 from rmsnorm_lab.experiments.comparison import SETTINGS, about_data, about_times, source_of, time_table
+from rmsnorm_lab.experiments.data.official import is_drawn
 from rmsnorm_lab.experiments.jobs import TimingJob, timings
 from rmsnorm_lab.experiments.learner import Setup
 from rmsnorm_lab.experiments.paper import PUBLISHED, Published
@@ -84,7 +85,8 @@ def show(task: Task, setup: Setup, records: Sequence[TimingRecord], console: Con
 
 def notes(task: Task, setup: Setup, records: Sequence[TimingRecord]) -> list[str]:
     """One line each."""
-    found = [f"inputs: {source_of(task)}; nothing was trained", about_data(task), _batch(task)]
+    about = [] if is_drawn(task.source.content) else [about_data(task)]
+    found = [f"{source_of(task)}; nothing was trained", *about, _batch(task)]
     if (timing := task.recipe.timing).seconds is not None:
         found.append(
             f"rounds: for {timing.seconds:g} s in each setting, at least {timing.fewest}, at most {timing.rounds}"

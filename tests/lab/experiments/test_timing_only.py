@@ -45,7 +45,7 @@ def test_every_task_of_the_paper(task, tmp_path, capsys):
     shape = {"images": "CIFAR-10", "retrieval": "COCO", "reading": "CNN"}.get(task, "WMT14 En-De")
     heading = f"time {task} · inputs drawn at random in the shape of {shape} (seed 0) · paper size · nothing is trained"
     assert captured.out.splitlines()[0] == captured.err.splitlines()[0] == heading
-    assert f"inputs: inputs drawn at random in the shape of {shape} (seed 0); nothing was trained" in captured.out
+    assert f"\ninputs drawn at random in the shape of {shape} (seed 0); nothing was trained" in captured.out
     assert f"paper: {PUBLISHED[task].where}; seconds: of {PUBLISHED[task].seconds_of}" in captured.out
     lines = captured.out.splitlines()
     of_rms = next(place for place, line in enumerate(lines) if line.startswith("RMSNorm"))

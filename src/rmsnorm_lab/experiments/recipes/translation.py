@@ -50,7 +50,7 @@ def demo() -> Recipe:
     is smaller than the small recipe's, so that the whole takes three minutes."""
     recipe = small()
     return replace(
-        recipe, train=replace(recipe.train, batch=96, evaluations=4), timing=replace(recipe.timing, rounds=30), p=0.25
+        recipe, train=replace(recipe.train, batch=96, evaluations=2), timing=replace(recipe.timing, rounds=24), p=0.25
     )
 
 
