@@ -80,7 +80,7 @@ def test_a_setting_that_older_records_lack_is_part_of_the_identity_only_where_it
 
 
 def test_the_recorded_runs_are_those_of_the_recipes():
-    records = [store.read(path) for path in RECORDS.glob("*/*.jsonl")]
+    records = store.load(RECORDS / "2026-11-26-epyc-2-cores")  # the folder of docs/results.md; others change settings
     found = [record for record in runs_of(records) if record.identity.size == "small"]
     assert len(found) > 100
     for record in found:
