@@ -31,7 +31,7 @@ class RMSNorm(nn.RMSNorm):
         device, dtype: of the parameters. They may differ from the input's dtype.
         bias: whether there is a bias, under the key ``bias``. It starts at 0.
         p: the RMS is taken of the first k = ⌈n·p⌉ elements; 0 < p ≤ 1. Take p so that k is 16 or more: with
-            independent elements the RMS is then known to about 17 %, whatever n is (measured in docs/partial.md).
+            independent elements the RMS is then known to about 18 %, whatever n is (measured in docs/partial.md).
         zero_centered: the gain is 1 + weight (Gemma, Qwen3-Next).
         casting: ``"once"`` or ``"llama"``, as in :func:`rmsnorm.torch.rms_norm`.
         heads: None, or the size of the input's dimension before the normalised ones. Gain and bias then have the shape

@@ -15,6 +15,8 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
 from made_records import run_record, timing_record  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab.experiments import arguments, store, tasks  # noqa: E402
+from rmsnorm_lab.experiments.demo import ROWS  # noqa: E402
+from rmsnorm_lab.experiments.recipes import translation  # noqa: E402
 from rmsnorm_lab.experiments.recipes.settings import changed  # noqa: E402
 from rmsnorm_lab.experiments.record import Content  # noqa: E402
 from rmsnorm_lab.plain import to_plain  # noqa: E402
@@ -81,7 +83,10 @@ def test_the_commands_of_the_recorded_experiments(parsed):
                     assert {line.learning_rate for line in lines} == set(args.sweep_lr)
             for timing in experiment.timings.values():
                 (command,) = commands.of_times(experiment, timing)
-                _, recipe, norms = parsed(command)
+                if command.startswith("rmsnorm demo"):  # it has no settings on its command line
+                    recipe, norms = translation.demo(), ROWS
+                else:
+                    _, recipe, norms = parsed(command)
                 check(experiment, recipe)
                 assert (tuple(norms), recipe.timing) == (timing.identity.norms, timing.identity.timing)
 

@@ -1,4 +1,4 @@
-"""The page of ``rmsnorm report``: valid, complete in one file, marked where data stand in, and downloadable."""
+"""The page of ``rmsnorm report``: valid, complete in one file, stand-in data marked, and downloadable."""
 
 import base64
 import csv
