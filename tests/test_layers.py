@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def test_no_module_of_the_library_imports_a_higher_floor(module):
     assert own >= 0, f"{module} is on no floor: add it to FLOORS"
     for source, _ in imports(module):
         assert source == "rmsnorm" or floor(source, FLOORS) <= own, f"{module} imports {source}"
+
+
+FAMILIES = sorted(module.split(".")[2] for module in LIBRARY if re.fullmatch(r"rmsnorm\.torch\.\w+\.composite", module))
+SHARED = ("bindings", "checks", "dispatch", "indirect", "onnx", "operation", "registration", "norm")
+"""What a family of operations may import of rmsnorm.torch besides itself."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_of_operations_imports_no_other(family):
+    allowed = {family, *SHARED} | ({"functional"} if family == "rnn" else set())  # its expression calls plain norms
+    for module in LIBRARY:
+        if f"{module}.".startswith(f"rmsnorm.torch.{family}."):
+            for source, name in imports(module):
+                if f"{source}.".startswith("rmsnorm.torch."):
+                    found = f"{source}.{name}".removeprefix("rmsnorm.torch.").split(".")[0]
+                    assert found in allowed, f"{module} imports {source}"
 
 
 def test_the_oracle_imports_nothing_of_the_library():

@@ -1,5 +1,8 @@
 """torch.fx.symbolic_trace: each norm is one node of the graph, whose call has the eager call's bits."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import fx
@@ -46,6 +49,17 @@ def test_a_norm_is_one_node(name):
     traced = fx.symbolic_trace(module)
     assert functions <= {node.target for node in traced.graph.nodes if node.op == "call_function"}
     assert torch.equal(traced(*args), module(*args))
+    for twin in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):  # by the functions' names
+        assert torch.equal(twin(*args), module(*args))
+
+
+@pytest.mark.parametrize("name", [name for name in rt.__all__ if name == name.lower() and "norm" in name])
+def test_public_functions_are_found_by_their_names(name):
+    """Pickles name a function's module; older ones of the functions say rmsnorm.torch.functional."""
+    function = getattr(rt, name)
+    assert pickle.loads(pickle.dumps(function)) is function
+    if not name.endswith("_norms"):
+        assert pickle.loads(f"crmsnorm.torch.functional\n{name}\n.".encode()) is function
 
 
 class OfWeights(torch.nn.Module):

@@ -1,45 +1,28 @@
-"""The public functions, and where their ways part (:mod:`~rmsnorm.torch.dispatch`).
+"""The plain norms as functions of tensors, and where their ways part (:mod:`~rmsnorm.torch.dispatch`).
+
+The other families' functions lie in their folders; all public functions have a name here.
 
 - In a graph that is being captured: one operator, or the composite.
-- Else the C++ calls of nodes.cpp where they were built, for the plain norms; they decline what is not usual.
+- Else the C++ calls of nodes.cpp where they were built; they decline what is not usual.
 - Else the kernels, within an autograd node if a gradient may be asked for; or the composite.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_compiling
 
 from rmsnorm.spec import NormSpec, check_flag, check_spec, norm_spec
 from rmsnorm.torch import checks
-from rmsnorm.torch.dispatch import (
-    AUTOGRAD,
-    COMPOSITE,
-    KERNEL,
-    OPERATOR,
-    eager_way,
-    forward_mode,
-    graph_way,
-    has_no_numbers,
-)
-from rmsnorm.torch.gated.eager import GATED, recorded_gated
-from rmsnorm.torch.gated.spec import check_gated_spec, gated_spec
+from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, graph_way
+from rmsnorm.torch.gated.functional import rms_norm_gated as rms_norm_gated
 from rmsnorm.torch.indirect import indirect
-from rmsnorm.torch.norm.eager import (
-    NORM,
-    forward,
-    forward_inplace,
-    forward_into,
-    nodes,
-    recorded_norm,
-)
-from rmsnorm.torch.operation import Operation, Tensors, run
-from rmsnorm.torch.quantized.eager import QUANTIZED
-from rmsnorm.torch.quantized.eager import forward as quantize
-from rmsnorm.torch.quantized.spec import LARGEST, QuantizedSpec, quantized_spec
+from rmsnorm.torch.norm.eager import NORM, forward, forward_inplace, forward_into, nodes, recorded_norm
+from rmsnorm.torch.operation import checked_composite, extents, run
+from rmsnorm.torch.quantized.functional import add_rms_norm_quantized as add_rms_norm_quantized
+from rmsnorm.torch.quantized.functional import rms_norm_quantized as rms_norm_quantized
 
 _ops = torch.ops.rmsnorm
 
@@ -105,7 +88,7 @@ def rms_norm(
     if is_compiling():
         way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
-            y = _ops.rms_norm(input, _extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
+            y = _ops.rms_norm(input, extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
             return _written(y, out, input, weight, bias)
     else:
         if nodes:
@@ -169,7 +152,7 @@ def layer_norm(
     if is_compiling():
         way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
-            y = _ops.layer_norm(input, _extents(normalized_shape), weight, bias, eps)
+            y = _ops.layer_norm(input, extents(normalized_shape), weight, bias, eps)
             return _written(y, out, input, weight, bias)
     else:
         if nodes:
@@ -238,7 +221,7 @@ def add_rms_norm(
     if is_compiling():
         way = graph_way(input, residual)
         if way == OPERATOR:
-            shape = _extents(normalized_shape)
+            shape = extents(normalized_shape)
             return _ops.add_rms_norm(input, residual, shape, weight, bias, eps, p, zero_centered, casting)
     else:
         if nodes:
@@ -255,211 +238,7 @@ def add_rms_norm(
     spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
     if way == AUTOGRAD:
         return recorded_norm(spec, *tensors)
-    return forward(spec, tensors) if way == KERNEL else _checked_composite(NORM, spec, tensors)
-
-
-def rms_norm_gated(
-    input: Tensor,
-    gate: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    norm_before_gate: bool = False,
-    groups: int = 1,
-    p: float = 1.0,
-) -> Tensor:
-    r"""RMSNorm and a SiLU gate in one pass over memory (Mamba-2's ``RMSNormGated``).
-
-    .. math:: y = \mathrm{rms\_norm}(x \odot \mathrm{silu}(z)) \odot g \quad\text{or}\quad
-              y = \mathrm{rms\_norm}(x) \odot g \odot \mathrm{silu}(z), \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}}
-
-    The second form is that of ``norm_before_gate=True``.
-
-    Args:
-        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
-        gate: z, of the input's shape and any floating dtype (the kernels take the input's).
-        normalized_shape: the last dimensions, of n elements together.
-        weight: the gain g, of shape ``normalized_shape`` and any floating dtype; None: 1.
-        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        norm_before_gate: normalise first, then apply the gate.
-        groups: split the n elements into this number of groups, in row-major order; each has its own statistic.
-        p: the RMS is taken of this fraction of each group's elements, the first ones; 0 < p ≤ 1.
-
-    The computation dtype is float32, or float64 for float64 inputs, with one rounding at the end, to the input's dtype.
-    x ⊙ silu(z) is computed in that dtype; where it is finite the statistic does not overflow. Derivatives of every
-    order, forward mode and ``torch.func`` transforms work.
-
-    Returns:
-        y, of the input's shape and dtype.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if an argument has a wrong value, or if tensors do not fit each other; the latter error is a
-            ``RuntimeError`` too, as in torch.
-
-    Source: Dao & Gu, "Transformers are SSMs" (2024): the norm before the output projection of Mamba-2.
-
-    Example:
-        >>> x, gate = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]])
-        >>> rms_norm_gated(x, gate, (2,))
-        tensor([[0.0000, 1.4142]])
-        >>> rms_norm_gated(x, gate, (2,), norm_before_gate=True)
-        tensor([[0.0000, 0.8271]])
-    """
-    how = eps, norm_before_gate, groups, p
-    tensors = input, gate, weight
-    if is_compiling():
-        way = graph_way(input, gate)
-        if way == OPERATOR:
-            return _ops.rms_norm_gated(input, gate, _extents(normalized_shape), weight, *how)
-    else:
-        way = eager_way(*tensors)
-    if way == COMPOSITE:
-        options = {"eps": eps, "norm_before_gate": norm_before_gate, "groups": groups, "p": p}
-        rows = {"input": input, "gate": gate}
-        y = indirect(rms_norm_gated, rows, normalized_shape, weight=weight, **options)
-        if y is not None:
-            return y
-    spec = (check_gated_spec if is_compiling() else gated_spec)(normalized_shape, *how)
-    if way == AUTOGRAD:
-        return recorded_gated(spec, *tensors)
-    return (run if way == KERNEL else _checked_composite)(GATED, spec, tensors)[0]
-
-
-def rms_norm_quantized(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    dtype: torch.dtype = torch.int8,
-    p: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    r"""RMSNorm and symmetric quantisation of each row in one pass over memory.
-
-    .. math:: y = \mathrm{rms\_norm}(x), \qquad \mathrm{scale} = \max_i |y_i| / M, \qquad
-              q_i = \mathrm{round}(y_i / \mathrm{scale})
-
-    M is 127 for int8 and 448 for float8_e4m3fn. Rounding is to the nearest, ties to even; ``q * scale`` is y within
-    half a step.
-
-    Args:
-        input: x, (…, \*normalized_shape), float16, bfloat16, float32 or float64; any strides.
-        normalized_shape: the last dimensions, of n elements together.
-        weight: the gain, as in :func:`rms_norm`: of shape ``normalized_shape``, or one for each head.
-        eps: inside the root; None: machine epsilon of the computation dtype (1.19e-7, or 2.22e-16 for float64).
-        dtype: the dtype of q, ``torch.int8`` or ``torch.float8_e4m3fn``.
-        p: the RMS is taken of this fraction of the elements, the first ones; 0 < p ≤ 1.
-
-    The computation dtype is float32, or float64 for float64 inputs; y is not rounded to the input's dtype in between.
-    If all of a row's y are zero, its scale and codes are 0. If a row's y is not finite, its scale is NaN and its codes
-    are 0, so that q times scale is NaN. No gradient is defined.
-
-    Returns:
-        (q, scale): q of the input's shape; scale in float32, of that shape with 1 for each normalised dimension. Both
-        are contiguous.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if a gradient would be
-            needed.
-        NotImplementedError: for another ``dtype``, or an argument with a tangent.
-
-    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1.
-
-    Example:
-        >>> rms_norm_quantized(torch.tensor([[3.0, 4.0]]), (2,))
-        (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]))
-    """
-    return _quantized(rms_norm_quantized, {"input": input}, normalized_shape, weight, eps, dtype, p)
-
-
-def add_rms_norm_quantized(
-    input: Tensor,
-    residual: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    dtype: torch.dtype = torch.int8,
-    p: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The residual step of a pre-norm network: add, normalise and quantise, in one pass over memory.
-
-    .. math:: s = \mathrm{input} + \mathrm{residual}, \qquad (q, \mathrm{scale}) = \mathrm{rms\_norm\_quantized}(s)
-
-    s is rounded to the residual's dtype before it is normalised, so the results equal those of the two separate
-    operations bit for bit.
-
-    Args:
-        input: (…, \*normalized_shape), the output of the sublayer; float16, bfloat16, float32 or float64; any strides.
-        residual: the residual stream, of the input's shape and any floating dtype.
-        normalized_shape, weight, eps, dtype, p: as in :func:`rms_norm_quantized`.
-
-    The computation dtype is float32, or float64 for a residual in float64. No gradient is defined.
-
-    Returns:
-        (q, scale, s): q and scale as :func:`rms_norm_quantized` returns them; s in the residual's dtype, with the
-        strides of ``torch.empty_like(residual)``.
-
-    Raises:
-        TypeError: if an argument has the wrong type or dtype.
-        ValueError: if an argument has a wrong value, if tensors do not fit each other, or if a gradient would be
-            needed.
-        NotImplementedError: for another ``dtype``, or an argument with a tangent.
-
-    Source: one dynamic scale per token, as in Dettmers et al., "LLM.int8()" (2022), §2.1; inference engines on GPUs
-    fuse it with the addition and the norm.
-
-    Example:
-        >>> add_rms_norm_quantized(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 2.0]]), (2,))
-        (tensor([[ 95, 127]], dtype=torch.int8), tensor([[0.0089]]), tensor([[3., 4.]]))
-    """
-    if residual is None:  # below, that is a norm without one
-        raise TypeError("residual must be a torch.Tensor, got NoneType; rms_norm_quantized needs none")
-    rows = {"input": input, "residual": residual}
-    return _quantized(add_rms_norm_quantized, rows, normalized_shape, weight, eps, dtype, p)
-
-
-def _quantized(
-    function: Callable[..., Any],
-    rows: dict[str, Tensor],
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None,
-    eps: float | None,
-    dtype: torch.dtype,
-    p: float,
-) -> Tensors:
-    """(q, scale), and the sum if ``function`` takes a residual beside the input: what has rows."""
-    name, given = function.__name__, (*rows.values(), weight)
-    way = COMPOSITE if is_compiling() else eager_way(*given)
-    if way != KERNEL:
-        checks.check_no_gradient(name, *given)
-    if way == COMPOSITE and forward_mode() and any(map(_has_tangent, given)):
-        raise NotImplementedError(
-            f"{name} has no derivative, but an argument has a tangent (jvp, dual numbers); use "
-            "torch.autograd.forward_ad.unpack_dual(t).primal, or detach it within torch.func.jvp"
-        )
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype!r}")
-    if dtype not in LARGEST:
-        raise NotImplementedError(f"dtype must be torch.int8 or torch.float8_e4m3fn, got {dtype}")
-    if way == COMPOSITE:
-        results = indirect(function, rows, normalized_shape, weight=weight, eps=eps, dtype=dtype, p=p)
-        if results is not None:
-            return results
-    spec = (QuantizedSpec if is_compiling() else quantized_spec)(_spec("rms", normalized_shape, eps, p), dtype)
-    tensors = rows["input"], rows.get("residual"), weight
-    results = _checked_composite(QUANTIZED, spec, tensors) if way == COMPOSITE else quantize(spec, tensors)
-    return results if "residual" in rows else results[:2]
-
-
-def _has_tangent(t: Any) -> bool:
-    return isinstance(t, Tensor) and unpack_dual(t).tangent is not None
-
-
-# ---- the ways of the plain norms ----
+    return forward(spec, tensors) if way == KERNEL else checked_composite(NORM, spec, tensors)
 
 
 def _spec(*arguments: Any) -> NormSpec:
@@ -480,15 +259,8 @@ def _eager(
 
 
 def _composite(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    y, _ = _checked_composite(NORM, spec, (input, None, weight, bias))
+    y, _ = checked_composite(NORM, spec, (input, None, weight, bias))
     return _written(y, out, input, weight, bias)
-
-
-def _checked_composite(operation: Operation, spec: object, tensors: Tensors) -> Tensors:
-    operation.check(spec, *tensors)
-    if operation.operator and not is_compiling() and has_no_numbers(tensors[0]):
-        return operation.operator(spec, *tensors)  # its results have the strides of the kernels'
-    return operation.composite(spec, *tensors)
 
 
 def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
@@ -504,15 +276,11 @@ def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
     elif forward_inplace(norm_spec("rms", normalized_shape, *how), input, residual, weight, bias):
         return _touched(input), _touched(residual)
     if is_compiling() and graph_way(input, residual, writes=True) == OPERATOR:
-        y, total = _ops.add_rms_norm(input, residual, _extents(normalized_shape), weight, bias, *how)
+        y, total = _ops.add_rms_norm(input, residual, extents(normalized_shape), weight, bias, *how)
     else:
         y, total = add_rms_norm(input, residual, normalized_shape, **options)
     checks.check_inplace(input, residual, y.dtype, weight, bias)
     return input.copy_(y), residual.copy_(total)
-
-
-def _extents(normalized_shape: int | Sequence[int]) -> list[int]:
-    return [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
 
 
 def _written(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import kernels_of
-from rmsnorm.torch.dispatch import COMPOSITE, eager_way
+from rmsnorm.torch.dispatch import COMPOSITE, eager_way, has_no_numbers
 
 Tensors = tuple[Any, ...]
 """Tensors; None for what is not given or not wanted."""
@@ -68,6 +68,14 @@ def run_composite(operation: Operation, spec: Any, tensors: Tensors, wants: Want
     """The same results by torch's operations, after checks."""
     operation.check(spec, *tensors)
     return lay_out(operation, operation.composite(spec, *tensors, *_given(wants)), tensors)
+
+
+def checked_composite(operation: Operation, spec: Any, tensors: Tensors) -> Tensors:
+    """The results in the expression's own strides, or an operator's for tensors that hold no numbers."""
+    operation.check(spec, *tensors)
+    if operation.operator and not is_compiling() and has_no_numbers(tensors[0]):
+        return operation.operator(spec, *tensors)  # its results have the strides of the kernels'
+    return operation.composite(spec, *tensors)
 
 
 def run_backward(
@@ -130,3 +138,8 @@ def saveable(*tensors: Tensor | None) -> Tensors:
     """``tensors``, copied if made in inference mode: autograd refuses to save those, but torch's own norms, whose
     operators save their results, take them."""
     return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+
+
+def extents(normalized_shape: int | Sequence[int]) -> list[int]:
+    """``normalized_shape`` as an operator takes it."""
+    return [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
