@@ -41,8 +41,9 @@ def functions(module, given):
 
 def of_torch():
     x = torch.randn(3, 8)
-    sizes = {"input_size": 8, "hidden_size": 8}
-    return functions(rmsnorm.torch, {"input": x, "residual": x + 1, "gate": x, "normalized_shape": 8, **sizes})
+    given = {"input": x, "residual": x + 1, "gate": x, "normalized_shape": 8, "input_size": 8, "hidden_size": 8}
+    given |= {"q": x[None], "k": x[None], "cos": x, "sin": x}
+    return functions(rmsnorm.torch, given)
 
 
 def of_numpy():

@@ -346,3 +346,30 @@ def check_same(name: str, value: object, of: str, expected: object, what: str) -
     """``name`` and ``of`` must agree in ``what`` (shape, dtype, device)."""
     if value != expected:
         raise MismatchError(f"{name} must have the {what} of {of}, {expected}, got {value}")
+
+
+def check_heads_of_positions(q: Sequence[int], k: Sequence[int]) -> None:
+    """The shapes of query and key: (…, heads, positions, head_dim), alike except for the heads."""
+    if len(q) < 3:
+        raise MismatchError(f"q must have the shape (…, heads, positions, head_dim), got {tuple(q)}")
+    if len(k) != len(q) or (*k[:-3], *k[-2:]) != (*q[:-3], *q[-2:]):
+        expected = "(" + ", ".join(map(str, (*q[:-3], "heads", *q[-2:]))) + ")"
+        raise MismatchError(f"k must have the shape of q with a number of heads of its own, {expected}, got {tuple(k)}")
+
+
+def check_angles(cos: Sequence[int], sin: Sequence[int], positions: Sequence[int]) -> None:
+    """The shapes of cos and sin: (…, rotary_dim), repeated over the dimensions of ``positions`` (…, head_dim) that they
+    lack or where they have the extent 1."""
+    *outer, head_dim = positions
+    if not cos or cos[-1] % 2 or cos[-1] > head_dim:
+        raise MismatchError(
+            f"the last dimension of cos must be an even number of elements to rotate, at most q's head_dim {head_dim}, "
+            f"got cos of shape {tuple(cos)}"
+        )
+    given = cos[:-1]
+    if len(given) > len(outer) or any(c not in (1, o) for c, o in zip(reversed(given), reversed(outer), strict=False)):
+        raise MismatchError(
+            f"cos must have the shape {(*outer, cos[-1])}, q's without its heads, or one that broadcasts to it, "
+            f"got {tuple(cos)}"
+        )
+    check_same("sin", tuple(sin), "cos", tuple(cos), "shape")

@@ -8,6 +8,7 @@ from rmsnorm.torch.gated.spec import check_gated_spec
 from rmsnorm.torch.norm.eager import NORM
 from rmsnorm.torch.quantized.eager import QUANTIZED
 from rmsnorm.torch.quantized.spec import QuantizedSpec
+from rmsnorm.torch.rotary.eager import ROTARY
 
 
 def _checked(operation, spec, *tensors):
@@ -40,3 +41,8 @@ def rms_norm_quantized(input, normalized_shape, weight=None, eps=None, *, dtype=
 def add_rms_norm_quantized(input, residual, normalized_shape, weight=None, eps=None, *, dtype=torch.int8, p=1.0):
     spec = QuantizedSpec(check_spec("rms", normalized_shape, eps, p), dtype)
     return _checked(QUANTIZED, spec, input, residual, weight)
+
+
+def rms_norm_rotary(q, k, cos, sin, q_weight=None, k_weight=None, eps=None, *, zero_centered=False, casting="once"):
+    spec = check_spec("rms", q.shape[-1], eps, 1.0, zero_centered, casting)
+    return _checked(ROTARY, spec, q, k, cos, sin, q_weight, k_weight)

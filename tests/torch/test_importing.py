@@ -30,7 +30,7 @@ rmsnorm.torch.rms_norm(torch.randn(300, 64), (64,))
 
 def test_public_names():
     functions = {"rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated", "rms_norm_quantized"}
-    functions |= {"add_rms_norm_quantized"}
+    functions |= {"add_rms_norm_quantized", "rms_norm_rotary"}
     norms, networks = {"RMSNorm", "LayerNorm", "RMSNormGated"}, {"GRU", "LSTM", "GRUCell", "LSTMCell"}
     models = {"accelerate", "profile_norms", "swap_norms"}
     assert set(rmsnorm.torch.__all__) == functions | norms | networks | models

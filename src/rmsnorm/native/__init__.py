@@ -43,7 +43,7 @@ missing = (
 
 FUNCTIONS = {"norm", "norm_backward", "gated", "gated_backward", "quantized", "recurrent_steps", "way", "c_api"}
 FUNCTIONS |= {"code_definitions", "num_threads", "set_num_threads", "set_partial_count", "set_torch_parallel_for"}
-FUNCTIONS |= {"set_exchange", "set_way"}
+FUNCTIONS |= {"set_exchange", "set_way", "rotary", "rotary_backward"}
 """What ``kernels`` must have."""
 
 OLDER = (

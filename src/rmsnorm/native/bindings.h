@@ -7,5 +7,6 @@ namespace rmsnorm {
 
 void bind_recurrent(nanobind::module_& m);
 void bind_quantized(nanobind::module_& m);
+void bind_rotary(nanobind::module_& m);
 
 }  // namespace rmsnorm

@@ -38,17 +38,6 @@ inline DType promoted_dtype(DType a, DType b) {
   return a == DType::float64 || b == DType::float64 ? DType::float64 : DType::float32;
 }
 
-template <class F>
-void with_type(DType t, F f) {
-  switch (t) {
-    case DType::float32: return f(float{});
-    case DType::float64: return f(double{});
-    case DType::bfloat16: return f(bf16{});
-    case DType::float16: return f(f16{});
-    default: break;  // the kernels compute with no other dtype
-  }
-}
-
 // k = ⌈n·p⌉ as rmsnorm.spec.partial_count computes it, or −1 if p is not allowed or the row too long to be sure. It is the
 // smallest count whose share k/n, as a float, is not below p: p is read as the simplest fraction that rounds to it, and
 // of two fractions with denominators up to 10^7 at most one rounds to p, as they differ by 10^−14 and p's neighbours by

@@ -99,6 +99,18 @@ inline f16 narrow<f16>(double v) {
   return to_f16(to_odd(v));
 }
 
+// f(a zero of the dtype's type).
+template <class F>
+void with_type(DType t, F f) {
+  switch (t) {
+    case DType::float32: return f(float{});
+    case DType::float64: return f(double{});
+    case DType::bfloat16: return f(bf16{});
+    case DType::float16: return f(f16{});
+    default: break;  // the kernels compute with no other dtype
+  }
+}
+
 inline size_t item_size(DType t) {
   switch (t) {
     case DType::float64: return 8;

@@ -95,6 +95,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   m.def("gated_backward", &gated_backward, none, none, none, none, none, none, none, none, none, none, none, nb::arg(),
         nb::arg());
   bind_quantized(m);
+  bind_rotary(m);
   bind_recurrent(m);
   m.attr("code_definitions") = DEFINITIONS;
   api.read_spec = read_spec_of_objects;

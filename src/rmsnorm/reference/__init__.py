@@ -25,6 +25,7 @@ from rmsnorm.reference.family import add_rms_norm_quantized, rms_norm_gated, rms
 from rmsnorm.reference.layer import layer_norm, layer_norm_jvp, layer_norm_vjp
 from rmsnorm.reference.residual import add_rms_norm, add_rms_norm_jvp, add_rms_norm_vjp
 from rmsnorm.reference.rms import rms_norm, rms_norm_jvp, rms_norm_vjp
+from rmsnorm.reference.rotary import rms_norm_rotary, rms_norm_rotary_vjp
 
 __all__ = [
     "add_rms_norm",
@@ -39,5 +40,7 @@ __all__ = [
     "rms_norm_gated_vjp",
     "rms_norm_jvp",
     "rms_norm_quantized",
+    "rms_norm_rotary",
+    "rms_norm_rotary_vjp",
     "rms_norm_vjp",
 ]

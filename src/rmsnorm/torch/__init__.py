@@ -16,12 +16,14 @@ from rmsnorm.torch.functional import (
     rms_norm,
     rms_norm_gated,
     rms_norm_quantized,
+    rms_norm_rotary,
 )
 from rmsnorm.torch.gated import ops as _gated_ops  # noqa: F401  registers operators
 from rmsnorm.torch.modules import LayerNorm, RMSNorm, RMSNormGated
 from rmsnorm.torch.norm import ops as _norm_ops  # noqa: F401
 from rmsnorm.torch.profile import profile_norms
 from rmsnorm.torch.rnn import GRU, LSTM, GRUCell, LSTMCell
+from rmsnorm.torch.rotary import ops as _rotary_ops  # noqa: F401
 from rmsnorm.torch.swap import swap_norms
 
 __all__ = [
@@ -40,5 +42,6 @@ __all__ = [
     "rms_norm",
     "rms_norm_gated",
     "rms_norm_quantized",
+    "rms_norm_rotary",
     "swap_norms",
 ]

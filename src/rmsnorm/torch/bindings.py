@@ -38,6 +38,10 @@ class Kernels(NamedTuple):
     """(dy, input, gate, weight, dx, dgate, dweight, shape, eps, p, groups, norm_first, flags)"""
     quantized: Kernel
     """(input, residual, weight, q, scale, sum, shape, eps, p, flags)"""
+    rotary: Kernel
+    """(q, k, cos, sin, q_weight, k_weight, y_q, y_k, shape, eps, p, flags)"""
+    rotary_backward: Kernel
+    """(dy, x, cos, sin, weight, dx, dweight, shape, eps, p, flags), x the query or the key"""
 
 
 # ---- the native kernels ----

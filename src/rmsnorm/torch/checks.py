@@ -7,7 +7,15 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from rmsnorm.arrays import share_memory
-from rmsnorm.spec import FLOATING, check_input, check_no_self_overlap, check_parameter, check_same
+from rmsnorm.spec import (
+    FLOATING,
+    check_angles,
+    check_heads_of_positions,
+    check_input,
+    check_no_self_overlap,
+    check_parameter,
+    check_same,
+)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -25,28 +33,51 @@ def check_tensors(
     check_memory("input", input)
     heads = input.shape[-len(shape) - 1] if per_head and input.dim() > len(shape) else None
     for name, t in (("weight", weight), ("bias", bias)):
-        if t is None:
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor or None, got {type(t).__name__}")
-        check_dense(name, t)
-        check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
-        check_memory(name, t)
-        check_same(name, t.device, "input", input.device, "device")
+        _check_parameter(name, t, shape, heads, "input", input)
     if weight is not None and bias is not None:
         check_same("bias", tuple(bias.shape), "weight", tuple(weight.shape), "shape")
 
 
-def check_alike(name: str, other: Tensor, input: Tensor) -> None:
-    """A residual or a gate has the shape and device of the input, and a floating dtype."""
-    if not isinstance(other, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(other).__name__}")
-    check_dense(name, other)
-    check_same(name, tuple(other.shape), "input", tuple(input.shape), "shape")
-    check_same(name, other.device, "input", input.device, "device")
-    if _name(other.dtype) not in FLOATING:
-        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {_name(other.dtype)}")
-    check_memory(name, other)
+def _check_parameter(
+    name: str, t: Tensor | None, shape: tuple[int, ...], heads: int | None, of: str, input: Tensor
+) -> None:
+    if t is None:
+        return
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(t).__name__}")
+    check_dense(name, t)
+    check_parameter(name, tuple(t.shape), _name(t.dtype), shape, heads)
+    check_memory(name, t)
+    check_same(name, t.device, of, input.device, "device")
+
+
+def check_alike(name: str, other: Tensor, input: Tensor, of: str = "input") -> None:
+    """A residual, a gate or a gradient has the shape and device of the input, and a floating dtype."""
+    _check_floating(name, other)
+    check_same(name, tuple(other.shape), of, tuple(input.shape), "shape")
+    check_same(name, other.device, of, input.device, "device")
+
+
+def _check_floating(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
+    check_dense(name, t)
+    if _name(t.dtype) not in FLOATING:
+        raise TypeError(f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {_name(t.dtype)}")
+    check_memory(name, t)
+
+
+def check_rotary(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None
+) -> None:
+    """Query and key are (…, heads, positions, head_dim), cos and sin (…, positions, rotary_dim) for their positions."""
+    for name, t in (("q", q), ("k", k), ("cos", cos), ("sin", sin)):
+        _check_floating(name, t)
+        check_same(name, t.device, "q", q.device, "device")
+    check_heads_of_positions(tuple(q.shape), tuple(k.shape))
+    check_angles(tuple(cos.shape), tuple(sin.shape), (*q.shape[:-3], *q.shape[-2:]))
+    for name, weight, of, x in (("q_weight", q_weight, "q", q), ("k_weight", k_weight, "k", k)):
+        _check_parameter(name, weight, (x.shape[-1],), x.shape[-3], of, x)
 
 
 def check_dense(name: str, t: Tensor) -> None:

@@ -23,6 +23,7 @@ from rmsnorm.torch.norm.eager import NORM, forward, forward_inplace, forward_int
 from rmsnorm.torch.operation import checked_composite, extents, run
 from rmsnorm.torch.quantized.functional import add_rms_norm_quantized as add_rms_norm_quantized
 from rmsnorm.torch.quantized.functional import rms_norm_quantized as rms_norm_quantized
+from rmsnorm.torch.rotary.functional import rms_norm_rotary as rms_norm_rotary
 
 _ops = torch.ops.rmsnorm
 

@@ -30,9 +30,10 @@ def indirect(function: Callable[..., Any], rows: Named, normalized_shape: Any, *
 
     rows: the arguments of the input's shape; others: weight, bias, and what else the function takes.
     """
+    noted = recorded_call(function, (*rows.values(), normalized_shape), others)
+    if noted is not None:
+        return noted
     given = *rows.values(), *others.values()
-    if not is_compiling() and any(map(_records, given)):
-        return handle_torch_function(function, given, *rows.values(), normalized_shape, **others)
     if not any(map(holds_tensors, given)):
         return None
     if others.get("out") is not None or others.get("inplace"):
@@ -45,6 +46,24 @@ def indirect(function: Callable[..., Any], rows: Named, normalized_shape: Any, *
     open_up = _parts if any(map(_is_distributed, given)) else _values
     held, held_parameters, rebuild = open_up(rows, parameters, _dims(normalized_shape))
     return tree_map_only(Tensor, rebuild, function(*held.values(), normalized_shape, **others | held_parameters))
+
+
+def recorded_call(function: Callable[..., Any], arguments: tuple[Any, ...], options: Named) -> Any:
+    """What an argument that notes calls gives of this one, or None if there is none."""
+    given = *arguments, *options.values()
+    if is_compiling() or not any(map(_records, given)):
+        return None
+    return handle_torch_function(function, given, *arguments, **options)
+
+
+def refuse_holders(what: str, *tensors: Any) -> None:
+    """Raise for nested tensors and DTensors, of which ``what`` does not make parts."""
+    for t in tensors:
+        if holds_tensors(t):
+            raise NotImplementedError(
+                f"{what} takes neither nested tensors nor DTensors, got a {type(t).__name__}; give it dense tensors: "
+                "a nested tensor's .to_padded_tensor(0.0), or a DTensor's .to_local() with whole heads"
+            )
 
 
 def holds_tensors(t: Any) -> bool:

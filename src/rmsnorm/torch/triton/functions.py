@@ -11,7 +11,15 @@ from rmsnorm.torch.triton.gated import gated, gated_backward
 from rmsnorm.torch.triton.norms import norm, norm_backward
 from rmsnorm.torch.triton.quantized import quantized
 
-__all__ = ["check", "gated", "gated_backward", "norm", "norm_backward", "quantized"]
+__all__ = ["check", "gated", "gated_backward", "norm", "norm_backward", "quantized", "rotary", "rotary_backward"]
+
+
+def rotary(*_: object) -> bool:
+    """There is no kernel: torch's operations serve CUDA tensors."""
+    return False
+
+
+rotary_backward = rotary
 
 
 def check() -> None:
