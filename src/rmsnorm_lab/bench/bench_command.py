@@ -111,6 +111,8 @@ def _measured(args: argparse.Namespace, earlier: "dict[Case, Record]", out: "Con
             known_cases += case_sets.model_cases(usable, args.quick)
         if any(change["op"] in cases.CHAINS for change in choices.get("op", ())):
             known_cases += case_sets.chain_cases(usable, args.quick)
+        if any(change["op"] in cases.ROTARY for change in choices.get("op", ())):
+            known_cases += case_sets.rotary_cases(usable, args.quick)
     selected = case_sets.choose(known_cases, choices)
     known = providers.all_providers(max(case.threads for case in selected))
     wanted = providers.choose([p for p in known if args.device in p.devices], _values(args, "provider"))

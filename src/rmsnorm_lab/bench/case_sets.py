@@ -14,6 +14,7 @@ from rmsnorm_lab.bench.cases import (
     DTYPES,
     FORWARD_ONLY,
     RECURRENT,
+    ROTARY,
     TRAINED,
     Case,
     kind,
@@ -101,6 +102,17 @@ def chain_cases(threads: int, quick: bool) -> list[Case]:
         return [Case("compiled_chain", direction, "float32", 4, 64, threads=threads) for direction in TRAINED]
     shapes = [(1, 256), (1, 1024), (4, 1024), (16, 1024), (64, 1024), (256, 1024), (1024, 1024), (4096, 4096)]
     return _product(op=CHAINS, direction=TRAINED, dtype=tuple(DTYPES), threads=[threads], shape=shapes)
+
+
+def rotary_cases(threads: int, quick: bool) -> list[Case]:
+    """One token, and prefills and training steps of 512 and 2048. Only if --op names them."""
+    every = [threads]
+    if quick:
+        return _product(op=ROTARY, direction=TRAINED, dtype=["float32"], threads=every, shape=[(3, 16)])
+    return [
+        *_product(op=ROTARY, direction=["forward"], dtype=tuple(DTYPES), threads=every, shape=[(1, 128)]),
+        *_product(op=ROTARY, direction=TRAINED, dtype=tuple(DTYPES), threads=every, shape=[(512, 128), (2048, 128)]),
+    ]
 
 
 def cuda_cases() -> list[Case]:

@@ -87,7 +87,7 @@ LEGEND = (
     "bytes, into new memory if the output is new; for recurrent networks, their matrix products. "
     "Ratios: the median of the ratios within each round. "
     "error: the largest of y and dx, in epsilons of the dtype; Σ: of gradients that are sums over rows, relative; "
-    "codes: in steps; recurrent networks, models and chains: of results and all gradients, relative."
+    "codes: in steps; recurrent networks, models, chains and rotary embeddings: of results and all gradients, relative."
 )
 
 

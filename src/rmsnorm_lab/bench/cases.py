@@ -23,11 +23,13 @@ OPERANDS = {
 RECURRENT = ("gru", "lstm")
 MODELS = ("llama",)
 CHAINS = ("compiled_chain",)
-OPS = (*OPERANDS, *RECURRENT, *MODELS, *CHAINS)
+ROTARY = ("rms_norm_rotary",)
+OPS = (*OPERANDS, *RECURRENT, *MODELS, *CHAINS, *ROTARY)
 PLAIN = ("rms_norm", "layer_norm", "add_rms_norm")  # what other libraries have too
 QUANTIZED = ("rms_norm_quantized", "add_rms_norm_quantized")
 FORWARD_ONLY = ("add_rms_norm_inplace", *QUANTIZED)  # without a gradient
 HEADS = 16  # in rms_norm_heads; their largest common divisor with the rows
+QUERY_HEADS, KEY_HEADS = 32, 8  # of each row in rms_norm_rotary
 DIRECTIONS = ("forward", "backward", "forward+backward")
 TRAINED = ("forward", "forward+backward")  # what the default set measures
 DTYPES = {"float32": 4, "bfloat16": 2}
@@ -41,7 +43,8 @@ class Case:
     """One thing to measure. ``p`` is the fraction of each row that the RMS is computed from (1: RMSNorm).
 
     A recurrent network has ``steps``, ``batch`` and ``features`` (of its input); n is its hidden size, ``rows`` are
-    those of all steps, and ``norm`` is the norm inside it. A model has ``rows`` tokens and the hidden size n.
+    those of all steps, and ``norm`` is the norm inside it. A model has ``rows`` tokens and the hidden size n; with a
+    rotary embedding there are ``rows`` tokens, whose heads have n elements.
     """
 
     op: str
@@ -59,7 +62,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """``"norm"``, ``"recurrent"``, ``"model"`` or ``"chain"``."""
+        """``"norm"``, ``"recurrent"``, ``"model"``, ``"chain"`` or ``"rotary"``."""
         return kind(self.op)
 
     @property
@@ -79,7 +82,8 @@ class Case:
     @property
     def bytes(self) -> int:
         """Size of the input."""
-        return self.rows * self.n * DTYPES[self.dtype]
+        heads = QUERY_HEADS + KEY_HEADS if self.kind == "rotary" else 1
+        return self.rows * heads * self.n * DTYPES[self.dtype]
 
     @property
     def traffic(self) -> tuple[tuple[str, ...], ...]:
@@ -180,4 +184,5 @@ class Case:
 
 
 def kind(op: str) -> str:
-    return "recurrent" if op in RECURRENT else "model" if op in MODELS else "chain" if op in CHAINS else "norm"
+    kinds = {"recurrent": RECURRENT, "model": MODELS, "chain": CHAINS, "rotary": ROTARY}
+    return next((kind for kind, ops in kinds.items() if op in ops), "norm")

@@ -9,6 +9,7 @@ from rmsnorm_lab.bench import (
     jax_providers,
     model_providers,
     recurrent_providers,
+    rotary_providers,
     torch_providers,
 )
 from rmsnorm_lab.bench.case_sets import named
@@ -43,6 +44,7 @@ def all_providers(threads: int) -> list[Provider]:
         *recurrent_providers.providers(),
         *model_providers.providers(),
         *chain_providers.providers(),
+        *rotary_providers.providers(),
     ]
 
 

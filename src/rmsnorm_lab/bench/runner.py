@@ -10,7 +10,7 @@ import torch
 
 from rmsnorm.timing import QUICK, Call, Plan, measure, wall_clock
 from rmsnorm_lab import machine
-from rmsnorm_lab.bench import chain_cases, cuda, device_oracle, model_cases, oracle, recurrent_oracle
+from rmsnorm_lab.bench import chain_cases, cuda, device_oracle, model_cases, oracle, recurrent_oracle, rotary_cases
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.chain_cases import ChainOracle
 from rmsnorm_lab.bench.model_cases import ModelOracle
@@ -18,8 +18,9 @@ from rmsnorm_lab.bench.oracle import Inputs, Oracle, WrongError
 from rmsnorm_lab.bench.provider import Prepared, Provider
 from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.recurrent_oracle import RecurrentOracle
+from rmsnorm_lab.bench.rotary_cases import RotaryOracle
 
-AnyOracle: TypeAlias = Oracle | RecurrentOracle | ModelOracle | ChainOracle
+AnyOracle: TypeAlias = Oracle | RecurrentOracle | ModelOracle | ChainOracle | RotaryOracle
 
 # A step of a model is 10 000 times as long as a call of a norm.
 MODEL_PLAN = Plan(budget_ns=20e9, sample_ns=20e6, rounds=(11, 99))
@@ -117,6 +118,8 @@ def make_inputs(case: Case) -> Inputs:
         return model_cases.make_inputs(case)
     if case.kind == "chain":
         return chain_cases.make_inputs(case)
+    if case.kind == "rotary":
+        return rotary_cases.make_inputs(case)
     return oracle.make_inputs(case, device=cuda.DEVICE if case.device == "cuda" else "cpu")
 
 
@@ -127,6 +130,8 @@ def _oracle(case: Case, inputs: Inputs) -> AnyOracle:
         return ModelOracle(case, inputs)
     if case.kind == "chain":
         return ChainOracle(case, inputs)
+    if case.kind == "rotary":
+        return RotaryOracle(case, inputs)
     return (device_oracle.make_oracle if case.device == "cuda" else Oracle)(case, inputs)
 
 
@@ -169,6 +174,9 @@ def seconds(case: Case, providers: Sequence[Provider], plan: Plan) -> float:
     if case.kind == "chain":  # a compilation for each; a pass over memory for each link
         a_round = len(names) * chain_cases.PAIRS * case.bytes * (8 if case.backward else 3) / 1e10
         return 8.0 * len(names) + max(plan.budget_ns / 1e9, (plan.rounds[0] + 6) * a_round)
+    if case.kind == "rotary":  # compiling; the oracle; each of the separate sequences takes ten times a copy's time
+        a_round = 10 * len(names) * case.bytes_moved / 1.1e10
+        return 8.0 + case.bytes * 4e-8 + max(plan.budget_ns / 1e9, (plan.rounds[0] + 3) * a_round)
     building = 0.3 + ("torch.compile" in names) * (1.5 if case.backward else 0.7)
     a_round = sum(_SLOWNESS.get(name, 2.0) for name in names) * case.bytes_moved / 1.1e10
     oracle = case.rows * case.n * (4e-7 if case.backward else 1e-8)
