@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from norm_modules import Dropped, Norm
+from norm_modules import Dropped, Gated, Norm
 from rmsnorm import native
 from rmsnorm.torch import swap_norms
 
@@ -186,6 +186,16 @@ def test_compiled_and_exported_graphs_hold_the_modules_own_operations(model):
     assert "aten.rsqrt.default" in names
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), theirs)
+
+
+@pytest.mark.parametrize("make", [Norm, Gated], ids=["plain", "gated"])
+def test_the_first_call_may_be_a_compiled_one(make):
+    """Nothing of a convention is in the graph, of which Dynamo before Python 3.12 does not trace cached properties."""
+    module, inputs = make(), [torch.randn(3, 24) for _ in range(1 if make is Norm else 2)]
+    theirs = module(*inputs)
+    assert swap_norms(module).rows[0].why is None
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*inputs), theirs)  # its own operations
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
