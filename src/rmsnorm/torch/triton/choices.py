@@ -1,7 +1,7 @@
 """How a kernel is launched, as a pure function of the row's length and dtype.
 
 Nothing is tuned at run time. The number of rows changes only the grid, so a row's sum has an order that depends on its
-length alone. docs/gpu.md has the register counts of these choices; tests/triton/test_compile.py checks them.
+length alone. docs/registers.md has the register counts of these choices; tests/triton/test_compile.py checks them.
 """
 
 from dataclasses import dataclass, replace
