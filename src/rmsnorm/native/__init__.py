@@ -11,10 +11,22 @@ implementation. The numbers that they take (flags, dtypes) are in codes.py.
 import importlib
 import importlib.util
 import os
+import re
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
-from rmsnorm.native.codes import AUTOGRAD, COMPOSITE, DTYPES, FRESH, KERNEL, OWN_THREADS, ROUND_FIRST, ZERO_CENTERED
+from rmsnorm.native.codes import (
+    AUTOGRAD,
+    COMPOSITE,
+    DTYPES,
+    FRESH,
+    KERNEL,
+    OWN_THREADS,
+    ROUND_FIRST,
+    ZERO_CENTERED,
+    definitions,
+)
 from rmsnorm.spec import partial_count
 
 __all__ = [
@@ -41,10 +53,28 @@ missing = (
 """Why there are no kernels: the source tree was never built. ``kernels`` then raises this as an ImportError."""
 
 
-FUNCTIONS = {"norm", "norm_backward", "gated", "gated_backward", "quantized", "recurrent_steps", "way", "c_api"}
-FUNCTIONS |= {"code_definitions", "num_threads", "set_num_threads", "set_partial_count", "set_torch_parallel_for"}
-FUNCTIONS |= {"set_exchange", "set_way", "rotary", "rotary_backward"}
-"""What ``kernels`` must have."""
+FUNCTIONS = {
+    "norm": 11,
+    "norm_backward": 12,
+    "gated": 10,
+    "gated_backward": 13,
+    "quantized": 10,
+    "rotary": 12,
+    "rotary_backward": 11,
+    "recurrent_steps": 21,
+    "RecurrentSteps.forward": 3,
+    "RecurrentSteps.prepare_backward": 6,
+    "RecurrentSteps.backward": 2,
+    "RecurrentSteps.sums": 1,
+    "way": 1,  # *tensors
+    "num_threads": 0,
+    "set_num_threads": 1,
+    "set_partial_count": 1,
+    "set_torch_parallel_for": 1,
+    "set_exchange": 1,
+    "set_way": 9,
+}
+"""What ``kernels`` must have: the functions, and how many arguments each takes."""
 
 OLDER = (
     "rmsnorm's compiled modules are older than its Python files; run pip install again "
@@ -76,6 +106,22 @@ def _choose() -> str:
     return wanted or levels[-1]
 
 
+def _check_interface(kernels: Any) -> None:
+    """An ImportError if ``kernels`` was built from sources that had other numbers, functions or arguments."""
+    if getattr(kernels, "code_definitions", None) != definitions():
+        raise ImportError(f"{OLDER}: {kernels.__file__} was built with other numbers than those of codes.py")
+    for name, expected in FUNCTIONS.items():
+        try:
+            ((signature, *_),) = attrgetter(name)(kernels).__nb_signature__
+        except AttributeError:
+            raise ImportError(f"{OLDER}: {kernels.__file__} has no {name}") from None
+        found = len(re.findall(r"\barg", signature))  # nanobind calls them arg0, arg1, …, or arg if there is one
+        if found != expected:
+            raise ImportError(
+                f"{OLDER}: {name} of {kernels.__file__} takes {found} arguments, and {expected} are given"
+            )
+
+
 def _check_threads() -> None:
     wanted = os.environ.get("RMSNORM_NUM_THREADS")
     if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 1024):
@@ -95,6 +141,5 @@ _check_threads()
 if not missing:
     _level = _choose()
     kernels: ModuleType = importlib.import_module(f"rmsnorm.native.{MODULES[_level]}")
-    if lacking := FUNCTIONS - set(dir(kernels)):
-        raise ImportError(f"{OLDER}: {kernels.__file__} has no {', '.join(sorted(lacking))}")
+    _check_interface(kernels)
     kernels.set_partial_count(partial_count)
