@@ -2,13 +2,12 @@
 
 The other families' functions lie in their folders; all public functions have a name here.
 
-- In a graph that is being captured: one operator, or the composite.
+- In a graph that is being captured: one operator, or the composite. Extents may be symbols there, so no spec is kept.
 - Else the C++ calls of nodes.cpp where they were built; they decline what is not usual.
 - Else the kernels, within an autograd node if a gradient may be asked for; or the composite.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +85,8 @@ def rms_norm(
         >>> rms_norm(x, (2,), p=0.5)  # the RMS of the first element
         tensor([[1.0000, 1.3333]])
     """
-    if is_compiling():
+    compiling = is_compiling()
+    if compiling:
         way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
             y = _ops.rms_norm(input, extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
@@ -102,10 +102,12 @@ def rms_norm(
         y = indirect(rms_norm, {"input": input}, normalized_shape, weight=weight, **options)
         if y is not None:
             return y
-    spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
-    if way == KERNEL and out is None:
-        return run(NORM, spec, (input, None, weight, bias))[0]
-    return _eager(way, spec, input, weight, bias, out)
+    spec = (check_spec if compiling else norm_spec)("rms", normalized_shape, eps, p, zero_centered, casting)
+    if way == COMPOSITE or out is not None:
+        return _others(way, spec, input, weight, bias, out)
+    if way == AUTOGRAD:
+        return recorded_norm(spec, input, None, weight, bias)
+    return run(NORM, spec, (input, None, weight, bias))[0]
 
 
 def layer_norm(
@@ -150,7 +152,8 @@ def layer_norm(
         >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,))
         tensor([[-1.0000,  1.0000]])
     """
-    if is_compiling():
+    compiling = is_compiling()
+    if compiling:
         way = graph_way(input, writes=out is not None)
         if way == OPERATOR:
             y = _ops.layer_norm(input, extents(normalized_shape), weight, bias, eps)
@@ -165,10 +168,12 @@ def layer_norm(
         y = indirect(layer_norm, {"input": input}, normalized_shape, weight=weight, bias=bias, eps=eps, out=out)
         if y is not None:
             return y
-    spec = _spec("layer", normalized_shape, eps)
-    if way == KERNEL and out is None:
-        return run(NORM, spec, (input, None, weight, bias))[0]
-    return _eager(way, spec, input, weight, bias, out)
+    spec = (check_spec if compiling else norm_spec)("layer", normalized_shape, eps)
+    if way == COMPOSITE or out is not None:
+        return _others(way, spec, input, weight, bias, out)
+    if way == AUTOGRAD:
+        return recorded_norm(spec, input, None, weight, bias)
+    return run(NORM, spec, (input, None, weight, bias))[0]
 
 
 def add_rms_norm(
@@ -219,7 +224,8 @@ def add_rms_norm(
     if inplace is not False and check_flag("inplace", inplace):
         return _add_inplace(input, residual, normalized_shape, weight, bias, eps, p, zero_centered, casting)
     tensors = input, residual, weight, bias
-    if is_compiling():
+    compiling = is_compiling()
+    if compiling:
         way = graph_way(input, residual)
         if way == OPERATOR:
             shape = extents(normalized_shape)
@@ -236,32 +242,22 @@ def add_rms_norm(
         pair = indirect(add_rms_norm, rows, normalized_shape, weight=weight, **options)
         if pair is not None:
             return pair
-    spec = _spec("rms", normalized_shape, eps, p, zero_centered, casting)
+    spec = (check_spec if compiling else norm_spec)("rms", normalized_shape, eps, p, zero_centered, casting)
     if way == AUTOGRAD:
         return recorded_norm(spec, *tensors)
     return forward(spec, tensors) if way == KERNEL else checked_composite(NORM, spec, tensors)
 
 
-def _spec(*arguments: Any) -> NormSpec:
-    """Checked once for equal arguments; in a captured graph, whose extents may be symbols, each time."""
-    return (check_spec if is_compiling() else norm_spec)(*arguments)
-
-
-def _eager(
+def _others(
     way: int, spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None
 ) -> Tensor:
-    """All but the plain call of a kernel, which skips this."""
+    """All but the usual calls of a kernel, which skip this."""
     if way == COMPOSITE:
-        return _composite(spec, input, weight, bias, out)
-    if out is None:
-        return recorded_norm(spec, input, None, weight, bias)
+        y, _ = checked_composite(NORM, spec, (input, None, weight, bias))
+        return _written(y, out, input, weight, bias)
+    assert out is not None
     checks.check_writable(out, way == AUTOGRAD)
     return _touched(forward_into(spec, input, weight, bias, out))
-
-
-def _composite(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    y, _ = checked_composite(NORM, spec, (input, None, weight, bias))
-    return _written(y, out, input, weight, bias)
 
 
 def _add_inplace(input, residual, normalized_shape, weight, bias, *how):

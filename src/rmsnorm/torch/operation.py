@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import kernels_of
-from rmsnorm.torch.dispatch import COMPOSITE, eager_way, has_no_numbers
+from rmsnorm.torch.dispatch import KERNEL, eager_way, has_no_numbers
 
 Tensors = tuple[Any, ...]
 """Tensors; None for what is not given or not wanted."""
@@ -84,7 +84,7 @@ def run_backward(
     """The gradients in a node's backward pass, which may itself be differentiated, mapped over or compiled."""
     if is_compiling():  # compiled autograd
         return wanted(operator(spec, tensors, wants), wants)
-    if not torch.is_grad_enabled() and eager_way(*tensors) != COMPOSITE:
+    if eager_way(*tensors) == KERNEL:
         return run(operation, spec, tensors, wants)
     checks.check_memories(**dict(zip(operation.names, tensors, strict=True)))
     return operation.composite(spec, *tensors, wants)
@@ -128,8 +128,10 @@ def laid_out(made: Tensor, like: Tensor) -> Tensor:
 def recorded(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``function.apply`` without what it does under torch's transforms, where no call is left to a kernel's node.
 
-    That is 4 of the 53 µs of forward and backward at 1 × 1024.
+    That is 4 of the 53 µs of forward and backward at 1 × 1024. The node calls the backward function itself, not torch's
+    method that looks for it at every call: 1.4 of 38 µs.
     """
+    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
@@ -137,7 +139,10 @@ def recorded(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 def saveable(*tensors: Tensor | None) -> Tensors:
     """``tensors``, copied if made in inference mode: autograd refuses to save those, but torch's own norms, whose
     operators save their results, take them."""
-    return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+    for t in tensors:
+        if t is not None and t.is_inference():
+            return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+    return tensors
 
 
 def extents(normalized_shape: int | Sequence[int]) -> list[int]:

@@ -165,26 +165,14 @@ class NormFunction(torch.autograd.Function):
             dx, dweight, dbias = dtotal, None, None
         else:
             dy = dy if same else dy.to(x.dtype)
-            dx, dweight, dbias = gradients(ctx.spec, dy, dtotal if wants[0] else None, x, weight, bias, wants)
+            tensors = dy, dtotal if wants[0] else None, x, weight, bias
+            dx, dweight, dbias = run_backward(NORM_BACKWARD, _backward_operator, ctx.spec, tensors, wants)
         dinput = dx if same or dx is None else dx.to(ctx.input_dtype)
         return None, dinput if of_input else None, dx if of_residual else None, dweight, dbias
 
 
 recorded_norm = recorded(NormFunction)
 """(spec, input, residual, weight, bias) → what NormFunction returns."""
-
-
-def gradients(
-    spec: NormSpec,
-    dy: Tensor,
-    plus: Tensor | None,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    wants: Wants,
-) -> Tensors:
-    """(dx + plus, dweight, dbias), as far as wanted."""
-    return run_backward(NORM_BACKWARD, _backward_operator, spec, (dy, plus, input, weight, bias), wants)
 
 
 def _backward_operator(spec: NormSpec, tensors: Tensors, wants: Wants) -> Tensors:
@@ -211,7 +199,7 @@ def node_gradients(
 ) -> Tensors:
     """What a C++ node leaves to Python: layouts to be copied, and whatever is differentiated or mapped over."""
     spec = norm_spec(NORM_KINDS[kind], input.shape[-dims:], *how)
-    return gradients(spec, dy, plus, input, weight, bias, wants)
+    return run_backward(NORM_BACKWARD, _backward_operator, spec, (dy, plus, input, weight, bias), wants)
 
 
 nodes, why_no_nodes = load_nodes(node_gradients)
