@@ -1,8 +1,8 @@
 """Compiles the Triton kernels for every chip, without a GPU: each launch choice, and what usual tensors do not need.
 
 ``python tools/compile_kernels.py check`` compiles a sample and fails where a kernel spills or a backward grid is not
-resident; ``check --all`` compiles everything for every target; ``table`` prints the tables of docs/registers.md. It uses the
-first Triton on the path: ``PYTHONPATH=build/triton-3.6.0`` (``make triton``) is the oldest that is served.
+resident; ``check --all`` compiles everything for every target; ``table`` prints the tables of docs/registers.md. It
+uses the first Triton on the path: ``PYTHONPATH=build/triton-3.6.0`` (``make triton``) is the oldest that is served.
 """
 
 import argparse
