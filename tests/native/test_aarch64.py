@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import equal_numbers
 import gated_cases
 import quantized_cases
 from conformance import CASES, DTYPES, Case, make_inputs, pair_sample
@@ -100,19 +101,24 @@ def test_codes_of_quotients(code, quantize):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("operation", ["rms_norm", "layer_norm"])
 def test_the_ends_of_the_range(operation, dtype, kernels):
-    """Rows of subnormal, tiny and huge numbers, and for RMSNorm two in which one element decides."""
+    """Rows of subnormal, tiny and huge numbers, and two in which one element decides."""
     info, generator = torch.finfo(dtype), torch.Generator().manual_seed(1)
     for n in LENGTHS:
         case = Case(operation, dtype, n, rows=6, weight=dtype, bias=dtype, eps=1e-5)
         unit = 2 * torch.rand(6, n, generator=generator, dtype=torch.float64) - 1
         scale = torch.tensor([info.smallest_normal / 4, info.tiny * 100, info.max, info.max / 1e3, 1.0, 1.0]).double()
         x = unit * scale[:, None]
-        if operation == "rms_norm":
-            x[4, 0], x[5, -1] = info.max / 2, -info.max / 2
+        x[4, 0], x[5, -1] = info.max / 2, -info.max / 2
         inputs = SimpleNamespace(**{**vars(make_inputs(case)), "x": x.to(dtype)})
         found = backend(kernels).run(case, inputs)
         for name, interval in expected(case, inputs).items():
             check(found[name], interval, f"{name} of {case}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", equal_numbers.LENGTHS)
+def test_layer_norm_of_equal_numbers(n, dtype, kernels):
+    equal_numbers.conforms(backend(kernels), n, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

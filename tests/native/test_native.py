@@ -32,6 +32,7 @@ def test_conformance_of_the_other_levels(level):
         "test_conformance.py",
         "native/test_native.py",
         "test_range.py",
+        "test_equal_numbers.py",
         "torch/test_gated.py",
         "torch/test_quantized.py",
     )

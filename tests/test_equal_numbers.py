@@ -1,0 +1,13 @@
+"""LayerNorm's kernels where the rounding errors of sums do not cancel: as accurate as for random numbers."""
+
+import pytest
+
+import equal_numbers
+from conformance import DTYPES, EAGER
+
+
+@pytest.mark.every_level
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", equal_numbers.LENGTHS)
+def test_layer_norm(n, dtype):
+    equal_numbers.conforms(EAGER, n, dtype)
