@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 import fuzz_recurrent
+import fuzz_rotary
 import fuzz_targets
 from fuzz_mutations import changed
 from fuzz_reading import ARRAYS, FLOATS, UNSURE, Left, Refused, Unknown, addresses, is_freed, numbers, places
 from rmsnorm.torch import functional
 
-TARGETS = fuzz_targets.TARGETS + fuzz_recurrent.TARGETS
+TARGETS = fuzz_targets.TARGETS + fuzz_recurrent.TARGETS + fuzz_rotary.TARGETS
 RAISED = (TypeError, ValueError, NotImplementedError, RuntimeError)  # what a wrong argument may raise
 
 

@@ -297,9 +297,8 @@ def of_operator(oracle, **arguments):
     try:
         return oracle(**arguments)
     except Refused:
-        if any(
-            not isinstance(arguments.get(n, torch.empty(0)), torch.Tensor) for n in ("input", "residual", "gate", "dy")
-        ):
+        tensors = ("input", "residual", "gate", "dy", "q", "k", "cos", "sin")
+        if any(not isinstance(arguments[n], torch.Tensor) for n in tensors if n in arguments):
             raise Unknown from None
         usual = {
             "eps": (float, int),
@@ -310,7 +309,9 @@ def of_operator(oracle, **arguments):
         }
         if any(type(arguments[n]) not in types for n, types in usual.items() if n in arguments):
             raise Unknown from None
-        if type(arguments.get("casting", "")) is not str or not isinstance(arguments["normalized_shape"], tuple):
+        if type(arguments.get("casting", "")) is not str or not isinstance(
+            arguments.get("normalized_shape", ()), tuple
+        ):
             raise Unknown from None
         raise
 

@@ -313,6 +313,11 @@ def test_errors(arguments, error, message):
             rms_norm_rotary(*tensors)
 
 
+def test_the_operators_errors():
+    with pytest.raises(ValueError, match=re.escape("q must have the shape (…, heads, positions, head_dim), got ()")):
+        torch.ops.rmsnorm.rms_norm_rotary(torch.ones(()), X, ANGLE, ANGLE, None, None, None, False, "once")
+
+
 def test_nested_tensors_are_refused():
     nested = torch.nested.nested_tensor([torch.randn(4, 3, 8), torch.randn(4, 2, 8)], layout=torch.jagged)
     with pytest.raises(NotImplementedError, match="neither nested tensors nor DTensors"):

@@ -5,12 +5,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsnorm.spec import NormSpec
+from rmsnorm.spec import MismatchError, NormSpec
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import Kernels
 from rmsnorm.torch.norm.eager import arguments
 from rmsnorm.torch.operation import Operation, Tensors, Wants, recorded, run, run_backward, saveable
 from rmsnorm.torch.rotary import composite
+
+
+def head_dim(q: Any) -> int:
+    """How many elements the norm is over, before anything else is known of ``q``."""
+    if not isinstance(q, Tensor):
+        raise TypeError(f"q must be a torch.Tensor, got {type(q).__name__}")
+    if not q.dim():
+        raise MismatchError("q must have the shape (…, heads, positions, head_dim), got ()")
+    return q.shape[-1]
 
 
 def _result(spec: NormSpec, x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None) -> Tensor:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rmsnorm.spec import MismatchError, check_spec, norm_spec
+from rmsnorm.spec import check_spec, norm_spec
 from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, graph_way
 from rmsnorm.torch.indirect import recorded_call, refuse_holders
 from rmsnorm.torch.operation import checked_composite, run
-from rmsnorm.torch.rotary.eager import ROTARY, recorded_rotary
+from rmsnorm.torch.rotary.eager import ROTARY, head_dim, recorded_rotary
 
 _ops = torch.ops.rmsnorm
 
@@ -97,7 +97,7 @@ def rms_norm_rotary(
         if pair is not None:
             return pair
         refuse_holders("rms_norm_rotary", *tensors)
-    spec = (check_spec if is_compiling() else norm_spec)("rms", _head_dim(q), eps, 1.0, zero_centered, casting)
+    spec = (check_spec if is_compiling() else norm_spec)("rms", head_dim(q), eps, 1.0, zero_centered, casting)
     if way == AUTOGRAD:
         return recorded_rotary(spec, *tensors)
     return (run if way == KERNEL else checked_composite)(ROTARY, spec, tensors)
@@ -105,11 +105,3 @@ def rms_norm_rotary(
 
 def _asks_gradient(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-
-
-def _head_dim(q: Any) -> int:
-    if not isinstance(q, Tensor):
-        raise TypeError(f"q must be a torch.Tensor, got {type(q).__name__}")
-    if not q.dim():
-        raise MismatchError("q must have the shape (…, heads, positions, head_dim), got ()")
-    return q.shape[-1]

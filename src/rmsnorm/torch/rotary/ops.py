@@ -1,11 +1,13 @@
 """QK-norm with a rotary embedding as operators of ``torch.library``."""
 
+from dataclasses import replace
+
 import torch
 
-from rmsnorm.spec import NormSpec, check_spec, norm_spec
+from rmsnorm.spec import check_spec, norm_spec
 from rmsnorm.torch.operation import saveable
 from rmsnorm.torch.registration import Node, library, register_operation, wanted
-from rmsnorm.torch.rotary.eager import ROTARY, ROTARY_BACKWARD
+from rmsnorm.torch.rotary.eager import ROTARY, ROTARY_BACKWARD, head_dim
 
 _TENSORS = "Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor? q_weight, Tensor? k_weight"
 _HOW = "float? eps, bool zero_centered, str casting"
@@ -16,24 +18,21 @@ library.define(
 )
 
 
-def _spec(head_dim, *how):
-    eps, zero_centered, casting = how
-    return norm_spec("rms", head_dim, eps, 1.0, zero_centered, casting)
+def _spec(n, eps, zero_centered, casting):
+    return norm_spec("rms", n, eps, 1.0, zero_centered, casting)
 
 
-def _fake_spec(head_dim, *how):
+def _fake_spec(n, eps, zero_centered, casting):
     """The extent may be a symbol here."""
-    eps, zero_centered, casting = how
-    checked = check_spec("rms", 1, eps, 1.0, zero_centered, casting)
-    return NormSpec("rms", (head_dim,), checked.eps, 1.0, checked.zero_centered, checked.casting)
+    return replace(check_spec("rms", 1, eps, 1.0, zero_centered, casting), normalized_shape=(n,))
 
 
 def _forward(make, q, k, cos, sin, q_weight, k_weight, *how):
-    return make(q.shape[-1], *how), (q, k, cos, sin, q_weight, k_weight)
+    return make(head_dim(q), *how), (q, k, cos, sin, q_weight, k_weight)
 
 
 def _backward(make, dy_q, dy_k, q, k, cos, sin, q_weight, k_weight, wants, *how):
-    return make(q.shape[-1], *how), (dy_q, dy_k, q, k, cos, sin, q_weight, k_weight), wants
+    return make(head_dim(q), *how), (dy_q, dy_k, q, k, cos, sin, q_weight, k_weight), wants
 
 
 def _save(ctx, inputs, output):
