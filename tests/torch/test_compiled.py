@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmsnorm.torch import add_rms_norm, dispatch, layer_norm, rms_norm, rms_norm_gated
-from rmsnorm.torch.dispatch import SMALL
+from rmsnorm.torch.dispatch import FUSED, SMALL
 
 N = 32
 ROWS = SMALL // N
@@ -38,7 +38,13 @@ def tensors(rows, dtype=FLOAT32):
     return x, other, torch.randn(N).to(dtype), torch.randn(N).to(dtype)
 
 
-def norms_in(compile_options, *calls):
+def usual_norms(x, other, weight, bias, eps=1e-5):
+    """Those whose expression is computed in float32."""
+    shape = x.shape[-1:]
+    return rms_norm(x, shape, weight, eps, bias=bias), *add_rms_norm(x, other, shape, weight, eps)
+
+
+def norms_in(compile_options, *calls, operations=operations):
     """The operators of ours in the graphs that the calls make, one set for each graph."""
     graphs = []
 
@@ -61,6 +67,28 @@ def test_small_calls_are_expressions_and_others_operators():
     assert norms_in({}, tensors(1, BFLOAT16)) == [set()]
     assert norms_in({}, tensors(ROWS + 1)) == [OPERATORS]
     assert norms_in({}, tensors(ROWS, FLOAT64)) == [OPERATORS]
+
+
+@pytest.mark.parametrize("dtype", FUSED, ids=str)
+def test_expressions_in_float32_are_fused_up_to_larger_sizes(dtype):
+    rows = FUSED[dtype] // N
+    names = {"rmsnorm.rms_norm", "rmsnorm.add_rms_norm"}
+    assert norms_in({}, tensors(rows, dtype), operations=usual_norms) == [set()]
+    assert norms_in({}, tensors(rows + 1, dtype), operations=usual_norms) == [names]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = norms_in({}, tensors(rows + 1, dtype), operations=usual_norms)
+    assert found == ([set()] if dtype == FLOAT32 else [names])
+
+
+def test_long_rows_and_the_smallest_eps_are_operators_from_the_usual_size_on():
+    x, weight = torch.randn(2, 4097), torch.randn(4097)
+    assert norms_in({}, (x, x, weight, weight), operations=usual_norms) == [
+        {"rmsnorm.rms_norm", "rmsnorm.add_rms_norm"}
+    ]
+    for eps in (1e-30, 2.0):
+        (found,) = norms_in({}, (*tensors(ROWS + 1), eps), operations=usual_norms)
+        assert found == {"rmsnorm.rms_norm", "rmsnorm.add_rms_norm"}
 
 
 def test_calls_of_unknown_size_are_operators():
@@ -120,6 +148,51 @@ def test_small_calls_are_right_for_rows_of_any_magnitude(backend):
         assert ((one - wanted).abs() <= bound).all(), name
     # In float32 the gated norm's h is 0 or infinite in some rows.
     torch.testing.assert_close(gated, expected[5], rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+MAGNITUDES = [1e-42, 1e-37, 1e-20, 1e-3, 1.0, 1e15, 1e18, 1e19, 1e22, 1e30, 3e37]
+
+
+@INDUCTOR
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+def test_sums_in_float32_hold_rows_of_any_magnitude(backend, dtype):
+    """Results and gradients, against the same functions in float64; the last row has the largest numbers of all."""
+    x, other, weight, bias = (t.to(dtype) for t in tensors(len(MAGNITUDES) + 1))
+    scale = torch.tensor([*MAGNITUDES, 1.0])[:, None]
+    x, other = ((t.float() * scale).to(dtype) for t in (x, other))
+    x[-1], other[-1] = torch.finfo(dtype).max * torch.randn(N).sign(), 0
+    given = [t.requires_grad_() for t in (x, other, weight, bias)]
+    dys = [torch.randn(x.shape) for _ in range(3)]
+    dys[2] = dys[2] * 1e-38  # beside it the gradients of large rows, of the size of 1 / RMS, are to be seen
+
+    def step(function, given):
+        outputs = function(*given)
+        return outputs, torch.autograd.grad(outputs, given, [dy.to(outputs[0].dtype) for dy in dys])
+
+    found, gradients = step(torch.compile(usual_norms, fullgraph=True, backend=backend), given)
+    total = (x + other).detach()  # rounded, as the norm reads it
+    wide = [t.detach().double().requires_grad_() for t in given]
+    expected, wanted = step(usual_norms, wide)
+    expected = [expected[0], rms_norm(total.double(), (N,), wide[2], 1e-5), total]
+    unit = torch.finfo(dtype).eps
+    for one, reference in zip(found, expected, strict=True):
+        assert ((one - reference).abs() <= 4 * unit * (reference.abs() + bias.abs() + 1)).all()
+    for one, reference in zip(gradients, wanted, strict=True):
+        size = reference.abs().amax(-1, keepdim=True)
+        smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert ((one.double() - reference).abs() <= 8 * unit * size + smallest).all()
+
+
+def test_the_largest_rows_need_no_subnormal_numbers():
+    """Their 1/RMS is one."""
+    x = torch.full((1, N), 3e38)
+    assert torch.set_flush_denormal(True)
+    try:
+        y = torch.compile(usual_norms, fullgraph=True, backend="aot_eager")(x, -x / 2, torch.ones(N), torch.zeros(N))
+    finally:
+        torch.set_flush_denormal(False)
+    for normed in y[:2]:
+        torch.testing.assert_close(normed, torch.ones(1, N))
 
 
 @INDUCTOR

@@ -180,40 +180,48 @@ _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _de
 
 
 SMALL = 4096
-"""The most elements of a call that ``torch.compile`` sees as its expression.
+"""The most elements of a call that ``torch.compile`` sees as its expression."""
 
-Time of `rmsnorm bench --op compiled_chain` over that of its chain of ``F.rms_norm``, expression and operator, forward,
-one thread of an EPYC: float32 1.11 and 1.74 at 1 x 256, 1.15 and 1.43 at 4 x 1024, 1.14 and 1.25 at 8 x 1024, 1.14 and
-1.16 at 32 x 1024; bfloat16 1.14 and 1.53, 1.24 and 1.36, 1.37 and 1.22 at the first three.
+FUSED = {torch.float32: 2**21, torch.bfloat16: 2**17, torch.float16: 2**17}
+"""The same where the expression is computed in float32 (norm/composite.py): Inductor fuses it with its neighbours.
+Larger calls take fewer passes as operators, except for float32 ones without gradients, which are fused at every size.
+
+Time of the links of `rmsnorm bench --op compiled_chain` over that of ``F.rms_norm``'s, expression and operator, next to
+other work, the least of 40 rounds: float32 forward 1.03 and 1.38 at 4 x 1024, 1.04 and 1.17 at 16 x 1024, training 1.01
+and 1.21 at 16 x 1024, 1.02 and 1.33 at 1024 x 1024; bfloat16 forward 1.06 and 1.21 at 16 x 1024, 1.14 and 1.10 at
+64 x 1024, 1.19 and 0.95 at 256 x 1024.
 """
 
-_SHORT = (torch.float32, torch.bfloat16, torch.float16)
 _SIZES_ARE_TOLD = hasattr(Tensor, "__dlpack_c_exchange_api__")  # torch >= 2.10: Dynamo traces what _is_small asks
 
 
-def graph_way(input: Tensor, *others: Tensor, writes: bool = False) -> int:
+def graph_way(input: Tensor, *others: Tensor, writes: bool = False, in_float32: bool = False) -> int:
     """The way of a call in a graph that is being captured: OPERATOR or COMPOSITE; ``others`` have rows too.
 
     ``writes``: into a given tensor. Inductor of torch 2.13 fails on some fused expressions that do (KeyError: 'buf1').
+    ``in_float32``: how the expression is computed.
     """
     if transformed() or holds_tensors(input):
         return COMPOSITE
     as_operator = _AS_OPERATOR["cpu"] if input.is_cpu else input.is_cuda and _AS_OPERATOR["cuda"]
-    return OPERATOR if as_operator and (writes or not _is_small(input, *others)) else COMPOSITE
+    return OPERATOR if as_operator and (writes or not _is_small(in_float32, input, *others)) else COMPOSITE
 
 
-def _is_small(input: Tensor, *others: Tensor) -> bool:
+def _is_small(in_float32: bool, input: Tensor, *others: Tensor) -> bool:
     """Whether a call has few elements, in a shape that is known now, and its expression's results have the operator's
     strides. An exported graph keeps the operator, whatever its size."""
-    if not _SIZES_ARE_TOLD or not input.is_cpu or input.dtype not in _SHORT or torch.compiler.is_exporting():
+    if not _SIZES_ARE_TOLD or not input.is_cpu or input.dtype not in FUSED or torch.compiler.is_exporting():
         return False
     # Imported here: it takes SymPy along, and torch.compile has both.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    few = statically_known_true(input.numel() <= SMALL)
+    most = FUSED[input.dtype] if in_float32 else SMALL
+    if in_float32 and input.dtype == torch.float32 and not torch.is_grad_enabled():
+        most = 2**62
+    few = statically_known_true(input.numel() <= most)
     return few and all(isinstance(t, Tensor) and t.is_contiguous() for t in (input, *others))
 
 
 def fused(input: Tensor) -> bool:
     """Whether a norm of ``input`` is traced for a compiler that fuses it with what surrounds it, on a CPU."""
-    return is_compiling() and not transformed() and input.is_cpu and input.dtype in _SHORT
+    return is_compiling() and not transformed() and input.is_cpu and input.dtype in FUSED

@@ -7,6 +7,7 @@ The other families' functions lie in their folders; all public functions have a 
 - Else the kernels, within an autograd node if a gradient may be asked for; or the composite.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,7 @@ from rmsnorm.torch import checks
 from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, KERNEL, OPERATOR, eager_way, graph_way
 from rmsnorm.torch.gated.functional import rms_norm_gated as rms_norm_gated
 from rmsnorm.torch.indirect import indirect
+from rmsnorm.torch.norm.composite import in_float32
 from rmsnorm.torch.norm.eager import NORM, forward, forward_inplace, forward_into, nodes, recorded_norm
 from rmsnorm.torch.operation import checked_composite, extents, run
 from rmsnorm.torch.quantized.functional import add_rms_norm_quantized as add_rms_norm_quantized
@@ -87,7 +89,7 @@ def rms_norm(
     """
     compiling = is_compiling()
     if compiling:
-        way = graph_way(input, writes=out is not None)
+        way = graph_way(input, writes=out is not None, in_float32=_is_in_float32(normalized_shape, eps, p))
         if way == OPERATOR:
             y = _ops.rms_norm(input, extents(normalized_shape), weight, bias, eps, p, zero_centered, casting)
             return _written(y, out, input, weight, bias)
@@ -226,7 +228,7 @@ def add_rms_norm(
     tensors = input, residual, weight, bias
     compiling = is_compiling()
     if compiling:
-        way = graph_way(input, residual)
+        way = graph_way(input, residual, in_float32=_is_in_float32(normalized_shape, eps, p))
         if way == OPERATOR:
             shape = extents(normalized_shape)
             return _ops.add_rms_norm(input, residual, shape, weight, bias, eps, p, zero_centered, casting)
@@ -278,6 +280,14 @@ def _add_inplace(input, residual, normalized_shape, weight, bias, *how):
         y, total = add_rms_norm(input, residual, normalized_shape, **options)
     checks.check_inplace(input, residual, y.dtype, weight, bias)
     return input.copy_(y), residual.copy_(total)
+
+
+def _is_in_float32(normalized_shape: int | Sequence[int], eps: float | None, p: float) -> bool:
+    """Of arguments that have not been checked."""
+    if p != 1 or not isinstance(eps, float | int | None) or not isinstance(normalized_shape, int | list | tuple):
+        return False
+    shape = extents(normalized_shape)
+    return all(isinstance(n, int) for n in shape) and in_float32(math.prod(shape), eps)
 
 
 def _written(y: Tensor, out: Tensor | None, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

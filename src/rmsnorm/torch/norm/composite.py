@@ -125,22 +125,70 @@ def _normalize(spec: NormSpec, input: Tensor) -> tuple[Tensor, Tensor]:
 def _normed(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if onnx.exporting() and spec.n:
         return _exported(spec, input, weight, bias)
-    xhat = _wide(spec, input) if fused(input) else _normalize(spec, input)[0]
+    xhat = _fused(spec, input) if fused(input) else _normalize(spec, input)[0]
     return _affine(spec, xhat.reshape(input.shape), weight, bias, input.dtype)
 
 
-def _wide(spec: NormSpec, input: Tensor) -> Tensor:
-    """x̂ of :func:`_normalize` for a compiler to fuse: float64's range holds the squares of every shorter dtype, and its
-    precision the mean, so no row is rescaled and nothing is corrected.
+def _fused(spec: NormSpec, input: Tensor) -> Tensor:
+    """x̂ of :func:`_normalize` for a compiler to fuse."""
+    x = _flat(input, spec.normalized_shape)
+    eps = default_eps(input.dtype) if spec.eps is None else spec.eps
+    if spec.kind == "rms" and spec.k == spec.n and in_float32(spec.n, eps):
+        return _InTwoRanges.apply(x.float(), eps)
+    return _wide(spec, x, eps)
+
+
+LONGEST = 4096
+"""Elements of a row that are summed in float32. A vector of 8 or 16 sums adds at most 512 times, and its error is as
+that of the kernels, which sum 2048 in float32."""
+SMALLEST_EPS = 1e-25
+"""Squares that are no normal numbers of float32 (below 1e-38) do not count beside it."""
+
+
+def in_float32(n: int, eps: float | None) -> bool:
+    """Whether :func:`_fused` needs no float64 for rows of n elements, which all have a part in the statistic."""
+    return 0 < n <= LONGEST and (eps is None or SMALLEST_EPS <= eps <= 1)
+
+
+class _InTwoRanges(torch.autograd.Function):
+    """x̂ of float32 rows with the sum of squares in float32, and a second one of the rows that are too large for it.
+
+    float64 would hold both, for half the lanes and two conversions a vector. A backward pass of its own: that of the
+    expression would have the cube of 1/RMS, which leaves the range, and NaN of the sum that is not taken.
+    """
+
+    @staticmethod
+    def forward(ctx, x, eps):
+        """1/RMS is multiplied by 16 until it has met x, since that of the largest rows is below the normal numbers."""
+        share = 1 / x.shape[-1]
+        usual = x.square().sum(-1, keepdim=True)
+        large = (x * 2.0**-80).square().sum(-1, keepdim=True)
+        fits = usual < 1e38
+        mean = torch.where(fits, usual * share + eps, large * share)  # eps is nothing beside a large one
+        rstd = torch.rsqrt(mean) * torch.where(fits, 16.0, 16 * 2.0**-80)
+        ctx.save_for_backward(x, rstd)
+        return x * rstd * (1 / 16)
+
+    @staticmethod
+    def backward(ctx, u):
+        """dx = (u − x̂·⟨u, x̂⟩/n) / RMS"""
+        x, rstd = ctx.saved_tensors
+        xhat = x * rstd * (1 / 16)
+        along = (u * xhat).sum(-1, keepdim=True) * (1 / x.shape[-1])
+        return (u - xhat * along) * rstd * (1 / 16), None
+
+
+def _wide(spec: NormSpec, x: Tensor, eps: float) -> Tensor:
+    """The same in float64: its range holds the squares of every shorter dtype, and its precision the mean, so no row is
+    rescaled and nothing is corrected.
 
     Inductor computes a row's numbers again for each vector of it: 1/k is a factor, since a division there takes a tenth
     of the small call. The mean of equal elements must be exact.
     """
-    x = _flat(input, spec.normalized_shape).double()
+    x = x.double()
     x = x - x.mean(-1, keepdim=True) if spec.kind == "layer" else x
-    eps = default_eps(input.dtype) if spec.eps is None else spec.eps
     rstd = torch.rsqrt(_first(x, spec.k).square().sum(-1, keepdim=True) * (1 / max(1, spec.k)) + eps)
-    return (x * rstd).to(compute_dtype(input.dtype))
+    return (x * rstd).float()
 
 
 def _exported(spec: NormSpec, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
