@@ -80,4 +80,6 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
 def _of(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where[1:]} must be {getattr(kind, '__name__', kind)}; got {value!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # others fit no float either
+        raise ValueError(f"{where[1:]} must be a number of at most 64 bits; got one of {value.bit_length()}")
     return value

@@ -13,6 +13,9 @@ from rmsnorm_lab.experiments.summary import QualityRow, TimeRow
 from rmsnorm_lab.experiments.task import Task
 from rmsnorm_lab.files import write_whole
 
+LARGEST = 1e300
+"""Of a figure's values: beyond it Matplotlib's margins overflow."""
+
 
 def draw(
     path: Path,
@@ -70,13 +73,13 @@ def draw(
 
 
 def mean_curve(curves: list[Curve], key: str) -> tuple[list[int], list[float], list[float]]:
-    """Steps, mean and standard deviation, while every seed has a finite loss."""
+    """Steps, mean and standard deviation, while every seed has a loss that can be drawn."""
     steps: list[int] = []
     mean: list[float] = []
     sd: list[float] = []
     for place in zip(*(zip(curve.step, curve.valid[key], strict=True) for curve in curves), strict=False):
         values = [value for _, value in place if value is not None]
-        if len(values) < len(place):
+        if len(values) < len(place) or max(map(abs, values)) > LARGEST:
             break
         steps.append(place[0][0])
         mean.append(statistics.fmean(values))

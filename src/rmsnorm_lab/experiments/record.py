@@ -56,6 +56,10 @@ class Machine(machine.Machine):
     torch_threads: int
     gpu: str | None
 
+    def __post_init__(self) -> None:
+        if "torch" not in self.versions:
+            raise ValueError(f"the versions must have torch's; got those of {', '.join(self.versions) or 'nothing'}")
+
     @staticmethod
     def here() -> "Machine":
         """This machine and this process."""
@@ -165,10 +169,10 @@ class RunResult:
     """Trainable numbers of the network; None in older records."""
 
     def __post_init__(self) -> None:
-        keys = {metric.key for metric in self.metrics}
+        keys = {"loss", *(metric.key for metric in self.metrics)}
         given = [set(self.curve.valid), *([] if self.quality is None else [set(self.quality)])]
-        if not keys or not all(keys <= names for names in given):
-            raise ValueError("result must have a metric, and a figure of each in the curve and in quality")
+        if not self.metrics or not all(keys <= names for names in given):
+            raise ValueError("result must have a metric, and figures of each and the loss in the curve and in quality")
 
     @property
     def finished(self) -> bool:

@@ -29,12 +29,13 @@ class QualityRow:
     runs: int
     diverged: int
     metrics: dict[str, Quality]
-    """Of each metric, over the runs that did not diverge; empty where all did."""
+    """Of each figure that all runs have, over those that did not diverge; empty where all did."""
 
 
 def quality_row(norm: str, records: Sequence[RunRecord]) -> QualityRow:
     finished = [record.result.quality for record in records if record.result.quality is not None]
-    columns = {key: [quality[key] for quality in finished] for key in (finished[0] if finished else ())}
+    keys = [key for key in (finished[0] if finished else ()) if all(key in quality for quality in finished)]
+    columns = {key: [quality[key] for quality in finished] for key in keys}
     metrics = {
         key: Quality(statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else None)
         for key, column in columns.items()

@@ -5,13 +5,16 @@ import csv
 import gzip
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
     pytest.importorskip(_package)
+from made_records import with_result  # noqa: E402
 from report_pages import SMALL, Folder, text_of  # noqa: E402
+from rmsnorm_lab.experiments import store  # noqa: E402
 from rmsnorm_lab.experiments.data.official import FILES, OTHER_FILES  # noqa: E402
 from rmsnorm_lab.experiments.hidden_states import KEYS  # noqa: E402
 
@@ -134,6 +137,18 @@ def test_the_papers_quality_stands_alone_beside_its_own_data_only(folder, detail
     assert ("cifar · not the paper's data" in said) != official
     assert ("its quality cannot be compared" in said) != official
     assert "paper 20.5" in said  # time is of the model
+
+
+def test_figures_that_cannot_be_drawn_and_names_that_are_no_utf_8(folder):
+    """What no recipe makes, in records that are whole."""
+    folder.run("rms", 0, 1e308, more={"only here": 1.0}.items())
+    folder.run("rms", 1, 2.0)
+    folder.run("my\udcff.py@3f2a91c0", 0, 5.0)
+    (record,) = (each for each in store.load(folder.path) if each.result.quality["test_error"] == 2.0)
+    steep = replace(record.result.curve, valid={**record.result.curve.valid, "loss": [2.3, 1e308, 1e308, 0.3]})
+    folder.store.put(with_result(record, curve=replace(steep, step=[0, 1 << 62, (1 << 63) - 2, (1 << 63) - 1])))
+    page = folder.page()
+    assert "my\\udcff.py@3f2a91c0" in page
 
 
 def test_hashes_are_short(folder):

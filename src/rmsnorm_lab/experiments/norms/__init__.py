@@ -89,7 +89,7 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1)))
 
 def look_of_other(name: str) -> tuple[str, Any]:
     """Colour and line style of a normaliser without an entry below: by its name, so the same in every figure."""
-    number = zlib.crc32(name.encode())
+    number = zlib.crc32(name.encode(errors="surrogatepass"))  # a file of the user's may have a name that is no UTF-8
     return _COLOURS[number % len(_COLOURS)], _LINES[number // len(_COLOURS) % len(_LINES)]
 
 
