@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rmsnorm import native
 from rmsnorm import numpy as rn
-from rmsnorm.torch import layer_norm, rms_norm
+from rmsnorm.torch import layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -95,49 +94,44 @@ def test_what_is_infinite_beyond_the_first_k_in_the_kernels(dtype, gain, n, p):
     torch.testing.assert_close(dx[:, k:], expected[:, k:], rtol=tolerance, atol=0)
 
 
-FLUSHED = """
-import torch
-from rmsnorm import native
-from rmsnorm import numpy as rn
-from rmsnorm.torch import layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
-
-every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(torch.float16).view(256, 256)
-wide = every.float()
-to_round = torch.cat([wide, wide * (1 + 2.0**-11), wide * (1 - 2.0**-12), wide + 2.0**-25]).clamp(-65504, 65504)
-rounded = to_round.half()
-finite = every[every.isfinite()]
-small = (torch.randn(5, 70) * 2e-6).half()
-
-def everything():
-    x = small.clone().requires_grad_()
-    w = (torch.randn(70, generator=torch.Generator().manual_seed(0)) * 1e-6).half().requires_grad_()
-    for y in (rms_norm(x, (70,), w.detach() * 1e6, 0.0), layer_norm(x, (70,), w.detach() * 1e6, None, 0.0)):
-        yield y.detach()
-        yield from torch.autograd.grad(y.double().sum(), x)
-    yield rms_norm(torch.ones(5, 70), (70,), w.detach(), 0.0)
-    yield rms_norm(torch.ones(5, 70, dtype=torch.float16), (70,), w.detach(), 0.0)
-    yield rms_norm_gated(torch.ones(5, 70).half(), small + 1, (70,), w.detach(), 0.0).detach()
-    yield from rms_norm_quantized(small, (70,), None, 0.0)
-    yield torch.from_numpy(rn.rms_norm(small.numpy(), eps=0.0))
-
-before = [t.clone() for t in everything()]
-assert torch.set_flush_denormal(True)
-ones = torch.ones(1, 256)
-for row in range(256):  # x̂ is 1, so that y is the gain
-    found, expected = rms_norm(ones, (256,), every[row], 0.0)[0], wide[row]
-    right = (found.view(torch.int32) == expected.view(torch.int32)) | (found.isnan() & expected.isnan())
-    assert right.all(), every[row][~right]
-for values, expected in zip(to_round, rounded):
-    found = rms_norm(ones.half(), (256,), values, 0.0)[0]
-    right = (found == expected) | (found.isnan() & expected.isnan())
-    assert right.all(), (values[~right], found[~right], expected[~right])
-for i, (a, b) in enumerate(zip(before, everything())):
-    assert torch.equal(a, b), (i, a, b)
-print(native.level())
-"""
+@pytest.fixture
+def flushed(set_threads):
+    """Turns the flushing of subnormal numbers on, in this thread, to which all of torch's work is left."""
+    set_threads(1)
+    yield lambda: torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("level", native.available_levels())
-def test_half_precision_where_subnormal_numbers_are_flushed(run_python, level):
+@pytest.mark.every_level
+def test_half_precision_where_subnormal_numbers_are_flushed(flushed):
     """Subnormal float16 numbers are normal ones in float32, where the work is done."""
-    assert run_python(FLUSHED, RMSNORM_ISA=level, OMP_NUM_THREADS="1").strip() == level
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(torch.float16).view(256, 256)
+    wide = every.float()
+    to_round = torch.cat([wide, wide * (1 + 2.0**-11), wide * (1 - 2.0**-12), wide + 2.0**-25]).clamp(-65504, 65504)
+    rounded = to_round.half()
+    small, w = (torch.randn(5, 70) * 2e-6).half(), (torch.randn(70) * 1e-6).half()
+
+    def everything():
+        x = small.clone().requires_grad_()
+        for y in (rms_norm(x, (70,), w * 1e6, 0.0), layer_norm(x, (70,), w * 1e6, None, 0.0)):
+            yield y.detach()
+            yield from torch.autograd.grad(y.double().sum(), x)
+        yield rms_norm(torch.ones(5, 70), (70,), w, 0.0)
+        yield rms_norm(torch.ones(5, 70, dtype=torch.float16), (70,), w, 0.0)
+        yield rms_norm_gated(torch.ones(5, 70).half(), small + 1, (70,), w, 0.0)
+        yield from rms_norm_quantized(small, (70,), None, 0.0)
+        yield torch.from_numpy(rn.rms_norm(small.numpy(), eps=0.0))
+
+    before = [t.clone() for t in everything()]
+    assert flushed()
+    ones = torch.ones(1, 256)
+    for row in range(256):  # x̂ is 1, so that y is the gain
+        found, expected = rms_norm(ones, (256,), every[row], 0.0)[0], wide[row]
+        right = (found.view(torch.int32) == expected.view(torch.int32)) | (found.isnan() & expected.isnan())
+        assert right.all(), every[row][~right]
+    for values, expected in zip(to_round, rounded, strict=True):
+        found = rms_norm(ones.half(), (256,), values, 0.0)[0]
+        right = (found == expected) | (found.isnan() & expected.isnan())
+        assert right.all(), (values[~right], found[~right], expected[~right])
+    for i, (a, b) in enumerate(zip(before, everything(), strict=True)):
+        assert torch.equal(a, b), (i, a, b)

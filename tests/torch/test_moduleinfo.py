@@ -268,10 +268,12 @@ DERIVATIVES = [(place, torch.autograd.gradcheck) for place in NORMS + RECURRENT]
 def test_derivatives(place, check):
     """Of everything at once, and of the inputs with every other parameter frozen; batched gradients of the last sample.
 
-    Second derivatives of layers are taken of one sample with one direction, and not batched: that takes a minute.
+    Second derivatives of recurrences are those of torch's operations, with any parameters: they are taken of everything
+    at once. Those of layers are taken of one sample with one direction, and not batched: that takes a minute.
     """
     found = list(samples(place, requires_grad=True))
-    slow = check is torch.autograd.gradgradcheck and place.name in ("GRU", "LSTM")
+    second = check is torch.autograd.gradgradcheck and place in RECURRENT
+    slow = second and place.name in ("GRU", "LSTM")
     for _, module, given, _ in found[-2:-1] if slow else found:
         parameters = list(module.parameters())
         leaves = tree_leaves(given)
@@ -283,7 +285,7 @@ def test_derivatives(place, check):
         # The parameters are reached through the module; they are listed so that they are moved and differentiated.
         batched = module is found[-1][1] and not slow
         assert check(run, (*leaves, *parameters), fast_mode=True, check_batched_grad=batched)
-        for first in () if slow else (0, 1):
+        for first in () if second else (0, 1):
             for number, parameter in enumerate(parameters):
                 parameter.requires_grad_(number % 2 == first)
             assert check(run, (*leaves, *parameters), fast_mode=True)

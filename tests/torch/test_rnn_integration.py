@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from recurrent_cases import LAYERS, MODULES, assert_near, functional, make, states
+import plain_rnn
+from recurrent_cases import LAYERS, MODULES, assert_near, call, functional, make, results, states
 
 
 def test_dropout_lies_between_layers_and_is_reproducible():
@@ -96,27 +97,17 @@ def test_copies(cell):
     assert "norm='rms'" in repr(module)
 
 
-@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3"])
-def test_other_instruction_sets(isa, run_python):
-    from rmsnorm import native
-
-    if isa not in native.available_levels():
-        pytest.skip(f"this processor does not run {isa}")
-    source = """
-import torch, plain_rnn
-from recurrent_cases import *
-torch.manual_seed(2)
-for cell in MODULES:
-    for p in (1.0, 0.3):
-        for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
-            module = make(cell, p=p, hidden=37, dtype=dtype, bidirectional=True)
-            x = torch.randn(4, 9, 5, dtype=dtype, requires_grad=True)
-            h0, c0 = states(module, 9, dtype)
-            inputs = [t for t in (x, h0, c0, *module.parameters()) if t is not None]
-            expected = results(plain_rnn.run(module, x, [4] * 9, h0, c0), inputs)
-            assert_near(results(call(module, x, h0, c0), inputs), [t.double() for t in expected], tolerance)
-"""
-    run_python(source, RMSNORM_ISA=isa)
+@pytest.mark.every_level
+@pytest.mark.parametrize("p", [1.0, 0.3])
+@pytest.mark.parametrize("cell", MODULES)
+def test_every_instruction_set(cell, p):
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+        module = make(cell, p=p, hidden=37, dtype=dtype, bidirectional=True)
+        x = torch.randn(4, 9, 5, dtype=dtype, requires_grad=True)
+        h0, c0 = states(module, 9, dtype)
+        inputs = [t for t in (x, h0, c0, *module.parameters()) if t is not None]
+        expected = results(plain_rnn.run(module, x, [4] * 9, h0, c0), inputs)
+        assert_near(results(call(module, x, h0, c0), inputs), [t.double() for t in expected], tolerance)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
