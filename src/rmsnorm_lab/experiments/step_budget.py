@@ -5,12 +5,10 @@ network up and tells how much memory a step needs. Then rounds follow as in step
 Between steps no network holds gradients: beside weights and optimizers only one network's step is in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Protocol
 
-from rmsnorm.timing import interleave, wall_clock
 from rmsnorm_lab.errors import UserError
 from rmsnorm_lab.experiments import norms, profile
 from rmsnorm_lab.experiments.learner import Learner, Setup
@@ -18,6 +16,7 @@ from rmsnorm_lab.experiments.memory import available, give_back
 from rmsnorm_lab.experiments.profile import Profile
 from rmsnorm_lab.experiments.recipes.common import TimingConfig
 from rmsnorm_lab.experiments.record import TimingResult
+from rmsnorm_lab.experiments.step_times import interleaved
 from rmsnorm_lab.experiments.task import Batch, Task
 
 WHOLE = 1000
@@ -51,33 +50,27 @@ def measure(task: Task, setup: Setup, names: Sequence[str], watcher: Watcher) ->
         learners[norm] = learner
         give_back()
         progress.step()
-    batch: Batch = ()
     warm = 0
 
-    def rounds() -> Iterator[int]:
-        nonlocal batch, warm
+    def batches() -> Iterator[Batch]:
+        nonlocal warm
         assert config.seconds is not None
         while warm < config.warmup_rounds and monotonic() - began < _WARM_UP * config.seconds:
-            batch = largest
-            yield warm
+            yield largest
             warm += 1
         done, first = 0, monotonic()
         while done < config.rounds:
             spent = monotonic() - began
             if done >= config.fewest and spent + (monotonic() - first) / done > config.seconds:
                 return
-            batch = task.batch(done, config.seed)  # the same ones in every setting
-            yield warm + done
+            yield task.batch(done, config.seed)  # the same ones in every setting
             done += 1
 
-    def milliseconds(learner: Learner) -> float:
-        taken = wall_clock(lambda: learner.step(batch, 0.0, learner.config.betas[0]))
+    def after(learner: Learner) -> None:
         learner.optimizer.zero_grad()
         progress.step()
-        return round(1e-6 * taken, 4)
 
-    samples: dict[str, Callable[[], float]] = {n: partial(milliseconds, learner) for n, learner in learners.items()}
-    times = interleave(samples, rounds(), seed=config.seed)
+    times = interleaved(learners, batches(), config.seed, after)
     return TimingResult(
         milliseconds={norm: taken[warm:] for norm, taken in times.items()},
         profiled_share={norm: found.norm_share for norm, found in profiles.items()},
