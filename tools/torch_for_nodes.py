@@ -41,7 +41,7 @@ def unpack(version: str, out: Path) -> Path:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("versions", nargs="+", help="versions of torch, from 2.10 on")
+    parser.add_argument("versions", nargs="*", help="versions of torch, from 2.10 on; none: the wheel has no nodes")
     parser.add_argument("--out", type=Path, required=True, help="folder that keeps what was unpacked")
     args = parser.parse_args()
     found = []
@@ -50,6 +50,8 @@ def main() -> None:
             found.append(str(unpack(version, args.out.resolve())))
         except subprocess.CalledProcessError:
             print(f"left out: torch {version} has no wheel for Python {PYTHON} and this platform", file=sys.stderr)
+    if args.versions and not found:
+        sys.exit("none of these versions could be had, and the wheel would have no C++ nodes; see pip's messages above")
     print(";".join(found))
 
 

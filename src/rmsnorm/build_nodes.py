@@ -28,12 +28,13 @@ def run(args: argparse.Namespace) -> int:
     if nodes and not why_no_operators:
         print(f"They are there:\n{nodes.__file__}\n{node_files.find_operators()}")
         return 0
-    print(f"Compiling into {node_files.cached('').parent} (two minutes or so) ...", flush=True)
     try:
+        print(f"Compiling into {node_files.cached('').parent} (two minutes or so) ...", flush=True)
         paths = node_files.build(verbose=args.verbose)
-    except (RuntimeError, OSError) as error:
-        needs = "a C++20 compiler (g++ 11, clang++ 14 or newer), ninja (pip install ninja) and Python's headers"
-        return _fail(f"{error}\nCompiling needs {needs}.")
+    except RuntimeError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"the cache must be a folder that you can write ({error}); set XDG_CACHE_HOME to another")
     done = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
     if done.returncode:
         for path in paths:

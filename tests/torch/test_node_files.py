@@ -1,6 +1,5 @@
 """Which compiled nodes and operators are loaded, and how `rmsnorm build-nodes` makes them where there are none."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -93,7 +92,6 @@ def compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys.modules["rmsnorm.torch.norm.eager"], "nodes", None)
-    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")  # ninja
     return path
 
 
@@ -106,11 +104,15 @@ def command(*arguments):
 
 
 def test_the_command_puts_a_module_into_the_cache(compiler, capsys):
+    """Also where a command was killed before: torch's build would wait for its lock without end."""
+    folder = node_files.cached("").parent
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
     assert command() == 0
     assert "Done" in capsys.readouterr().out
-    assert node_files.cached(node_files.nodes_name()).is_file()
-    for name in (node_files.nodes_name(), node_files.operators_name()):
-        assert node_files._is_private(node_files.cached(name))
+    names = {node_files.nodes_name(), node_files.operators_name()}
+    assert {path.name for path in folder.iterdir()} == {"lock", *(f"{name}.so" for name in names)}
+    assert all(map(node_files._in_cache, names))
 
 
 def test_a_compiler_that_fails_is_named(compiler, capsys):
@@ -119,7 +121,43 @@ def test_a_compiler_that_fails_is_named(compiler, capsys):
     said = capsys.readouterr().err
     assert "no such machine" in said
     assert "C++20 compiler" in said
-    assert not node_files.cached(node_files.nodes_name()).exists()
+    assert "Traceback" not in said
+    assert not any(node_files.cached("").parent.iterdir())
+
+
+@pytest.mark.parametrize(("lacks", "says"), [("ninja", "pip install ninja"), ("c++", r"'c\+\+' is not; .* or set CXX")])
+def test_what_compiling_needs_is_named(lacks, says, tmp_path, monkeypatch):
+    """Ninja may lie beside Python: an environment that is not activated is not on PATH."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(node_files.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    for place, name in (("scripts", "ninja"), ("bin", "c++")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).touch(0o755)
+    path = node_files._environment()["PATH"]
+    assert shutil.which("ninja", path=path)
+    next(tmp_path.glob(f"*/{lacks}")).unlink()
+    with pytest.raises(RuntimeError, match=says):
+        node_files.build()
+
+
+def test_a_cache_that_cannot_be_written_is_named(compiler, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert command() == 1
+    assert "set XDG_CACHE_HOME to another" in capsys.readouterr().err
+
+
+def test_without_a_home_folder_there_is_no_cache(monkeypatch):
+    def without() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr(node_files.Path, "home", without)
+    monkeypatch.setattr(node_files, "import_module", _there_is_none)
+    monkeypatch.setattr(node_files, "find_spec", lambda name: None)
+    assert node_files.find_nodes() is None
+    assert node_files.find_operators() is None
 
 
 def test_the_command_says_that_they_are_there():

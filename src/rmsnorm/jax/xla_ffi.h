@@ -1,7 +1,7 @@
 // The part of XLA's foreign function interface (its C ABI, version 0.1 to 0.3) that handlers.cpp uses.
 //
 // Declared here as DLPack's ABI is in native/python_tensors.h, so that a wheel built without jaxlib can serve JAX too.
-// tests/jax/test_abi.py compares every size, offset and number with jaxlib's own header.
+// tests/jax/test_handlers.py compares every size, offset and number with jaxlib's own header.
 #pragma once
 
 #include <cstddef>
