@@ -333,3 +333,22 @@ def test_fx_records_the_call():
 
 def test_the_way_is_the_kernels():
     assert dispatch.eager_way(X, X, ANGLE, ANGLE, None, None) == dispatch.KERNEL
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("family", "zero_centered"), [("qwen3", False), ("gemma3", True)])
+def test_transformers(family, zero_centered, dtype):
+    """Norms and rotation as in attention of models; the last place may differ, as their float32 statistic may."""
+    modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
+    q, k, cos, sin, *weights = drawn(dtype, n=32, positions=40)
+    norms = [getattr(modeling, {"qwen3": "Qwen3RMSNorm", "gemma3": "Gemma3RMSNorm"}[family])(32, 1e-6) for _ in "qk"]
+    for norm, weight in zip(norms, weights, strict=True):
+        norm.weight = torch.nn.Parameter(weight)
+    expected = modeling.apply_rotary_pos_emb(norms[0](q), norms[1](k), cos, sin)
+    casting = "once" if zero_centered else "llama"
+    found = rms_norm_rotary(q, k, cos, sin, *weights, 1e-6, zero_centered=zero_centered, casting=casting)
+    unit = torch.finfo(dtype).eps
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2 * unit, atol=4 * unit)
+        if dtype == torch.bfloat16 and casting == "llama":
+            assert (one == other).float().mean() > 0.999
