@@ -47,6 +47,19 @@ def test_a_row_for_each_distinct_norm(outputs):
     assert list(outputs) == list(found.times_ns) == ["model", "swap_norms", "no norms", *each]
 
 
+def test_a_norm_is_known_by_its_numbers(outputs):
+    class Normalizer(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    class Foo(Norm):
+        def forward(self, x):
+            return super().forward(x).clamp(-8, 8)
+
+    found = profile_norms(nn.Sequential(Normalizer(16, 16), Foo(), Norm()), lambda model: model(X))
+    assert [(r.cls, bool(r.why)) for r in found.norms] == [("Foo", True), ("Norm", False)]
+
+
 def test_the_variants_are_what_their_names_say(outputs):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), Norm(), nn.Linear(16, 16), nn.LayerNorm(16)).eval()
@@ -174,10 +187,10 @@ def test_a_variant_that_fails_loses_its_own_figures_only(outputs):
     assert found.notes == ["no norms: not timed, the step raises AssertionError: not normalised"]
 
 
-def test_a_result_of_another_shape_is_not_left_out(outputs):
+def test_a_result_that_is_no_tensor_is_not_left_out(outputs):
     class HeadNorm(Norm):
         def forward(self, x):
-            return super().forward(x)[..., :4]
+            return super().forward(x), x
 
     found = profile_norms(nn.Sequential(HeadNorm()), lambda model: model(X))
     assert found.norms[0].share is found.norms[0].us is found.cost is None

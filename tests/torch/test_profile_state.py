@@ -139,3 +139,23 @@ def test_other_norms_are_named():
 def test_progress_is_callable():
     with pytest.raises(TypeError, match="progress must be callable or None, got int"):
         profile_norms(nn.RMSNorm(64), lambda m: m(X), progress=3)
+
+
+def test_a_dictionary_that_makes_its_values_is_kept_as_it_is():
+    class Table(dict):
+        def __getitem__(self, name):
+            raise AssertionError("a value is made")
+
+        items = values = __getitem__
+
+    model = nn.Sequential(nn.LayerNorm(64))
+    model.table = Table(a=[1])
+
+    def step(model):
+        dict.get(model.table, "a").append(2)
+        model.table["b"] = 3
+        model(X)
+
+    profile_norms(model, step, rounds=1)
+    assert dict.get(model.table, "a") == [1]
+    assert list(model.table) == ["a"]

@@ -6,12 +6,12 @@ from types import TracebackType
 
 from torch import nn
 
-from rmsnorm.torch.swap.classes import derived
+from rmsnorm.torch.swap.classes import derived, original_class
 from rmsnorm.torch.swap.conventions import Convention
 from rmsnorm.torch.swap.gated import GatedConvention
 from rmsnorm.torch.swap.gated_probe import judge_gated, takes_a_gate
 from rmsnorm.torch.swap.probe import judge, looks_like_a_norm
-from rmsnorm.torch.swap.shadow import Left, check_structure, key, takes_one_argument, undisturbed
+from rmsnorm.torch.swap.shadow import Left, check_structure, key, takes_one_argument, undisturbed, unwritten
 from rmsnorm.torch.swap.table import Row, table
 
 __all__ = ["Row", "Swapped", "swap_norms"]
@@ -132,36 +132,45 @@ def swap_norms(model: nn.Module, *, layer_norms: bool = True, filter: Filter | N
 
 def _verdict(module: nn.Module, judged: dict[tuple, Verdict]) -> Verdict:
     """The convention; or why it is left; or None for what is no norm."""
-    if _is_torchs_other(module):
+    if _is_torchs_other(module) or _contains_others(module):
         return None
+    reason = _why_not_run(module)
+    kind = reason, *key(module)
+    if kind not in judged:
+        judged[kind] = _judged(module) if reason is None else (reason if _is_a_norm(module) else None)
+    return judged[kind]
+
+
+def _why_not_run(module: nn.Module) -> str | None:
     try:
         check_structure(module)
-        if not takes_one_argument(module) and not takes_a_gate(module):
-            raise Left("its forward takes neither an input alone nor an input and a gate")
     except Left as reason:
-        return str(reason) if "norm" in type(module).__name__.lower() and not _contains_norm(module) else None
-    kind = key(module)
-    if kind not in judged:
-        judged[kind] = _judged(module)
-    return judged[kind]
+        return str(reason)
+    if takes_one_argument(module) or takes_a_gate(module):
+        return None
+    return "its forward takes neither an input alone nor an input and a gate"
 
 
 def _judged(module: nn.Module) -> Verdict:
     reason: str
     try:
-        with undisturbed():
+        with undisturbed(), unwritten(module):
             return _judge(module)
     except Left as left:
         reason = str(left)
     except Exception as error:
         reason = f"it raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    if "norm" in type(module).__name__.lower():
-        return reason
-    try:
-        with undisturbed():
-            return reason if looks_like_a_norm(module) else None
-    except Exception:
-        return None
+    return reason if _is_a_norm(module) else None
+
+
+def _is_a_norm(module: nn.Module) -> bool:
+    """One of torch's two, or what computes like a norm: a name says nothing."""
+    if isinstance(module, nn.RMSNorm | nn.LayerNorm) or original_class(module):
+        return True
+    found = False
+    with suppress(Exception), undisturbed(), unwritten(module):
+        found = looks_like_a_norm(module)
+    return found
 
 
 def _judge(module: nn.Module) -> Convention | GatedConvention:
@@ -184,6 +193,6 @@ def _is_torchs_other(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.")
 
 
-def _contains_norm(module: nn.Module) -> bool:
-    """A block around a norm, which is looked at itself."""
+def _contains_others(module: nn.Module) -> bool:
+    """A block, whose parts are looked at themselves."""
     return next(module.children(), None) is not None
