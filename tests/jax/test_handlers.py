@@ -133,6 +133,38 @@ def test_operands_that_do_not_fit_are_an_error():
             np.asarray(each())
 
 
+EXPORTED = """
+import jax, numpy as np
+from jax import export
+x, g, dx, dg = np.load("{folder}/arrays.npz").values()
+step = export.deserialize(bytearray(open("{folder}/step", "rb").read()))
+try:
+    step.call(x, g)
+except Exception as error:
+    assert "No FFI handler registered for rmsnorm_" in str(error), error
+else:
+    raise AssertionError("the process has no handlers yet")
+import rmsnorm.jax
+for found, expected in zip(step.call(x, g), (dx, dg), strict=True):
+    np.testing.assert_array_equal(found, expected)
+"""
+
+
+@served
+def test_an_exported_function_needs_the_handlers_where_it_is_loaded(tmp_path, run_python):
+    """It was exported for any number of rows."""
+    pytest.importorskip("flatbuffers")
+    from jax import export
+
+    x, g = (np.random.default_rng(3).standard_normal(shape).astype(np.float32) for shape in ((5, 33), 33))
+    step = jax.jit(jax.grad(lambda x, g: (rj.rms_norm(x, g, eps=1e-5) ** 2).sum(), (0, 1)))
+    allowed = [export.DisabledSafetyCheck.custom_call(f"rmsnorm_{which}") for which in ("forward", "backward")]
+    like = jax.ShapeDtypeStruct(export.symbolic_shape("b, 33"), np.float32), jax.ShapeDtypeStruct((33,), np.float32)
+    (tmp_path / "step").write_bytes(export.export(step, disabled_checks=allowed)(*like).serialize())
+    np.savez(tmp_path / "arrays.npz", x, g, *step(x, g))
+    run_python(EXPORTED.replace("{folder}", tmp_path.as_posix()))
+
+
 @served
 @pytest.mark.parametrize("shape", [(6, 8), (2, 3, 8), (1, 1, 8)], ids=str)
 def test_no_array_is_copied(shape):
