@@ -201,6 +201,15 @@ def _meta():
     return nn.Sequential(nn.Linear(4, 4, device="meta"), nn.RMSNorm(4))
 
 
+def _sharded():
+    """As fully_shard makes it, without a process group."""
+    from torch.distributed.fsdp import FSDPModule
+
+    model = nn.Sequential(nn.RMSNorm(16), nn.Linear(16, 4))
+    model[1].__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "step", "options", "error", "said"),
     [
@@ -213,6 +222,7 @@ def _meta():
         (nn.Linear(4, 4), lambda m: m(X[:, :4]), {}, ValueError, "the step must call a norm of the model"),
         (nn.RMSNorm(4), lambda m: None, {}, ValueError, "calls none of 1"),
         (nn.LazyLinear(4), len, {}, ValueError, "weight has none yet; run the model once before"),
+        (_sharded(), len, {}, NotImplementedError, "profile the model before it is sharded"),
         (_meta(), len, {}, NotImplementedError, "0.weight is on meta; move the model"),
     ],
 )

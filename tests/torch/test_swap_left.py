@@ -218,6 +218,15 @@ class EnormousTable(nn.Module):
         raise AssertionError("it is not run")
 
 
+class KnowsAModel(Norm):
+    def __init__(self):
+        super().__init__()
+        self.owner = [nn.Linear(512, 512)]
+
+    def forward(self, x):
+        raise AssertionError("it is not run")
+
+
 class BlockNorm(Norm):
     """It is looked at part by part."""
 
@@ -236,6 +245,7 @@ class BlockNorm(Norm):
         DyTNorm(),
         Raises(),
         EnormousTable(),
+        KnowsAModel(),
         BlockNorm(),
         nn.Linear(3, 3),
     ],

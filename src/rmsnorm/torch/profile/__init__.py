@@ -14,6 +14,7 @@ from rmsnorm.torch.profile.report import NormCost, NormProfile
 __all__ = ["NormCost", "NormProfile", "profile_norms"]
 
 ROOM_TO_COMPILE = 200  # graphs
+_SHARDED = "FSDPModule", "FullyShardedDataParallel"
 
 
 def profile_norms(
@@ -61,7 +62,7 @@ def profile_norms(
         TypeError: an argument is of another type.
         ValueError: no norm of the model is called in a step; a parameter has no shape yet; ``seconds`` or ``rounds`` is
             not positive.
-        NotImplementedError: the model is not on a CPU.
+        NotImplementedError: the model is not on a CPU, or FSDP has sharded it.
 
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (2019), whose Tables compare times of whole steps.
 
@@ -97,6 +98,13 @@ def _check(model: nn.Module, step: Step, seconds: float, rounds: int | None, pro
         raise ValueError(f"seconds must be positive and finite, got {seconds}")
     if rounds is not None and rounds < 1:
         raise ValueError(f"rounds must be positive, got {rounds}")
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = tuple(kind for name in _SHARDED if (kind := getattr(fsdp, name, None)))
+    if any(isinstance(module, sharded) for module in model.modules()):
+        raise NotImplementedError(
+            "profile_norms puts a model's parameters back after each step, and FSDP exchanges them on its own account; "
+            "profile the model before it is sharded"
+        )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, t in tensors if nn.parameter.is_lazy(t)]:
         raise ValueError(f"every parameter must have a shape, and {lazy[0]} has none yet; run the model once before")

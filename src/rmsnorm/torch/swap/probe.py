@@ -21,7 +21,7 @@ from rmsnorm.torch.swap.samples import (
     seeded,
     verified_pairs,
 )
-from rmsnorm.torch.swap.shadow import Left, given, required_arguments, run, shadow
+from rmsnorm.torch.swap.shadow import Left, elements_copied, given, required_arguments, run, shadow
 from rmsnorm.torch.swap.shapes import verified
 
 FREE_LENGTHS = 64, 48, 16384
@@ -202,7 +202,7 @@ def _with_pairs(module: nn.Module, convention: Convention, wide: tuple[int, ...]
 # ---- what is a norm, whether or not a convention reproduces it ----
 
 MOST = 2**17
-"""Elements of a parameter: a module with more is no norm, and inputs of its shape would take much memory."""
+"""Elements of a parameter, or of all that would be copied: a module with more is no norm, and would take memory."""
 
 
 def looks_like_a_norm(module: nn.Module) -> bool:
@@ -212,6 +212,8 @@ def looks_like_a_norm(module: nn.Module) -> bool:
     a residual does, or not, as a gate.
     """
     parameters = given(module)
+    if elements_copied(module) > MOST:
+        return False
     _, wide = _shapes(module)
     if any(p.dim() == 0 or nn.parameter.is_lazy(p) or p.numel() > MOST for p in parameters.values()):
         return False

@@ -107,6 +107,13 @@ def _reached(roots: list[Any], without: nn.Module) -> list[Any]:
     return [value for value in found.values() if value is not None]
 
 
+def elements_copied(module: nn.Module) -> int:
+    """How many numbers a shadow copies: those of tensors and modules that an attribute reaches."""
+    reached = _reached(_attributes(module), without=module)
+    within = (t for each in reached if isinstance(each, nn.Module) for t in (*each.parameters(), *each.buffers()))
+    return sum(t.numel() for t in (*within, *(each for each in reached if isinstance(each, Tensor))))
+
+
 def takes_one_argument(module: nn.Module) -> bool:
     """Whether forward can be called with the input alone."""
     try:
