@@ -9,7 +9,16 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from rmsnorm.torch import GRU, LSTM, LayerNorm, RMSNorm, RMSNormGated, add_rms_norm, rms_norm  # noqa: E402
+from rmsnorm.torch import (  # noqa: E402
+    GRU,
+    LSTM,
+    LayerNorm,
+    RMSNorm,
+    RMSNormGated,
+    add_rms_norm,
+    rms_norm,
+    rms_norm_rotary,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 PRIMITIVES = {"Pow": 1, "ReduceMean": 1, "Add": 1, "Sqrt": 1, "Reciprocal": 1, "Mul": 2}
@@ -24,6 +33,16 @@ class Add(torch.nn.Module):
 
     def forward(self, x, residual):
         return add_rms_norm(x, residual, x.shape[-1], self.weight)
+
+
+class Rotary(torch.nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(n))
+
+    def forward(self, q, k, cos, sin):
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        return rms_norm_rotary(q, k, cos, sin, self.weight, self.weight, 1e-6)
 
 
 class Bare(torch.nn.Module):
@@ -170,3 +189,11 @@ def test_a_graph_for_inductor_keeps_the_operator():
     assert torch.ops.rmsnorm.rms_norm in seen or torch.ops.rmsnorm.rms_norm.default in seen
     decomposed = torch.export.export(module, (x,)).run_decompositions()
     assert torch.ops.rmsnorm.rms_norm.default in [node.target for node in decomposed.graph.nodes]
+
+
+def test_a_rotary_embedding():
+    """Its expression gives other strides than the kernels; in ONNX there are none to be copied to."""
+    module, args = drawn(Rotary(32)), (torch.randn(2, 5, 6, 32), torch.randn(2, 5, 2, 32), *torch.randn(2, 5, 16))
+    nodes, model = exported(module, args)
+    assert nodes["RMSNormalization"] == 2
+    agrees(model, module, args, FLOAT32)

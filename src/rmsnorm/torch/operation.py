@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import kernels_of
 from rmsnorm.torch.dispatch import KERNEL, eager_way, has_no_numbers
+from rmsnorm.torch.onnx import exporting
 
 Tensors = tuple[Any, ...]
 """Tensors; None for what is not given or not wanted."""
@@ -117,9 +118,9 @@ def laid_out(made: Tensor, like: Tensor) -> Tensor:
     """``made`` with the strides of ``torch.empty_like(like)``, copied if it has others.
 
     Dense layouts (permuted, channels_last) are kept, as torch's elementwise operators keep them. A transform's wrapper
-    has the layout that the transform gives it.
+    has the layout that the transform gives it, and ONNX has no strides.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(made):
+    if torch._C._functorch.is_functorch_wrapped_tensor(made) or exporting():
         return made
     y = torch.empty_like(like, dtype=made.dtype)
     return made if made.stride() == y.stride() else y.copy_(made)
