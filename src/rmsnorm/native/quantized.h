@@ -6,8 +6,6 @@
 
 namespace rmsnorm {
 
-typedef uint8_t VecU8 __attribute__((vector_size(VECTOR_BYTES / 4)));
-
 struct Int8Code {
   static constexpr float largest = 127;
   static RMSNORM_INLINE VecI32 encode(Vec<float> v) {
@@ -40,35 +38,40 @@ struct QuantizeTensors {
 // Writes y. Returns the largest |y|, or NaN if an element of y is not finite.
 template <class T, class C>
 RMSNORM_NOINLINE C normalize_and_find_largest(ScaledRow<T> x, C* y, int64_t n, const Statistics<C>& s, const C* gain) {
-  Vec<C> largest = {}, nan_if_not_finite = {};
+  Vec<C> largest = {}, largest_negated = {}, nan_if_not_finite = {};
   for_each_vector<C>(0, n, [&](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
     Vec<C> v = RMS::normalize(x.template load<true>(i, count), s);
     if (gain) v *= load_n(gain + i, count);
     store_n(y + i, v, count);
-    const Vec<C> magnitude = zero_after<C>(v < C(0) ? -v : v, count);
-    nan_if_not_finite += magnitude - magnitude;
-    largest = magnitude > largest ? magnitude : largest;
+    v = zero_after<C>(v, count);
+    nan_if_not_finite += v * C(0);
+    largest = max<C>(v, largest), largest_negated = max<C>(-v, largest_negated);
   });
   C row_largest = 0, row_nan = 0;
+  largest = max<C>(largest, largest_negated);
   for (int i = 0; i < LANES<C>; ++i) row_largest = std::max(row_largest, largest[i]), row_nan += nan_if_not_finite[i];
   return row_largest + row_nan;
 }
 
-template <class Code, class C>
+RMSNORM_INLINE Vec<float> quotients(const float* y, float scale, int count) { return load_n(y, count) / scale; }
+RMSNORM_INLINE Vec<float> quotients(const double* y, float scale, int count) {
+  double end[LANES<float>] = {};
+  if (count < LANES<float>) y = std::copy_n(y, count, end) - count;
+  return demote_to(load(y) / double(scale), load(y + LANES<double>) / double(scale), float{});
+}
+
+// A quotient exceeds the largest code only if the scale is subnormal, and so coarsely rounded: CLAMP.
+template <class Code, bool CLAMP, class C>
 RMSNORM_NOINLINE void encode_row(const C* y, uint8_t* q, int64_t n, float scale) {
-  for (int64_t i = 0; i < n; i += LANES<float>) {
-    const int count = int(std::min<int64_t>(LANES<float>, n - i));
-    Vec<float> v = {};
-    if constexpr (sizeof(C) == 4)
-      v = load_n(y + i, count) / scale;
+  for_each_vector<float>(0, n, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
+    Vec<float> v = quotients(y + i, scale, count);
+    if (CLAMP) v = v > Code::largest ? set<float>(Code::largest) : v < -Code::largest ? set<float>(-Code::largest) : v;
+    const QuarterU8 codes = truncate_to_u8((VecU32)Code::encode(v));
+    if (count == LANES<float>)
+      std::memcpy(q + i, &codes, sizeof codes);
     else
-      for (int j = 0; j < count; ++j) v[j] = float(y[i + j] / double(scale));
-    // A quotient exceeds the largest code only if the scale is subnormal, and so coarsely rounded.
-    v = v > Code::largest ? set<float>(Code::largest) : v < -Code::largest ? set<float>(-Code::largest) : v;
-    const VecI32 code = Code::encode(v);
-    const VecU8 bytes = __builtin_convertvector(code, VecU8);
-    std::memcpy(q + i, &bytes, size_t(count));
-  }
+      std::memcpy(q + i, &codes, size_t(count));
+  });
 }
 
 template <class Code, class T>
@@ -92,10 +95,13 @@ void quantize_tensor(const Problem& problem, const QuantizeTensors<T>& tensors) 
       const C largest = normalize_and_find_largest(ScaledRow<T>{input, s.scale}, y.get(), n, s, gain);
       const float scale = float(largest / C(Code::largest));
       tensors.scale[row] = scale;
-      if (scale > 0 && std::isfinite(scale))
-        encode_row<Code>(y.get(), tensors.q + row * n, n, scale);
+      uint8_t* const q = tensors.q + row * n;
+      if (scale >= std::numeric_limits<float>::min() && std::isfinite(scale))
+        encode_row<Code, false>(y.get(), q, n, scale);
+      else if (scale > 0 && std::isfinite(scale))
+        encode_row<Code, true>(y.get(), q, n, scale);
       else
-        std::fill_n(tensors.q + row * n, n, uint8_t(0));
+        std::fill_n(q, n, uint8_t(0));
     }
   });
 }

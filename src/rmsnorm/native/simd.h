@@ -7,11 +7,12 @@
 //   load, store                  LoadU, StoreU             no alignment needed; 16-bit numbers are converted
 //   load_n, store_n              LoadN, StoreN             the first n lanes, 0 < n <= LANES; load_n reads others as 0
 //   stream, stream_fence         Stream, FlushStream
-//   promote, demote_to           PromoteTo, DemoteTo       16 bits to float32, and back
+//   promote, demote_to           PromoteTo, DemoteTo       16 bits to float32, and back; float64 to float32
 //   promote_even, promote_odd    PromoteEvenTo, PromoteOddTo
 //   demote_even_odd              (demotes both and interleaves them: the inverse of the two above)
 //   concat_even, concat_odd      ConcatEven, ConcatOdd
 //   reduce_sum                   ReduceSum
+//   max, truncate_to_u8          Max, TruncateTo           a > b ? a : b; the lowest byte of each lane
 #pragma once
 
 #include "dtype.h"
@@ -59,6 +60,7 @@ constexpr int LANES = VECTOR_BYTES / int(sizeof(C));
 typedef int32_t VecI32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t VecU32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t HalfU16 __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint8_t QuarterU8 __attribute__((vector_size(VECTOR_BYTES / 4)));
 
 template <class C>
 RMSNORM_INLINE Vec<C> set(C value) {
@@ -158,6 +160,24 @@ RMSNORM_NOINLINE inline HalfU16 demote_to(Vec<float> v, f16) {
   return h;
 }
 #endif
+
+// Two vectors of float64 make one.
+RMSNORM_INLINE Vec<float> demote_to(Vec<double> low, Vec<double> high, float) {
+#if defined(RMSNORM_AVX512)
+  const __m512 first = _mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)low));
+  return (Vec<float>)_mm512_insertf32x8(first, _mm512_cvtpd_ps((__m512d)high), 1);
+#elif defined(RMSNORM_AVX2)
+  return (Vec<float>)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)high), _mm256_cvtpd_ps((__m256d)low));
+#elif defined(__x86_64__)
+  return (Vec<float>)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)low), _mm_cvtpd_ps((__m128d)high));
+#elif defined(__aarch64__)
+  return (Vec<float>)vcombine_f32(vcvt_f32_f64(low), vcvt_f32_f64(high));
+#else
+  Vec<float> v;
+  for (int i = 0; i < LANES<double>; ++i) v[i] = float(low[i]), v[i + LANES<double>] = float(high[i]);
+  return v;
+#endif
+}
 
 // ---- whole vectors: T in memory, compute_t<T> in registers ----
 
@@ -296,6 +316,53 @@ RMSNORM_INLINE V unfused(V v) {
   asm("" : "+w"(v));
 #endif
   return v;
+}
+
+// The compiler makes a comparison and a selection of the general expression. The masks keep GCC 12 from a warning about
+// its own unmasked intrinsic.
+template <class C>
+RMSNORM_INLINE Vec<C> max(Vec<C> a, Vec<C> b) {
+#if defined(RMSNORM_AVX512)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  else
+    return (Vec<C>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+#elif defined(RMSNORM_AVX2)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm256_max_ps((__m256)a, (__m256)b);
+  else
+    return (Vec<C>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__x86_64__)
+  if constexpr (sizeof(C) == 4)
+    return (Vec<C>)_mm_max_ps((__m128)a, (__m128)b);
+  else
+    return (Vec<C>)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// GCC 12 takes the lanes one by one otherwise (but not on AVX-512 where the lanes were floating point numbers before).
+RMSNORM_INLINE QuarterU8 truncate_to_u8(VecU32 v) {
+  QuarterU8 bytes;
+#if defined(RMSNORM_AVX512)
+  bytes = (QuarterU8)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(RMSNORM_AVX2)
+  const __m256i low = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));  // of each 128 bits
+  const __m256i joined = _mm256_permutevar8x32_epi32(low, _mm256_set_epi32(4, 0, 4, 0, 4, 0, 4, 0));
+  std::memcpy(&bytes, &joined, sizeof bytes);
+#elif defined(__x86_64__)
+  const __m128i halves = _mm_packs_epi32((__m128i)(v & 0xffu), (__m128i)(v & 0xffu));
+  const __m128i packed = _mm_packus_epi16(halves, halves);
+  std::memcpy(&bytes, &packed, sizeof bytes);
+#elif defined(__aarch64__)
+  const uint16x4_t halves = vmovn_u32((uint32x4_t)v);
+  const uint8x8_t packed = vmovn_u16(vcombine_u16(halves, halves));
+  std::memcpy(&bytes, &packed, sizeof bytes);
+#else
+  bytes = __builtin_convertvector(v, QuarterU8);
+#endif
+  return bytes;
 }
 
 template <class C>
