@@ -42,7 +42,7 @@ bool run_gated_forward(const GatedSpec& spec, const View& x, const View& z, cons
   MaybeReleasedGil released(call.problem.rows * call.problem.spec.n);
   with_type(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Parameters<compute_t<T>> parameters(call);
+    Parameters<compute_t<T>> parameters(call, spec.norm_first && PAIRED<T>);
     gated_forward_tensor<T>(call.problem, {call.grouped<const T>(x), call.grouped<const T>(z), call.grouped<T>(y),
                                            parameters.affine, spec.norm_first});
   });

@@ -27,7 +27,7 @@ template <class T>
 struct GatedForwardTensors {
   Tensor<const T> x, z;
   Tensor<T> y;
-  Affine<compute_t<T>> affine;
+  Affine<compute_t<T>> affine;  // in the order of paired loops if norm_first and T is bfloat16
   bool norm_first;
 };
 
@@ -42,11 +42,15 @@ RMSNORM_NOINLINE void gate_row(const T* x, const T* z, C* h, int64_t n) {
 template <class T, class C>
 RMSNORM_NOINLINE void norm_then_gate(ScaledRow<T> x, const T* z, T* y, int64_t n, const Statistics<C>& s,
                                      const C* gain) {
-  for_each_vector<C>(0, n, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
-    const Vec<C> gate = load_n(z + i, count);
-    Vec<C> v = RMS::normalize(x.template load<true>(i, count), s);
-    if (gain) v *= load_n(gain + i, count);
-    store_n(y + i, v * (gate * Logistic<C>(gate).sigma), count);
+  const auto value = [=, &s](auto at) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> gate = at.load(z);
+    Vec<C> v = RMS::normalize(x.template load<true>(at), s);
+    if (gain) v *= at.load(gain);
+    return v * (gate * Logistic<C>(gate).sigma);
+  };
+  for_each_place<C, PAIRED<T>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+    const Vec<C> v[] = {value(at)...};
+    store_at(y, v, at...);
   });
 }
 
