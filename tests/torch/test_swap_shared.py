@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rmsnorm import native
-from rmsnorm.torch import swap_norms
+from rmsnorm.torch import swap, swap_norms
 
 pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
 
@@ -72,6 +72,16 @@ def test_what_reaches_the_tensors_of_others_is_not_run(owner, why):
     (row,) = swap_norms(nn.Sequential(module)).rows
     assert why in row.why
     assert torch.equal(owner.weight, before)
+
+
+def test_modules_of_one_kind_are_probed_once(monkeypatch):
+    judged = []
+    judge = swap._judge
+    monkeypatch.setattr(swap, "_judge", lambda module: judged.append(module) or judge(module))
+    model = nn.Sequential(Plain(), Plain(), Plain())
+    model[1].register_forward_hook(lambda *_: None)
+    assert len(swap_norms(model).rows) == 3
+    assert judged == [model[0]]
 
 
 TABLE, TOTAL = torch.zeros(3), 1000

@@ -25,6 +25,7 @@ from rmsnorm.torch.swap.classes import original_class
 
 FLOATING = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
+_OF_ANY = vars(nn.Module()).keys()
 _HOOKS = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
 _OWN = {"_parameters", "training", "forward", *_HOOKS}
 
@@ -139,7 +140,7 @@ def key(module: nn.Module) -> tuple:
     """Two modules of one key compute the same from the same input and parameters."""
     attributes = []
     for name, value in sorted(vars(module).items()):
-        if name in ("training", "_parameters", "_buffers", "_modules") or name in _HOOKS:
+        if name in _OF_ANY:
             continue
         plain = isinstance(value, int | float | str | bool | torch.dtype | torch.Size | type(None))
         plain = plain or (isinstance(value, tuple) and all(isinstance(v, int | float | str) for v in value))
