@@ -223,6 +223,15 @@ def test_operator():
         operators.rms_norm_rotary(*tensors, None, False, "once")
 
 
+@pytest.mark.parametrize("at", range(6))
+def test_a_meta_tensor_among_others_is_refused_by_the_operator(at):
+    tensors = drawn(torch.float32)
+    for elsewhere in ([at], [i for i in range(6) if i != at]):
+        mixed = [t.detach().to("meta") if i in elsewhere else t.detach() for i, t in enumerate(tensors)]
+        with pytest.raises(ValueError, match="must have the device of"):
+            torch.ops.rmsnorm.rms_norm_rotary(*mixed, None, False, "once")
+
+
 def test_meta_and_fake():
     q, k, *others = drawn(torch.bfloat16)
     meta = [t.to("meta") for t in (q, k, *others)]
