@@ -182,14 +182,14 @@ _AS_OPERATOR = {"cpu": not _decomposed() and not native.missing, "cuda": not _de
 SMALL = 4096
 """The most elements of a call that ``torch.compile`` sees as its expression."""
 
-FUSED = {torch.float32: 2**21, torch.bfloat16: 2**17, torch.float16: 2**17}
+FUSED = {torch.float32: 2**21, torch.bfloat16: 2**15, torch.float16: 2**15}
 """The same where the expression is computed in float32 (norm/composite.py): Inductor fuses it with its neighbours.
 Larger calls take fewer passes as operators, except for float32 ones without gradients, which are fused at every size.
 
-Time of the links of `rmsnorm bench --op compiled_chain` over that of ``F.rms_norm``'s, expression and operator, next to
-other work, the least of 40 rounds: float32 forward 1.03 and 1.38 at 4 x 1024, 1.04 and 1.17 at 16 x 1024, training 1.01
-and 1.21 at 16 x 1024, 1.02 and 1.33 at 1024 x 1024; bfloat16 forward 1.06 and 1.21 at 16 x 1024, 1.14 and 1.10 at
-64 x 1024, 1.19 and 0.95 at 256 x 1024.
+Medians of `rmsnorm bench --op compiled_chain`, as multiples of ``F.rms_norm``'s, with the expression and with the
+operator (docs/measured.md and the record before it), one thread of an EPYC: float32 forward 1.10 and 1.19 at 16 x 1024,
+1.05 and 1.25 at 1024 x 1024, training 1.04 and 1.25, 1.01 and 1.00; bfloat16 forward 1.13 and 1.22 at 16 x 1024, 1.19
+and 1.13 at 64 x 1024.
 """
 
 _SIZES_ARE_TOLD = hasattr(Tensor, "__dlpack_c_exchange_api__")  # torch >= 2.10: Dynamo traces what _is_small asks
