@@ -187,9 +187,9 @@ FUSED = {torch.float32: 2**21, torch.bfloat16: 2**15, torch.float16: 2**15}
 Larger calls take fewer passes as operators, except for float32 ones without gradients, which are fused at every size.
 
 Medians of `rmsnorm bench --op compiled_chain`, as multiples of ``F.rms_norm``'s, with the expression and with the
-operator (docs/measured.md and the record before it), one thread of an EPYC: float32 forward 1.10 and 1.19 at 16 x 1024,
-1.05 and 1.25 at 1024 x 1024, training 1.04 and 1.25, 1.01 and 1.00; bfloat16 forward 1.13 and 1.22 at 16 x 1024, 1.19
-and 1.13 at 64 x 1024.
+operator (compiled-chains and compiled-chains-operators of 2026-11-27 in benchmarks/results), one thread of an EPYC:
+float32 forward 1.10 and 1.19 at 16 x 1024, 1.05 and 1.25 at 1024 x 1024, training 1.04 and 1.25, 1.01 and 1.00;
+bfloat16 forward 1.13 and 1.22 at 16 x 1024, 1.19 and 1.13 at 64 x 1024.
 """
 
 _SIZES_ARE_TOLD = hasattr(Tensor, "__dlpack_c_exchange_api__")  # torch >= 2.10: Dynamo traces what _is_small asks
