@@ -1,4 +1,4 @@
-"""LayerNorm's kernels where the rounding errors of sums do not cancel: as accurate as for random numbers."""
+"""The norms' kernels where the rounding errors of sums do not cancel: as accurate as for random numbers."""
 
 import pytest
 
@@ -9,5 +9,6 @@ from conformance import DTYPES, EAGER
 @pytest.mark.every_level
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", equal_numbers.LENGTHS)
-def test_layer_norm(n, dtype):
-    equal_numbers.conforms(EAGER, n, dtype)
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+def test_equal_numbers(operation, n, dtype):
+    equal_numbers.conforms(EAGER, operation, n, dtype)

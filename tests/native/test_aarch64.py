@@ -117,8 +117,9 @@ def test_the_ends_of_the_range(operation, dtype, kernels):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", equal_numbers.LENGTHS)
-def test_layer_norm_of_equal_numbers(n, dtype, kernels):
-    equal_numbers.conforms(backend(kernels), n, dtype)
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+def test_equal_numbers(operation, n, dtype, kernels):
+    equal_numbers.conforms(backend(kernels), operation, n, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

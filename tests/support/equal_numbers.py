@@ -37,12 +37,12 @@ def rows(case: Case) -> dict[str, torch.Tensor]:
     return {name: row.double().to(case.dtype) for name, row in made.items()}
 
 
-def conforms(backend: Backend, n: int, dtype: torch.dtype) -> None:
-    """LayerNorm of each, forward and backward."""
-    case = Case("layer_norm", dtype, n, rows=2, weight=dtype, bias=dtype)
+def conforms(backend: Backend, operation: str, n: int, dtype: torch.dtype) -> None:
+    """The norm of each, forward and backward."""
+    case = Case(operation, dtype, n, rows=2, weight=dtype, bias=dtype)
     drawn = make_inputs(case)
     for name, x in rows(case).items():
         inputs = SimpleNamespace(**{**vars(drawn), "x": x})
         found = backend.run(case, inputs)
-        for result, interval in expected(case, inputs).items():
+        for result, interval in expected(case, inputs, dependent=True).items():
             check(found[result], interval, f"{result} of rows {name}")

@@ -11,10 +11,13 @@ midpoint between two of them. The slack counts what happens before that last rou
   error of the mean square; 16 or more partial sums of n/16 squares each, all positive, stay within 4 u for n ≤ 5120
   (the errors of a sum are independent: they grow as the root of its length, and the sums average); the reciprocal root,
   the product with x and that with the gain are worth one u or two each. Where a row has to be scaled down, what becomes
-  subnormal is rounded to the smallest number there is and multiplied by 1/RMS ≤ √n of the scaled row.
+  subnormal is rounded to the smallest number there is and multiplied by 1/RMS ≤ √n of the scaled row. Errors of a sum
+  of equal terms (`dependent`) may all have one direction: 8 more u of |x̂ g|, half of the 8 additions in a lane, 3 of
+  the accumulators, 4 of such sums and at most 4 of the lanes, less the 2 u that are counted above.
 - dx: (8 + √(n/16)) u of (|v| + |x̂| Σ|x̂ v| / k) / r, v = g ⊙ dy: what the two terms lose at worst when they cancel.
   The root is the probabilistic bound for a sum of n/16 terms (Higham & Mary 2019) whose signs do not help.
-- dweight: 16 u of Σ|dy x̂|, and dbias: 16 u of Σ|dy|. No dependence on the number of rows.
+- dweight: 16 u of Σ|dy x̂|, and dbias: 16 u of Σ|dy|. No dependence on the number of rows. For x̂ of a row that is scaled
+  down, √n of the smallest number times Σ|dy| is added to dweight's, as to y's.
 - LayerNorm subtracts the mean first. What that loses is relative to |x|, not to |x − μ|: everything is multiplied by
   1 + max|x| / σ, row by row.
 - `casting="llama"`: x̂ is rounded to the input's dtype, then multiplied and rounded again; the interval is carried
@@ -89,12 +92,17 @@ def around(exact: np.ndarray, slack: np.ndarray, dtype: torch.dtype) -> Interval
 
 
 def expected(
-    case: Case, inputs: SimpleNamespace, stream: torch.Tensor | None = None, composite: bool = False
+    case: Case,
+    inputs: SimpleNamespace,
+    stream: torch.Tensor | None = None,
+    composite: bool = False,
+    dependent: bool = False,
 ) -> dict[str, Interval]:
     """For each result of a case the least and the greatest right value; shapes (rows, n) and (n,), or with
     heads between.
 
     For add_rms_norm, stream is the rounded sum that the backend returned (tests demand it bit for bit elsewhere).
+    dependent: the errors of a sum may all have one direction.
     """
     compute = computed_in(case.dtype)
     normed = inputs.x if stream is None else stream
@@ -109,10 +117,10 @@ def expected(
     with np.errstate(all="ignore"):
         if case.operation == "layer_norm":
             return _layer(case, a, u, g, b)
-        return _rms(case, inputs, a, u, g, b, composite)
+        return _rms(case, inputs, a, u, g, b, composite, dependent)
 
 
-def _rms(case, inputs, a, u, g, b, composite) -> dict[str, Interval]:
+def _rms(case, inputs, a, u, g, b, composite, dependent) -> dict[str, Interval]:
     compute = computed_in(case.dtype)
     options = {"k": case.k, "eps": case.eps_value}
     zero_centered = case.zero_centered
@@ -126,6 +134,7 @@ def _rms(case, inputs, a, u, g, b, composite) -> dict[str, Interval]:
         low, high = _llama(case, g, b, x_hat, normed_in)
     else:
         slack = 4 * ulp(reach, compute) + (0 if b is None else ulp(y, compute))
+        slack = slack + (8 * half_ulp(compute) * reach if dependent else 0)
         low, high = around(y, slack + np.sqrt(case.n) * smallest(compute), normed_in)
     if normed_in != case.dtype:  # rounded to the residual's dtype, then to the input's
         low, high = rounded(low, case.dtype), rounded(high, case.dtype)
@@ -176,6 +185,7 @@ def _parameters(case, x_hat, u, dg, db, loss, coarse) -> dict[str, Interval]:
     if case.weight is not None:
         each = np.abs(u) * (np.abs(x_hat) if case.operation != "layer_norm" else np.abs(x_hat) + loss)
         slack = (16 * unit + coarse) * each.sum(0)
+        slack = slack + np.sqrt(case.n) * smallest(computed_in(case.dtype)) * np.abs(u).sum(0)
         found["dweight"] = around(dg, slack, case.weight)
     if case.bias is not None:
         found["dbias"] = around(db, (16 * unit + coarse) * np.abs(u).sum(0), case.bias)
@@ -198,7 +208,7 @@ def _llama(case: Case, g: np.ndarray | None, b: np.ndarray | None, x_hat: np.nda
 def _root(a: np.ndarray, case: Case) -> np.ndarray:
     e = np.frexp(np.max(np.abs(a[..., : case.k]), -1, keepdims=True, initial=0.0))[1]
     c = np.ldexp(a[..., : case.k], -e)
-    return np.ldexp(np.sqrt(np.mean(c * c, -1, keepdims=True) + np.ldexp(case.eps_value, -2 * e)), e)
+    return np.ldexp(np.sqrt(np.mean(c * c, -1, keepdims=True) + np.ldexp(np.longdouble(case.eps_value), -2 * e)), e)
 
 
 def _reach(g: np.ndarray | None, zero_centered: bool) -> np.ndarray | float:

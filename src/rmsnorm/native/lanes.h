@@ -8,19 +8,18 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <type_traits>
 
 #include "simd.h"
 
 namespace rmsnorm {
 
-// A float32 sum spans at most this many elements (16 a lane with AVX-512); such sums are added in float64, so that the
-// error of a statistic does not grow with the length of the row.
-constexpr int64_t FLOAT32_SUM_ELEMENTS = 2048;
-// Rounding errors of equal terms do not cancel, and a row's deviations from its mean may be equal (those of its zeros):
-// a sum of 16 is then off by 4 half units in the last place, one of 256 by 80. LayerNorm adds this many in a lane, then
-// adds the sums to others.
-constexpr int64_t FEW_TERMS = 16;
+// Rounding errors of equal terms do not cancel, and a row's squares, or its deviations from its mean, may be equal (those
+// of its zeros). Beside one large term all are even rounded in the same direction: a lane's sum of 16 is then off by up
+// to 15 half units in the last place, one of 256 by 255. So a lane adds FEW_TERMS, then adds FEW_SUMS of such sums; those
+// are added in float64, so that the error of a statistic does not grow with the length of the row.
+constexpr int64_t FEW_TERMS = 8, FEW_SUMS = 4;
 // A fused multiply-add takes 4 cycles, and two start in every cycle: 8 independent sums keep both units busy.
 constexpr int ACCUMULATORS = 8;
 
@@ -97,8 +96,8 @@ RMSNORM_INLINE void for_each_vector(int64_t begin, int64_t end, Body body) {
 }
 
 // Calls body(place, sums) for all places of the elements [0, n); the body adds to M vectors, sums[0] to sums[M - 1].
-// Returns the M totals over all lanes. EQUAL: many terms may be equal.
-template <class C, int M = 1, bool PAIRS = false, bool EQUAL = false, class Body>
+// Returns the M totals over all lanes.
+template <class C, int M = 1, bool PAIRS = false, class Body>
 RMSNORM_INLINE std::array<double, M> accumulate(int64_t n, Body body) {
   constexpr int N = LANES<C>, A = std::max(2, ACCUMULATORS / M);
   constexpr auto whole = [](int64_t i, int count) { return Place<C, Part::whole>{i, count}; };
@@ -118,9 +117,10 @@ RMSNORM_INLINE std::array<double, M> accumulate(int64_t n, Body body) {
     for (int m = 0; m < M; ++m) total[m] = double(reduce_sum<C>(sum[0][m] + sum[1][m]));
     return total;
   }
+  constexpr int64_t SHORT = FEW_TERMS * A * N, LONG = FEW_SUMS * SHORT;
   std::array<double, M> rounded_off = {};  // by the additions to the totals, which float32 sums do not fill
-  for (int64_t begin = 0; begin < n; begin += FLOAT32_SUM_ELEMENTS) {
-    const int64_t end = std::min(n, begin + FLOAT32_SUM_ELEMENTS);
+  for (int64_t begin = 0; begin < n; begin += LONG) {
+    const int64_t end = std::min(n, begin + LONG);
     Vec<C> sum[A][M] = {}, earlier[M] = {};
     int64_t i = begin;
     const auto add_until = [&](int64_t stop) RMSNORM_INLINE_LAMBDA {
@@ -136,17 +136,16 @@ RMSNORM_INLINE std::array<double, M> accumulate(int64_t n, Body body) {
 #pragma GCC unroll 4
           for (int a = 0; a < half; ++a) sum[a][m] += sum[a + half][m];
     };
-    if constexpr (EQUAL)
-      while (i + FEW_TERMS * A * N < end) {
-        add_until(i + FEW_TERMS * A * N);
-        gather();
+    while (i + SHORT < end) {
+      add_until(i + SHORT);
+      gather();
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) {
-          earlier[m] += sum[0][m];
+      for (int m = 0; m < M; ++m) {
+        earlier[m] += sum[0][m];
 #pragma GCC unroll 8
-          for (int a = 0; a < A; ++a) sum[a][m] = Vec<C>{};
-        }
+        for (int a = 0; a < A; ++a) sum[a][m] = Vec<C>{};
       }
+    }
     add_until(end);
     for (; i + 2 * N <= end; i += 2 * N) two_vectors(i, sum);
     if (i + N <= end) body(whole(i, N), sum[0]), i += N;
@@ -154,17 +153,18 @@ RMSNORM_INLINE std::array<double, M> accumulate(int64_t n, Body body) {
     gather();
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      if (EQUAL) sum[0][m] += earlier[m];
+      sum[0][m] += earlier[m];
       const double part = double(reduce_sum<C>(sum[0][m])), before = total[m];
       total[m] += part;
-      if (EQUAL && sizeof(C) == 8 && begin > 0) {
+      if (sizeof(C) == 8 && begin > 0) {
         const double added = total[m] - before;
         rounded_off[m] += (before - (total[m] - added)) + (part - added);
       }
     }
   }
-  if constexpr (EQUAL && sizeof(C) == 8)
-    for (int m = 0; m < M; ++m) total[m] += rounded_off[m];
+  if constexpr (sizeof(C) == 8)
+    for (int m = 0; m < M; ++m)
+      if (std::isfinite(total[m])) total[m] += rounded_off[m];  // NaN beside an infinite total
   return total;
 }
 

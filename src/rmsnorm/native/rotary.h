@@ -103,7 +103,7 @@ template <class T>
 void rotary_forward_tensor(const Problem& problem, const RotaryForwardTensors<T>& tensors) {
   using C = compute_t<T>;
   const int64_t n = problem.spec.n;
-  const int64_t batch = std::clamp<int64_t>(BATCH_BYTES / (n * int64_t(sizeof(T))), 1, MAX_BATCH);
+  const int64_t batch = rows_per_batch<T>(n);
   parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
     auto x = tensors.x.from(begin);
     auto y = tensors.y.from(begin);

@@ -161,12 +161,11 @@ struct Layer {
     const auto [sum] = accumulate<C, 1, PAIRED<T>>(
         n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA { total[0] += x.template load<SCALED>(at); });
     const C mean = s.mean = C(sum / double(n));
-    const auto [first, second] =
-        accumulate<C, 2, PAIRED<T>, true>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
-          const Vec<C> d = zero_after<C>(x.template load<SCALED>(at) - mean, at.count);
-          total[0] += d;
-          total[1] += d * d;
-        });
+    const auto [first, second] = accumulate<C, 2, PAIRED<T>>(n, [=](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
+      const Vec<C> d = zero_after<C>(x.template load<SCALED>(at) - mean, at.count);
+      total[0] += d;
+      total[1] += d * d;
+    });
     correction = first / double(n);
     return second - first * correction;
   }

@@ -13,6 +13,10 @@ constexpr int64_t STREAM_BYTES = 32 << 20;
 // Short rows are read, then written, this many bytes at a time: streaming stores between loads cost 250 ns a row (n =
 // 64).
 constexpr int64_t BATCH_BYTES = 8192;
+template <class T>
+int64_t rows_per_batch(int64_t n) {
+  return std::clamp<int64_t>(BATCH_BYTES / (n * int64_t(sizeof(T))), 1, MAX_BATCH);
+}
 // Rows of at most this size are short to the backward pass: a group of them and of their gradients fits the first-level
 // cache.
 constexpr int64_t SHORT_ROW_BYTES = 1024;
@@ -40,7 +44,7 @@ template <class Norm, unsigned V, bool STREAM, class T, class Y>
 void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
   using C = compute_t<T>;
   const int64_t n = problem.spec.n;
-  const int64_t batch = std::clamp<int64_t>(BATCH_BYTES / (n * int64_t(sizeof(T))), 1, MAX_BATCH);
+  const int64_t batch = rows_per_batch<T>(n);
   parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
     auto x = tensors.x.from(begin);
     auto y = tensors.y.from(begin);
