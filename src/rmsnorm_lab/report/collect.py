@@ -124,12 +124,12 @@ class Experiment:
         return list(best.values())
 
     def p_sweep(self, kernels: str) -> list[Line]:
-        """pRMSNorm's runs that differ from those of the table in p alone; empty for fewer than three values of p."""
+        """pRMSNorm's runs that differ from those of the table in p alone, by p; empty for a single p."""
         main = next((line for line in self.main(kernels) if line.norm == "prms"), None)
         if main is None:
             return []
         same = [line for line in self.lines[kernels] if (line.norm, line.learning_rate) == ("prms", main.learning_rate)]
-        return same if len(same) >= 3 else []
+        return same if len(same) > 1 else []
 
 
 def collect(records: Sequence[Record]) -> list[Experiment]:

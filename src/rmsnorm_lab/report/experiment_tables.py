@@ -1,5 +1,7 @@
 """The report's tables of one experiment, with the paper's figures beneath those measured here."""
 
+from collections.abc import Sequence
+
 from rmsnorm.timing import Spread
 from rmsnorm_lab.experiments import hidden_states, norms, paired, rate_sweep
 from rmsnorm_lab.experiments.comparison import SETTINGS, quality_cell
@@ -101,6 +103,17 @@ def rates_table(experiment: Experiment, kernels: str) -> tuple[Table, list[Line]
     label = found.metric.validation_label
     title = f"Learning rates: {label}{_arrow(found.metric)}, validation split, {over}"
     return rate_sweep.table(found, title), [line for norm in found.valid for line in of[norm]]
+
+
+def p_table(lines: Sequence[Line], metrics: Sequence[Metric]) -> Table:
+    """The paper's Fig. 3 in figures: pRMSNorm's quality with each p. ``lines``: those of ``Experiment.p_sweep``."""
+    rows = []
+    for line in lines:
+        found = quality_row(line.norm, line.records)
+        rows.append(Row(f"{100 * (line.p or 1.0):g}", [quality_cell(found, metric) for metric in metrics]))
+    seeds = " or ".join(map(str, sorted({len(line.records) for line in lines})))
+    title = f"pRMSNorm on the test split by p: mean ± standard deviation over seeds ({seeds} each)"
+    return Table(["p, %", *map(heading, metrics)], rows, title)
 
 
 _KERNELS = {

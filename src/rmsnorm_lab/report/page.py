@@ -20,6 +20,7 @@ from rmsnorm_lab.report.collect import Experiment, collect
 from rmsnorm_lab.report.downloads import downloads
 from rmsnorm_lab.report.experiment_tables import (
     difference_table,
+    p_table,
     quality_table,
     rates_table,
     seeds_table,
@@ -107,6 +108,7 @@ def _trained(experiment: Experiment, kernels: str, name: str, paper: Published) 
         "seeds": seeds_table(experiment, kernels),
         "rates": rates,
         "rates_commands": commands.of_rates(experiment, kernels, of_rates) if rates else [],
+        "p_values": p_table(of_p, experiment.result.metrics) if of_p else None,
         "p_commands": commands.of_p(experiment, kernels, of_p) if of_p else [],
         "states": states_table(experiment, kernels),
         "notes": notes(experiment, kernels, [*of_p, *of_rates]),

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", nargs="?", type=named, default=Path("runs"), metavar="RUNS", help="folder of records (default: runs)")
     add("--set-aside", action="store_true", help="first move files that are not records of this version to RUNS/aside")
-    add("--markdown", action="store_true", help="print the times as Markdown tables and write no page")
+    add("--markdown", action="store_true", help="print the tables as Markdown and write no page")
     add("--out", type=named, metavar="FILE", help="page to write (default: report.html in RUNS)")
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         raise UserError(f"{str(args.folder)!r} holds no records. Make some: rmsnorm compare language.")
     if args.markdown:
-        from rmsnorm_lab.report.times import markdown
+        from rmsnorm_lab.report.markdown import markdown
 
         print(markdown(records))
         return 0

@@ -9,6 +9,7 @@ for _package in ("lightning_fabric", "rich", "matplotlib", "jinja2"):
     pytest.importorskip(_package)
 from made_records import MACHINE, run_record  # noqa: E402
 from report_pages import SMALL, text_of  # noqa: E402
+from rmsnorm.cli import main  # noqa: E402
 from rmsnorm.timing import Spread  # noqa: E402
 from rmsnorm_lab.experiments import store  # noqa: E402
 from rmsnorm_lab.report.collect import collect  # noqa: E402
@@ -174,3 +175,23 @@ def test_machines_that_differ_in_versions_and_memory_are_one(folder):
         in said
     )
     assert "1 record: Another processor 2 threads, 8 GiB" in said
+
+
+def test_two_values_of_p_are_a_sweep_and_markdown_has_every_table(folder, capsys):
+    for seed in range(2):
+        folder.run("layer", seed, 5.0 + seed)
+        folder.run("prms", seed, 9.0 + seed, p=0.125)
+        folder.run("prms", seed, 7.0 + seed, p=0.5)
+    folder.timing(kernels="unfused")
+    said = text_of(folder.page())
+    assert "pRMSNorm on the test split by p: mean ± standard deviation over seeds (2 each)" in said
+    assert "p, % test error, % ↓ 12.5 9.50 ± 0.71 50 7.50 ± 0.71" in said
+    assert "not shown" not in said
+    assert main(["report", str(folder.path), "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    titles = [line.strip("*") for line in printed.splitlines() if line.startswith("**")]
+    assert [title.partition(". ")[2].partition(" ")[0] for title in titles] == ["Quality", "Difference", "pRMSNorm", ""]
+    assert all(title.startswith("images, 40 steps") for title in titles)
+    assert "| LayerNorm | 5.50 ± 0.71" in printed
+    assert "| pRMSNorm − LayerNorm | +4.00" in printed
+    assert "\n| 50 | 7.50 ± 0.71 |\n" in printed

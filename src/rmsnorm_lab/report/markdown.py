@@ -1,6 +1,7 @@
-"""The times of all experiments as one Markdown table each, for documents: the paper's figures beside those measured."""
+"""The tables of all experiments as Markdown, for documents: quality, and the times of all settings in one table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rmsnorm.timing import FEWEST
 from rmsnorm_lab.experiments import norms
@@ -8,7 +9,7 @@ from rmsnorm_lab.experiments.paper import PUBLISHED, Published
 from rmsnorm_lab.experiments.record import Record
 from rmsnorm_lab.experiments.summary import TimeRow, time_row
 from rmsnorm_lab.report.collect import Experiment, collect, processor
-from rmsnorm_lab.report.experiment_tables import share
+from rmsnorm_lab.report.experiment_tables import difference_table, p_table, quality_table, share, states_table
 from rmsnorm_lab.report.headings import apart
 from rmsnorm_lab.table import Cell, Row, Table, count
 
@@ -17,15 +18,34 @@ _HEADINGS = {"unfused": "in operators", "rmsnorm": "both in kernels", "best": "a
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A table for each experiment that was timed."""
-    experiments = [each for each in collect(records) if each.timings]
+    """The tables of each experiment; their titles begin with the experiment's heading."""
+    experiments = collect(records)
     for experiment in experiments:
         experiment.apart = apart(experiment, experiments)
-    return "\n\n".join(_table(experiment).markdown() for experiment in experiments)
+    return "\n\n".join(table.markdown() for experiment in experiments for table in _tables(experiment))
 
 
-def _table(experiment: Experiment) -> Table:
+def _tables(experiment: Experiment) -> Iterator[Table]:
     paper = PUBLISHED.get(experiment.task, Published(""))
+    for kernels in experiment.lines:
+        swept = experiment.p_sweep(kernels)
+        found = [
+            quality_table(experiment, kernels, paper),
+            difference_table(experiment, kernels),
+            p_table(swept, experiment.result.metrics) if swept else None,
+            states_table(experiment, kernels),
+        ]
+        yield from (replace(table, title=f"{_title(experiment)}. {table.title}") for table in found if table)
+    if experiment.timings:
+        yield _times(experiment, paper)
+
+
+def _title(experiment: Experiment) -> str:
+    title, source = experiment.heading, experiment.source_name
+    return title if source in title else f"{title}, {'stand-in: ' * experiment.setting.source.stand_in}{source}"
+
+
+def _times(experiment: Experiment, paper: Published) -> Table:
     seconds = paper.seconds if experiment.setting.size == "paper" else {}
     timings = experiment.timings
     rows = []
@@ -48,10 +68,7 @@ def _table(experiment: Experiment) -> Table:
         f"Rounds: {made}; {processor(first)}, {count(first.machine.torch_threads, 'thread')}, torch "
         f"{first.machine.versions['torch']}, {first.finished[:10]}."
     )
-    title = experiment.heading
-    if experiment.source_name not in title:
-        title += f", {'stand-in: ' if experiment.setting.source.stand_in else ''}{experiment.source_name}"
-    return Table(headings, rows, title, note)
+    return Table(headings, rows, _title(experiment), note)
 
 
 def _saved(row: TimeRow | None) -> Cell | str:
