@@ -22,6 +22,7 @@ settings.load_profile("rmsnorm")
 
 def pytest_configure(config):
     """The environment of the workers, which the process that starts them decides."""
+    gc.disable()  # until all modules are imported: 6 of a worker's 17 s of imports and collection
     own_compiler_cache(config)
     share_processors(config)
 
@@ -50,9 +51,22 @@ def share_processors(config):
 
 
 def pytest_collection_finish():
-    """What is imported stays: the collector need not walk its objects again, which takes 0.3 s each time."""
-    gc.collect()
+    keep_what_is_there()
+    gc.set_threshold(7000)  # ten times the usual number: half of the time of collections, which tracing needs most
+    gc.enable()
+
+
+def keep_what_is_there():
+    """Objects of imported modules stay: the collector need not walk them again, which takes 0.3 s each time."""
+    gc.collect()  # what is garbage now must not be kept
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _keep_imports():
+    """Also those that a module's tests imported."""
+    yield
+    keep_what_is_there()
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,13 @@ EAGER = {  # what Dynamo breaks a graph at, or leaves to Python
     "dual gradient": dual_gradient,
 }
 TRANSFORMS = TRACED | EAGER
+COMPUTE = {"make_fx": "nothing", "make_fx, pre-dispatch": "nothing", "make_fx of grad": "grad"}
+"""What transforms that trace have to compute; to trace torch's own operations too would take as long again."""
+
+
+def wanted(transform, theirs):
+    """What the transform of a function has to be, of torch's own operations."""
+    return TRANSFORMS[COMPUTE.get(transform, transform)](theirs)
 
 
 def same(found, expected, what):

@@ -25,7 +25,7 @@ from rmsnorm.torch.triton import choices
 
 ROOT = Path(__file__).parents[2]
 OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
-PARTS = 6  # a process of another Triton takes 3 s to start; a share is what a worker may wait for at the end
+PARTS = 4  # a process of another Triton takes 3 s to start; a share is what a worker may wait for at the end
 
 
 def shares():
