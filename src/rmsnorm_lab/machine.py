@@ -6,6 +6,7 @@ No framework is imported here (versions come from the packages' metadata). Nothi
 import functools
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ SETTINGS = (
     "THP_MEM_ALLOC_ENABLE",
     "GLIBC_TUNABLES",
     "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_CONF",
+    "LD_PRELOAD",
 )
 
 
@@ -60,7 +65,7 @@ def describe() -> Machine:
         caches=_caches(),
         memory_gib=_memory_gib(),
         os=_os(),
-        environment={name: os.environ[name] for name in SETTINGS if name in os.environ},
+        environment=_environment(),
         python=platform.python_version(),
         versions=versions(),
         commit=commit,
@@ -80,6 +85,14 @@ def others_seconds() -> float | None:
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
     own = os.times()
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def _environment() -> dict[str, str]:
+    """Those of ``SETTINGS`` that are set. An allocator is often preloaded: of libraries the names, without folders."""
+    found = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    if "LD_PRELOAD" in found:
+        found["LD_PRELOAD"] = " ".join(Path(library).name for library in re.split("[ :]+", found["LD_PRELOAD"]))
+    return found
 
 
 def _cores() -> int | None:

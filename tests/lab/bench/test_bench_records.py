@@ -186,3 +186,13 @@ def test_machine_is_publishable():
     assert home not in text or len(home) < 3
     assert host not in text or len(host) < 4
     assert (about.commit is None) == (about.dirty is None)
+
+
+def test_the_allocator_is_recorded_without_its_folder(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/home/somebody/libjemalloc.so.2:/usr/lib/libgomp.so.1 libother.so")
+    monkeypatch.setenv("MALLOC_CONF", "thp:always")
+    machine.describe.cache_clear()
+    found = machine.describe().environment
+    machine.describe.cache_clear()
+    assert found["LD_PRELOAD"] == "libjemalloc.so.2 libgomp.so.1 libother.so"
+    assert found["MALLOC_CONF"] == "thp:always"

@@ -13,7 +13,7 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.torch import bindings
 from rmsnorm.torch.norm.composite import compute_dtype
-from rmsnorm.torch.rnn.products import right_product
+from rmsnorm.torch.rnn.products import product, step_product
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec
 
 
@@ -107,10 +107,7 @@ def forward(
     rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
     uniform, where = batch_sizes is None, spec.where
     weight_ih, weight_hh, bias_ih = parameters.weight_ih, parameters.weight_hh, parameters.bias_ih
-    if bias_ih is not None and where.bias_inside:
-        input = torch.addmm(bias_ih, x, weight_ih.t())
-    else:
-        input = torch.mm(x, weight_ih.t())
+    input = product(x, weight_ih.detach(), bias_ih.detach() if bias_ih is not None and where.bias_inside else None)
     state = x.new_empty((rows if save else batch, width))
     gates = x.new_empty((rows, width)) if save else None
 
@@ -127,7 +124,7 @@ def forward(
     c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
     order = _order(rows, batch, batch_sizes, reverse)
-    multiply = right_product(weight_hh.detach(), batch, len(order))
+    from_state = step_product(weight_hh.detach(), batch, len(order))
     # If lengths differ, rows whose sequence has ended keep their state: (before, after, current) of h and of c.
     running: list[tuple[Tensor, Tensor, Tensor]] = []
     if not uniform:
@@ -139,7 +136,7 @@ def forward(
         for before, _, now in running:
             before[row:end].copy_(now[:count])
         to = state[state_row : state_row + count]
-        multiply(h_before[row:end], to)
+        from_state.write(h_before[row:end], to)
         if where.joint:
             to += input[row:end]
         steps.forward(row, count, state_row)
@@ -194,13 +191,10 @@ def backward(
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
     steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
     order = _order(rows, batch, batch_sizes, reverse)
-    multiply = right_product(parameters.weight_hh.detach().t(), batch, len(order))
-    through = torch.empty_like(dh)
+    through = step_product(parameters.weight_hh.detach().t(), batch, len(order))
     for row, count in reversed(order):
         steps.backward(row, count)
-        of_step = through if count == batch else through[:count]
-        multiply(dstate[row : row + count], of_step)
-        (dh if count == batch else dh[:count]).add_(of_step)
+        through.add(dstate[row : row + count], dh if count == batch else dh[:count])
 
     sums = torch.empty(4 * width + hidden, dtype=torch.float64, device=x.device)
     steps.sums(bindings.handle(sums))
@@ -213,4 +207,4 @@ def backward(
         dstate.t().mm(h_before),
         *(None if p is None else g.to(p.dtype, copy=True) for g, p in summed),
     )
-    return dinput.mm(parameters.weight_ih) if wants_x else None, dh, dc, gradients
+    return product(dinput, parameters.weight_ih.detach().t()) if wants_x else None, dh, dc, gradients

@@ -1,28 +1,74 @@
-"""The product of each step's rows with a matrix that is the same at all steps.
+"""The products of a layer: all rows with one matrix, and the rows of each step with a matrix that stays the same.
 
-MKL's product packs the matrix into a layout of its own first. If torch offers the packed product, the matrix is packed
-once instead of at each step. Milliseconds a step on two threads, from a transposed view and packed: 128 rows, 1024 →
-4096: 15.3 and 8.0; 64 rows, 512 → 1536: 0.58 and 0.31. Packing 3 MB takes 0.13 ms.
+MKL is slow where the processor is not Intel's, and oneDNN, which torch has too, is not. Milliseconds of one thread of
+an AMD EPYC (Zen 4), MKL's product and oneDNN's: 1920 rows, 512 → 2048: 44 and 39; a step of 64 rows: 1.8 and 1.4; a
+step of 4 rows: 0.21 and 0.10; a step of 128 rows, 1024 → 4096: 14.8 and 10.6.
+
+Both pack the matrix into a layout of their own first. If torch offers the packed product, the matrix is packed once
+instead of at each step. Milliseconds a step on two threads of an Intel Xeon, MKL, from a transposed view and packed:
+128 rows, 1024 → 4096: 15.3 and 8.0; 64 rows, 512 → 1536: 0.58 and 0.31. Packing 3 MB takes 0.13 ms.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 COPIED_BYTES = 8 << 20
-"""A matrix that is not contiguous is packed from this size on. It must be copied first, at 0.8 ms for 3 MB, which a
-smaller one does not repay (64 rows, 1536 → 512: 0.36 ms a step, 0.32 packed)."""
+"""MKL: a matrix that is not contiguous is packed from this size on. It must be copied first, at 0.8 ms for 3 MB, which
+a smaller one does not repay (64 rows, 1536 → 512: 0.36 ms a step, 0.32 packed)."""
+FEWEST = 1 << 18
+"""oneDNN: the elements from which on it is faster (256 → 1024, 8 rows: 80 and 67 µs; 192 → 768, 16 rows: 70 and 72)."""
+REPAID = 16
+"""oneDNN: the steps that repay the packing of a matrix that is not contiguous (512 → 2048: 2.4 ms)."""
 
-_packs = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+def _made_by_intel() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return "AuthenticAMD" not in file.read(100)
+    except OSError:
+        return True
 
 
-def right_product(weight: Tensor, rows: int, steps: int) -> Callable[[Tensor, Tensor], object]:
-    """(x, out) ↦ out = x weightᵀ for x of up to ``rows`` rows; weight: (outputs, inputs)."""
+_mkl = torch.backends.mkl.is_available() and _made_by_intel() and hasattr(torch.ops.mkl, "_mkl_linear")
+_onednn = torch.backends.mkl.is_available() and not _made_by_intel() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class StepProduct(NamedTuple):
+    """x weightᵀ of the rows x of a step: functions of (x, out)."""
+
+    write: Callable[[Tensor, Tensor], object]
+    """out = x weightᵀ"""
+    add: Callable[[Tensor, Tensor], object]
+    """out += x weightᵀ"""
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weightᵀ + bias for many rows x; weight: (outputs, inputs)."""
+    if _onednn and x.dtype == torch.float32 and weight.numel() >= FEWEST and x.shape[0] > 1:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def step_product(weight: Tensor, rows: int, steps: int) -> StepProduct:
+    """The product with a matrix (outputs, inputs) at each of the steps, of up to ``rows`` rows."""
+    packed = _packed(weight, rows, steps) if weight.dtype == torch.float32 and rows > 1 else None
+    if packed is None:
+        right = weight.t()
+        return StepProduct(lambda x, out: torch.mm(x, right, out=out), lambda x, out: out.addmm_(x, right))
+    return StepProduct(lambda x, out: out.copy_(packed(x)), lambda x, out: out.add_(packed(x)))
+
+
+def _packed(weight: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor] | None:
+    """x ↦ x weightᵀ with a matrix that is packed now; None where that does not pay."""
     large = weight.numel() * weight.element_size() >= COPIED_BYTES
-    worth = rows > 1 and steps > 3 and (weight.is_contiguous() or large)
-    if not (_packs and worth and weight.dtype == torch.float32):
-        return lambda x, out: torch.mm(x, weight.t(), out=out)
-    weight = weight.contiguous()
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-    return lambda x, out: out.copy_(torch.ops.mkl._mkl_linear(x, packed, weight, None, rows))
+    if _mkl and steps > 3 and (weight.is_contiguous() or large):
+        weight = weight.contiguous()
+        packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+        return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, None, rows)
+    if _onednn and weight.numel() >= FEWEST and steps > (3 if weight.is_contiguous() else REPAID):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return None
