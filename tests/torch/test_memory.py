@@ -1,5 +1,6 @@
 """Memory safety: tensors that cannot be read or written, working buffers for which there is no memory."""
 
+import platform
 import sys
 
 import numpy as np
@@ -243,3 +244,27 @@ def test_no_memory_for_a_working_buffer(run_python, pool):
     source = NO_MEMORY.replace("OWN", str(pool == "own"), 1)
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "RMSNORM_NUM_THREADS": "2"}
     assert run_python(source, **settings).strip() == "all"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it sets glibc's allocator")
+def test_results_in_memory_that_the_allocator_has_kept(run_python):
+    """Large results are streamed past the caches where their pages are there, and have the same bits."""
+    source = """
+import torch
+from rmsnorm.torch import add_rms_norm, rms_norm
+x, other, weight = torch.randn(2100, 4096), torch.randn(2100, 4096), torch.randn(4096)
+rows = [slice(row, row + 300) for row in range(0, 2100, 300)]
+expected = torch.cat([rms_norm(x[some], (4096,), weight) for some in rows])
+sums = torch.cat([add_rms_norm(x[some], other[some], (4096,), weight)[0] for some in rows])
+places = set()
+for _ in range(3):  # the second and the third in the memory of the first
+    y = rms_norm(x, (4096,), weight)
+    normed, total = add_rms_norm(x, other, (4096,), weight)
+    assert torch.equal(y, expected)
+    assert torch.equal(normed, sums) and torch.equal(total, x + other)
+    places.add(y.data_ptr())
+    del y, normed, total
+print(len(places))
+"""
+    keep = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+    assert int(run_python(source, GLIBC_TUNABLES=keep)) < 3

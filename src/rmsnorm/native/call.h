@@ -177,14 +177,23 @@ class Parameters {
 // Asks for huge pages for an output that was just allocated. glibc maps every array of at least 32 MiB again, and
 // returns memory at the end of its heap to the system, so the pages are often not there yet. Their faults then cost
 // five times the work; with huge pages there are 512 times fewer (x.clone() of 32 MiB: 8.2 → 2.7 ms).
-inline void prepare_fresh(const View& v) {
+// Returns whether the pages are there (an allocator that keeps its memory): asked for four of a large output's.
+inline bool prepare_fresh(const View& v) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t LARGE = 8u << 20, PAGE = 4096;
-  if (uintptr_t(v.bytes()) < LARGE) return;
+  if (uintptr_t(v.bytes()) < LARGE) return false;
   // The range begins at the page of malloc's header: since Linux 6.7 a large mapping begins where a huge page does.
   const uintptr_t begin = reinterpret_cast<uintptr_t>(v.data) / PAGE * PAGE;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(v.data) + uintptr_t(v.bytes())) / PAGE * PAGE;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint, which may fail
+  for (uintptr_t eighth : {1, 3, 5, 7}) {
+    unsigned char there = 0;
+    const uintptr_t page = (begin + (end - begin) / 8 * eighth) / PAGE * PAGE;
+    if (mincore(reinterpret_cast<void*>(page), PAGE, &there) != 0 || !(there & 1)) return false;
+  }
+  return true;
+#else
+  return false;
 #endif
 }
 

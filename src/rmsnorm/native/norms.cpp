@@ -9,9 +9,10 @@ namespace {
 
 template <class Norm, class T, class Y>
 void normalize_typed(const Call& call, const View& y, const View* residual, const View* sum) {
-  if (call.problem.fresh()) {
-    prepare_fresh(y);
+  Problem problem = call.problem;
+  if (problem.fresh()) {
     if (sum) prepare_fresh(*sum);
+    if (prepare_fresh(y)) problem.spec.flags &= ~FRESH;
   }
   MaybeReleasedGil released(call.problem.rows * call.problem.spec.n);
   Parameters<compute_t<T>> parameters(call, PAIRED<T> && PAIRED<Y>);
@@ -23,7 +24,7 @@ void normalize_typed(const Call& call, const View& y, const View* residual, cons
     tensors.sum = call.tensor<T>(*sum);
   }
   tensors.affine = parameters.affine;
-  normalize_tensor<Norm>(call.problem, tensors);
+  normalize_tensor<Norm>(problem, tensors);
 }
 
 bool serves_sum(const Call& call, const View& y, const View& residual, const View& sum) {

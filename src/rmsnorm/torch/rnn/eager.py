@@ -5,6 +5,7 @@ all steps instead of one a step. The native kernel of a step does the rest: both
 state.
 """
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -30,15 +31,18 @@ class Forward(NamedTuple):
     c_all: Tensor  # (N + B, H); of ragged batches (2·N, H), before and then after
 
 
-def _order(rows: int, batch: int, batch_sizes: tuple[int, ...] | None, reverse: bool) -> list[tuple[int, int]]:
-    """(first row, rows) of each step, in the order of the recurrence."""
-    if batch_sizes is None:
-        steps = [(row, batch) for row in range(0, rows, batch)] if rows else []
-    else:
-        steps, row = [], 0
-        for size in batch_sizes:
-            steps.append((row, size))
-            row += size
+def _order(
+    rows: int, batch: int, batch_sizes: tuple[int, ...] | None, reverse: bool, *slabs: Tensor
+) -> list[tuple[int, int, tuple[Tensor, ...]]]:
+    """(first row, rows, their views of the slabs) of each step, in the order of the recurrence.
+
+    A slab has N rows. Its views are made at once, in a third of the time that single slices take.
+    """
+    if rows == 0:
+        return []
+    sizes = [batch] * (rows // batch) if batch_sizes is None else list(batch_sizes)
+    views = zip(*(slab.split(sizes) for slab in slabs), strict=True)
+    steps = list(zip(accumulate(sizes, initial=0), sizes, views, strict=False))
     return steps[::-1] if reverse else steps
 
 
@@ -123,7 +127,7 @@ def forward(
     h_all, h_before, h_after = states(h0)
     c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
-    order = _order(rows, batch, batch_sizes, reverse)
+    order = _order(rows, batch, batch_sizes, reverse, h_before, state if save else h_before)
     from_state = step_product(weight_hh.detach(), batch, len(order))
     # If lengths differ, rows whose sequence has ended keep their state: (before, after, current) of h and of c.
     running: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -131,15 +135,15 @@ def forward(
         running.append((h_before, h_after, h0.clone()))
         if c0 is not None and c_before is not None and c_after is not None:
             running.append((c_before, c_after, c0.clone()))
-    for row, count in order:
-        end, state_row = row + count, row if save else 0
+    for row, count, (of_h, of_state) in order:
+        end = row + count
         for before, _, now in running:
             before[row:end].copy_(now[:count])
-        to = state[state_row : state_row + count]
-        from_state.write(h_before[row:end], to)
+        to = of_state if save else state[:count]
+        from_state.write(of_h, to)
         if where.joint:
             to += input[row:end]
-        steps.forward(row, count, state_row)
+        steps.forward(row, count, row if save else 0)
         for _, after, now in running:
             now[:count].copy_(after[row:end])
 
@@ -190,11 +194,11 @@ def backward(
     dout = None if dout is None else dout.contiguous()
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
     steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
-    order = _order(rows, batch, batch_sizes, reverse)
+    order = _order(rows, batch, batch_sizes, reverse, dstate)
     through = step_product(parameters.weight_hh.detach().t(), batch, len(order))
-    for row, count in reversed(order):
+    for row, count, (of_dstate,) in reversed(order):
         steps.backward(row, count)
-        through.add(dstate[row : row + count], dh if count == batch else dh[:count])
+        through.add(of_dstate, dh if count == batch else dh[:count])
 
     sums = torch.empty(4 * width + hidden, dtype=torch.float64, device=x.device)
     steps.sums(bindings.handle(sums))
