@@ -48,7 +48,7 @@ def _eager():
 
 
 def test_the_compiled_chain_is_verified_and_timed(monkeypatch):
-    monkeypatch.setattr(chain_cases, "PAIRS", 2)  # of eight, whose compilation takes twice as long
+    monkeypatch.setattr(chain_cases, "PAIRS", 2)  # of eight, whose compilation takes half as long again
     record = run_case(CASES[0], chain_providers.providers()[:1], timing.QUICK, lambda what: None)
     assert record.wrong == {}
     assert list(record.results) == ["chain-F.rms_norm"]
