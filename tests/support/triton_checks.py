@@ -14,7 +14,7 @@ import quantized_cases
 from conformance import EAGER, Case
 from conforms import conforms
 from rmsnorm import reference
-from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_quantized
+from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_quantized
 from rmsnorm.torch.triton import choices, functions, launch, plans
 from tolerances import check, expected
 
@@ -260,6 +260,23 @@ def too_many_levels_of_strides() -> None:
 def under_vmap() -> None:
     w, many = torch.randn(8), torch.randn(3, 6, 8)
     torch.testing.assert_close(torch.vmap(lambda t: rms_norm(t, (8,), w))(many), rms_norm(many, (8,), w))
+
+
+def freed_memory() -> None:
+    """A kernel that read at its address, null or an offset, would end the device's context for the whole process."""
+    x, w, many = torch.randn(2, 8), torch.ones(8), torch.ones(24)
+    gone, gain = many[8:].view(2, 8), many[8:16]
+    many.untyped_storage().resize_(0)
+    for call in (
+        lambda: rms_norm(gone, (8,)),
+        lambda: layer_norm(x, (8,), w, gain),
+        lambda: add_rms_norm(x, gone, (8,), w),
+        lambda: rms_norm(x, (8,), w, out=gone),
+        lambda: rms_norm_gated(x, gone, (8,), w),
+        lambda: rms_norm_quantized(gone, (8,), w),
+    ):
+        with pytest.raises(ValueError, match=r"must have its .* elements in memory"):
+            call()
 
 
 # ---- what the compiler and the device are told ----

@@ -46,9 +46,9 @@ def _reduce(self, input):
 interpreter.ReduceOps.generic_reduce = _reduce
 
 from rmsnorm.native.codes import NORM_KINDS
-from rmsnorm.torch import bindings, functional, operation
+from rmsnorm.torch import bindings, operation
 from rmsnorm.torch.norm import eager
-from rmsnorm.torch.triton import functions, launch
+from rmsnorm.torch.triton import functions, launch, plans
 
 assert launch.INTERPRETED
 
@@ -56,11 +56,16 @@ served = {}  # operation → how often a kernel has done its work
 
 
 def install() -> None:
-    """From now on every call of the package's functions goes to the interpreted kernels, and none to native ones."""
+    """From now on every call of the package's functions goes to the interpreted kernels, and none to native ones.
+
+    The plain norms go through the C++ calls where they are built, as CUDA tensors do.
+    """
     counted = bindings.Kernels(*map(_counted, bindings.Kernels._fields))
     for module in (operation, eager):
         module.kernels_of = lambda t: counted
-    functional.nodes = None  # which know the native ones alone
+    if eager.nodes is not None:
+        eager.nodes.serve("cpu", counted.norm, counted.norm_backward)
+        plans.describe = eager.nodes.describe
 
 
 def _counted(name):

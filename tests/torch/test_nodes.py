@@ -1,5 +1,6 @@
 """The calls and autograd nodes in C++: what they serve, what they leave alone, the same bits as through Python."""
 
+import contextlib
 import threading
 from itertools import product
 
@@ -9,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
+from rmsnorm import native as native_codes  # noqa: E402
 from rmsnorm.torch import add_rms_norm, bindings, functional, layer_norm, rms_norm  # noqa: E402
 from rmsnorm.torch.norm import eager  # noqa: E402
 from rmsnorm.torch.norm.eager import nodes, why_no_nodes  # noqa: E402
@@ -172,14 +174,111 @@ def test_the_same_bits_as_through_python(dtype, needs, monkeypatch):
         return found
 
     in_cpp = all_of_it()
+    with python_kernels():
+        by_python_kernels = all_of_it()
     monkeypatch.setattr(functional, "nodes", None)
     in_python = all_of_it()
-    assert len(in_cpp) == len(in_python)
-    for a, b in zip(in_cpp, in_python, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert (a.dtype, a.stride()) == (b.dtype, b.stride())
-            assert torch.equal(a, b)
+    assert len(in_cpp) == len(by_python_kernels) == len(in_python)
+    for *ways, b in zip(in_cpp, by_python_kernels, in_python, strict=True):
+        for a in ways:
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+                assert torch.equal(a, b)
+
+
+# ---- kernels in Python, as CUDA tensors have them ----
+
+
+@contextlib.contextmanager
+def python_kernels(norm=None, norm_backward=None):
+    """The C++ calls reach a CPU's kernels through Python functions; without others, the native ones."""
+    of = bindings.kernels_of(torch.empty(0))
+    nodes.serve("cpu", norm or of.norm, norm_backward or of.norm_backward)
+    try:
+        yield
+    finally:
+        nodes.serve("cpu", None, None)
+
+
+def test_python_kernels_get_what_the_native_ones_do():
+    native = bindings.kernels_of(torch.empty(0))
+    seen = {"forward": [], "backward": []}
+
+    def forward(*args):
+        seen["forward"].append(args)
+        return native.norm(*args)
+
+    def backward(*args):
+        seen["backward"].append(args)
+        return native.norm_backward(*args)
+
+    x, residual, weight, bias = tensors()
+    with python_kernels(forward, backward):
+        normed, total = add_rms_norm(x, residual, [37], weight, eps=1e-3, p=0.25, zero_centered=True)
+        torch.autograd.grad((normed, total), (x, weight), (normed, total))
+        y = layer_norm(x, 37, weight, bias)
+        torch.autograd.grad(y, bias, y)
+        rms_norm(x.detach(), (37,), out=torch.empty_like(x))
+    first, second, third = seen["forward"]
+    assert all(a is b for a, b in zip(first[:6], (x, residual, weight, None, normed, total), strict=True))
+    flags = native_codes.FRESH | native_codes.ZERO_CENTERED | bindings.FLAGS
+    assert first[6:] == (0, [37], 1e-3, 0.25, flags)
+    assert second[6:] == (1, 37, 1e-5, 1.0, bindings.FLAGS | native_codes.FRESH)
+    assert third[-1] == bindings.FLAGS
+    (dy, plus, of, gain, dx, dweight, dbias, *how), other = seen["backward"]
+    assert all(map(torch.equal, (dy, plus, of, gain), (normed, total, total, weight)))
+    assert (dx.shape, dweight.shape, dbias) == (x.shape, weight.shape, None)
+    assert how == [0, (37,), 1e-3, 0.25, flags & ~native_codes.FRESH]
+    assert [t is not None for t in other[4:7]] == [False, False, True]
+
+
+def test_python_kernels_that_decline_or_fail():
+    x, _, weight, bias = tensors()
+    expected = gradients(norm, x, weight, bias)
+    with python_kernels(norm=lambda *_: False):
+        assert usual(x, weight=weight) is None
+    with python_kernels(norm_backward=lambda *_: False):
+        assert all(map(torch.equal, gradients(norm, x, weight, bias), expected))
+    with python_kernels(norm=lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
+        usual(x, weight=weight)
+    with python_kernels(norm_backward=lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
+        gradients(norm, x, weight, bias)
+    assert all(map(torch.equal, gradients(norm, x, weight, bias), expected))
+
+
+def test_calls_are_told_apart_as_in_python():
+    """By describe, for plans of launches: two calls are the same in C++ if and only if they are in Python."""
+    plans = pytest.importorskip("rmsnorm.torch.triton.plans", reason="Triton is not installed")
+    base = torch.randn(64)
+    several = [None, base[:6].view(2, 3), base[:6].view(3, 2), base[8:14].view(2, 3), base[:12:2].view(2, 3)]
+    several += [base[:6].view(3, 2).t(), base[:6].view(1, 2, 3)]
+    several += [base[:6].view(2, 3).bfloat16(), base[:6].double().view(2, 3)]
+    several += [torch.complex(base, base).conj().imag[:6].view(2, 3), torch.empty(0, 3), torch.empty(2, 0)]
+    calls = list(product(several, repeat=3))
+    kinds = {}
+    for call in calls:
+        for described in (1, 2, 3):
+            said, addresses, bits = plans._describe(call, described)
+            in_cpp = nodes.describe(call, described)
+            assert (list(in_cpp[1]), in_cpp[2]) == (list(addresses), bits)
+            kinds.setdefault((said, described), set()).add(in_cpp[0])
+    assert all(len(found) == 1 for found in kinds.values())
+    for described in (1, 2, 3):
+        of = [found for (_, d), found in kinds.items() if d == described]
+        assert len(set().union(*of)) == len(of) > 10
+
+
+@pytest.mark.parametrize("offset", [0, 8])
+def test_freed_memory_is_not_described(offset):
+    plans = pytest.importorskip("rmsnorm.torch.triton.plans", reason="Triton is not installed")
+    gone = torch.ones(16 + offset)[offset:]
+    gone.untyped_storage().resize_(0)
+    for call in ((gone, None), (torch.ones(1), gone)):
+        assert nodes.describe(call, 2) is None
+        assert plans._describe(call, 2) is None
+    with pytest.raises(TypeError, match="tensors and None"):
+        nodes.describe((1,), 1)
 
 
 def gradients(function, *leaves):

@@ -4,6 +4,7 @@ Each function returns ``True``, or ``False`` where the kernels do not serve the 
 """
 
 import ctypes
+import functools
 import glob
 import os
 from collections.abc import Callable
@@ -104,8 +105,18 @@ def kernels_of(t: Tensor) -> Any:
     if t.is_cpu:
         return _CPU
     if t.is_cuda and not dispatch.why_no_triton:
-        return dispatch.triton() or _NONE
+        return _of_cuda()
     return _NONE
+
+
+@functools.cache
+def _of_cuda() -> Any:
+    kernels = dispatch.triton()
+    if kernels is None:
+        return _NONE
+    for nodes in _nodes:
+        kernels.connect(nodes)
+    return kernels
 
 
 recurrent_steps: Any = None if native.missing else native.kernels.recurrent_steps
@@ -117,6 +128,9 @@ def handle(t: Tensor | None) -> object:
 
 
 # ---- the C++ calls and autograd nodes of nodes.cpp ----
+
+_nodes: list[ModuleType] = []
+"""The module, once it is loaded."""
 
 
 def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | None]:
@@ -135,6 +149,7 @@ def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | 
         return None, f"there are none for torch {torch.__version__}; `rmsnorm build-nodes` compiles them"
     if not module.connect(native.kernels.c_api, gradients, FLAGS):
         return None, "of another version of rmsnorm than its kernels; install it again"
+    _nodes.append(module)
     return module, None
 
 

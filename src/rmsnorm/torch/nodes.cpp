@@ -1,5 +1,6 @@
-// The usual calls on CPU tensors, and their autograd nodes, in C++ against torch's headers: torch.autograd.Function
-// costs more than a small norm (docs/findings.md), and a training step finds its Python code in cold caches.
+// The usual calls, and their autograd nodes, in C++ against torch's headers: torch.autograd.Function costs more than a
+// small norm (docs/findings.md), and a training step finds its Python code in cold caches. CPU tensors go to the native
+// kernels, CUDA tensors to Python functions that launch Triton's.
 //
 // What is not usual (subclasses, transforms, modes, tracing, other devices and layouts, wrong arguments) gets None and
 // goes the way it goes without this module; a backward pass that is itself differentiated or mapped over is handed to
@@ -31,6 +32,38 @@ const c_api::Api* kernels = nullptr;
 PyObject* gradients = nullptr;  // norm.eager.node_gradients
 int usual_flags = 0;
 PyObject *once = nullptr, *llama = nullptr;
+
+// ---- kernels in Python ----
+
+// A device's, as bindings.Kernels has them: those that Triton compiles for CUDA tensors. The tests give a CPU some too.
+struct PythonKernels {
+  PyObject *norm = nullptr, *norm_backward = nullptr;
+};
+PythonKernels of_cpu, of_cuda;
+
+const PythonKernels& python_kernels(const Tensor& t) { return t.is_cpu() ? of_cpu : of_cuda; }
+
+bool is_usual(const Tensor& t) { return is_plain(t) || (of_cuda.norm && is_plain_on(ON_CUDA, t)); }
+
+pybind11::object wrapped(const Tensor& t) {  // None for an undefined tensor
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
+}
+
+[[noreturn]] void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+// Whether the kernel has served these arguments.
+template <class... A>
+bool serves(PyObject* kernel, const A&... arguments) {
+  PyObject* const pointers[] = {pybind11::handle(arguments).ptr()...};
+  const auto answer =
+      pybind11::reinterpret_steal<pybind11::object>(PyObject_Vectorcall(kernel, pointers, sizeof...(A), nullptr));
+  if (!answer) throw_python_error();
+  return answer.ptr() == Py_True;
+}
 
 // ---- the node ----
 
@@ -89,11 +122,15 @@ struct Node : torch::autograd::Function<Node> {
                            bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight,
                            Tensor& dbias) {
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
-    const auto usual = [](const Tensor& t) { return !t.defined() || is_plain(t); };
+    const auto usual = [&](const Tensor& t) { return !t.defined() || (is_usual(t) && t.device() == x.device()); };
     if (!at::GradMode::is_enabled() && no_mode_is_active() && usual(dy) && usual(plus) && usual(x) && usual(weight)) {
       if (wants_dx) dx = fresh_like(x);
       if (wants_weight) dweight = fresh_like(weight);
       if (wants_bias) dbias = fresh_like(bias);
+      if (python_kernels(x).norm_backward) {
+        if (by_python_kernel(call, dy, plus, x, weight, dx, dweight, dbias)) return;
+        return in_python(call, dy, plus, saved, wants_dx, wants_weight, wants_bias, dx, dweight, dbias);
+      }
       const Described d(dy), of_x(x), of_weight(weight), of_dx(dx), of_plus(plus), of_dweight(dweight), of_dbias(dbias);
       if (kernels->backward(call.spec, d, of_x, of_weight.get(), of_dx.get(), of_plus.get(), of_dweight.get(),
                             of_dbias.get()))
@@ -102,27 +139,30 @@ struct Node : torch::autograd::Function<Node> {
     in_python(call, dy, plus, saved, wants_dx, wants_weight, wants_bias, dx, dweight, dbias);
   }
 
+  static bool by_python_kernel(const Call& call, const Tensor& dy, const Tensor& plus, const Tensor& x,
+                               const Tensor& weight, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
+    pybind11::gil_scoped_acquire lock;
+    const auto& spec = call.spec;
+    pybind11::tuple shape(spec.dims);
+    for (int i = 0; i < spec.dims; ++i) shape[i] = x.size(x.dim() - spec.dims + i);
+    return serves(python_kernels(x).norm_backward, wrapped(dy), wrapped(plus), wrapped(x), wrapped(weight), wrapped(dx),
+                  wrapped(dweight), wrapped(dbias), pybind11::int_(int(spec.kind)), shape, pybind11::float_(spec.eps),
+                  pybind11::float_(call.p), pybind11::int_(spec.flags));
+  }
+
   static void in_python(const Call& call, const Tensor& dy, const Tensor& plus, const variable_list& saved,
                         bool wants_dx, bool wants_weight, bool wants_bias, Tensor& dx, Tensor& dweight, Tensor& dbias) {
     pybind11::gil_scoped_acquire lock;
-    const auto object = [](const Tensor& t) {
-      return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(t));
-    };
-    const auto fail = [] {
-      python_error error;
-      error.persist();
-      throw error;
-    };
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallFunction(
-        gradients, "iOOOOOi(NNN)ddNs", int(call.spec.kind), object(dy).ptr(), object(plus).ptr(),
-        object(saved[0]).ptr(), object(saved[1]).ptr(), object(saved[2]).ptr(), call.spec.dims,
+        gradients, "iOOOOOi(NNN)ddNs", int(call.spec.kind), wrapped(dy).ptr(), wrapped(plus).ptr(),
+        wrapped(saved[0]).ptr(), wrapped(saved[1]).ptr(), wrapped(saved[2]).ptr(), call.spec.dims,
         PyBool_FromLong(wants_dx), PyBool_FromLong(wants_weight), PyBool_FromLong(wants_bias), call.spec.eps, call.p,
         PyBool_FromLong(call.spec.flags & ZERO_CENTERED), call.spec.flags & ROUND_FIRST ? "llama" : "once"));
-    if (!found) fail();
+    if (!found) throw_python_error();
     Tensor* to[3] = {&dx, &dweight, &dbias};
     for (int i = 0; i < 3; ++i) {
       PyObject* t = PyTuple_GetItem(found.ptr(), i);
-      if (!t) fail();
+      if (!t) throw_python_error();
       *to[i] = t == Py_None ? Tensor() : THPVariable_Unpack(t);
     }
   }
@@ -135,7 +175,7 @@ bool unpack(PyObject* o, bool optional, OptionalTensor& t) {
   if (optional && o == Py_None) return true;
   if (!THPVariable_CheckExact(o)) return false;
   t = THPVariable_Unpack(o);
-  return is_plain(*t);
+  return is_usual(*t);
 }
 
 bool read_flags(PyObject* zero_centered, PyObject* casting, int& flags) {
@@ -167,6 +207,8 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
                   const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& out = {}) {
   if (!no_mode_is_active()) return {};
+  const auto elsewhere = [&](const OptionalTensor& t) { return t && t->device() != input.device(); };
+  if (elsewhere(residual) || elsewhere(weight) || elsewhere(bias) || elsewhere(out)) return {};
   const Described x(input), w(or_undefined(weight)), b(or_undefined(bias)), r(or_undefined(residual));
   // With Llama's casting parameters of another dtype change the result's: norm.eager.output_dtype.
   const auto changes = [&](const Described& t) { return t.defined && t.dtype != x.dtype; };
@@ -184,8 +226,16 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   Outputs outputs;
   outputs.made.push_back(out ? *out : fresh_like(input));
   if (residual) outputs.made.push_back(fresh_like(*residual));
-  const Described y(outputs.made[0]), sum(outputs.made.back());
-  if (!kernels->forward(call.spec, x, w.get(), b.get(), y, r.get(), residual ? sum.get() : nullptr)) return {};
+  const Tensor& y = outputs.made[0];
+  const Tensor sum = residual ? outputs.made[1] : Tensor();
+  if (PyObject* const kernel = python_kernels(input).norm) {
+    if (!serves(kernel, wrapped(input), wrapped(or_undefined(residual)), wrapped(or_undefined(weight)),
+                wrapped(or_undefined(bias)), wrapped(y), wrapped(sum), pybind11::int_(int(call.spec.kind)), shape, eps,
+                p, pybind11::int_(call.spec.flags)))
+      return {};
+  } else if (!kernels->forward(call.spec, x, w.get(), b.get(), Described(y), r.get(), Described(sum).get())) {
+    return {};
+  }
   if (out && !out->is_inference()) out->unsafeGetTensorImpl()->bump_version();  // as in-place operations do
   if (!differentiable) return std::move(outputs.made);
   return Node::apply(input, residual, weight, bias, call, outputs);
@@ -255,11 +305,50 @@ PyObject* connect(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
+// What triton/plans.py finds a call's plan by; the same as its _describe.
+PyObject* describe(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 2 && PyTuple_CheckExact(args[0]), "describe takes a tuple of tensors, and a number");
+  const Py_ssize_t tensors = PyTuple_GET_SIZE(args[0]), described = PyLong_AsSsize_t(args[1]);
+  c10::SmallVector<int64_t, 96> said;
+  pybind11::tuple addresses(tensors);
+  uintptr_t bits = 0;
+  for (Py_ssize_t i = 0; i < tensors; ++i) {
+    PyObject* const o = PyTuple_GET_ITEM(args[0], i);
+    TORCH_CHECK_TYPE(o == Py_None || THPVariable_Check(o), "describe takes tensors and None");
+    const Tensor& t = o == Py_None ? or_undefined({}) : THPVariable_Unpack(o);
+    if (t.defined() && !t.storage().data() && t.numel()) Py_RETURN_NONE;  // freed
+    const auto address = t.defined() ? reinterpret_cast<uintptr_t>(t.data_ptr()) : 0;
+    addresses[i] = address;
+    bits |= address;
+    said.push_back(t.defined());
+    if (!t.defined() || i >= described) continue;
+    said.append({int64_t(t.scalar_type()), int64_t(t.device().index()), int64_t(t.is_neg()), t.dim()});
+    said.append(t.sizes().begin(), t.sizes().end());
+    said.append(t.strides().begin(), t.strides().end());
+  }
+  const pybind11::bytes key(reinterpret_cast<const char*>(said.data()), said.size() * sizeof(int64_t));
+  return pybind11::make_tuple(key, addresses, bits).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+// ("cpu" or "cuda", norm, norm_backward): the device's kernels in Python from now on; None twice: it has none
+PyObject* serve(PyObject*, PyObject* args) {
+  const char* device;
+  PyObject *norm, *norm_backward;
+  if (!PyArg_ParseTuple(args, "sOO", &device, &norm, &norm_backward)) return nullptr;
+  const auto kept = [](PyObject* o) { return o == Py_None ? nullptr : Py_NewRef(o); };
+  (std::string_view(device) == "cuda" ? of_cuda : of_cpu) = {kept(norm), kept(norm_backward)};
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"rms_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(rms_norm)), METH_FASTCALL, nullptr},
     {"layer_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(layer_norm)), METH_FASTCALL, nullptr},
     {"add_rms_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(add_rms_norm)), METH_FASTCALL, nullptr},
     {"connect", connect, METH_VARARGS, nullptr},
+    {"describe", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(describe)), METH_FASTCALL, nullptr},
+    {"serve", serve, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, RMSNORM_STRING(RMSNORM_NODES), nullptr, -1, methods};

@@ -14,14 +14,18 @@ namespace rmsnorm::torch_tensors {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A dense tensor in a CPU's memory, whose sign is no flag, and which nothing has wrapped.
-inline bool is_plain(const Tensor& t) {
-  using Key = c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain({Key::CPU, Key::AutogradCPU, Key::AutocastCPU, Key::ADInplaceOrView});
+using Key = c10::DispatchKey;
+constexpr c10::DispatchKeySet ON_CPU({Key::CPU, Key::AutogradCPU, Key::AutocastCPU, Key::ADInplaceOrView});
+constexpr c10::DispatchKeySet ON_CUDA({Key::CUDA, Key::AutogradCUDA, Key::AutocastCUDA, Key::ADInplaceOrView});
+
+// A dense tensor in the memory of such a device, whose sign is no flag, and which nothing has wrapped.
+inline bool is_plain_on(c10::DispatchKeySet plain, const Tensor& t) {
   if (!((t.key_set() | plain) == plain)) return false;
   const auto* meta = torch::autograd::impl::get_autograd_meta(t);
   return !meta || !meta->fw_grad_ || meta->fw_grad_->empty();  // forward mode
 }
+
+inline bool is_plain(const Tensor& t) { return is_plain_on(ON_CPU, t); }
 
 // Modes, transforms and tracers are in the thread's sets of dispatch keys. Autocast does not concern the norms.
 inline bool no_mode_is_active() {
@@ -64,7 +68,7 @@ inline bool in_order(const Tensor& t) {
 }
 
 inline Tensor fresh_like(const Tensor& t) {
-  return in_order(t) ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
+  return in_order(t) && t.is_cpu() ? Tensor(at::detail::empty_cpu(t.sizes(), t.scalar_type())) : at::empty_like(t);
 }
 
 inline const Tensor& or_undefined(const OptionalTensor& t) {

@@ -40,24 +40,12 @@ def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape,
 def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
     if isinstance(shape, list):
         shape = tuple(shape)
-    addresses, low = [], 0
-    seen: list[Any] = [make, variant, shape, eps, p, flags]
     # Fresh outputs were made to fit the inputs: which of them there are says it all.
-    described = INPUTS if flags & native.FRESH else len(tensors)
-    for place, t in enumerate(tensors):
-        if t is None:
-            addresses.append(0)
-            seen.append(None)
-            continue
-        address = t.data_ptr()
-        addresses.append(address)
-        low |= address
-        if place < described:
-            seen += (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg())
-        else:
-            seen.append(True)
-    seen.append(low & (choices.VECTOR - 1))
-    key = tuple(seen)
+    found = describe(tensors, INPUTS if flags & native.FRESH else len(tensors))
+    if found is None:
+        return False
+    said, addresses, low = found
+    key = make, variant, shape, eps, p, flags, said, low & (choices.VECTOR - 1)
     try:
         plan = plans[key]
     except KeyError:
@@ -75,6 +63,31 @@ def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shap
         return False
     plan(tensors, addresses)
     return True
+
+
+Described = tuple[Any, Sequence[int], int]
+
+
+def _describe(tensors: tuple[Tensor | None, ...], described: int) -> Described | None:
+    """What tells the first ``described`` tensors apart, and which others there are; all addresses; the bits that any of
+    them has set. None: the memory of one was freed."""
+    said: list[Any] = []
+    addresses, low = [], 0
+    for place, t in enumerate(tensors):
+        address = 0 if t is None else t.data_ptr()
+        addresses.append(address)
+        low |= address
+        if t is None or place >= described:
+            said.append(t is None)
+            continue
+        if address == t.storage_offset() * t.element_size() and t.numel():
+            return None
+        said += (t.dtype, t.shape, t.stride(), t.get_device(), t.is_neg())
+    return tuple(said), addresses, low
+
+
+describe: Callable[[tuple[Tensor | None, ...], int], Described | None] = _describe
+"""nodes.cpp has the same in C++, which functions.connect puts here."""
 
 
 def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
@@ -235,14 +248,14 @@ def with_finish(run: Plan, programs: int, problem: Problem, tensors: Sequence[Te
     parts, columns = programs // problem.heads, problem.heads * problem.n
     shape, size = (sum(wanted), programs * problem.n), programs * problem.n * partial.element_size()
     blocks, more = -(-columns // last.block), [None] * (2 - len(wanted))
+    offsets = [0 if slot is None else slot * size for slot in slots]
 
     def plan(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
         buffer = partial.new_empty(shape)
         start = buffer.data_ptr()
         # On a device an address is all that is needed; a view would cost 1 µs.
         scratch = [None if slot is None else buffer[slot] for slot in slots] if launch.INTERPRETED else slots
-        places = [start if slot is None else start + slot * size for slot in slots]
-        run((*tensors[:first], *scratch), (*addresses[:first], *places))
+        run((*tensors[:first], *scratch), (*addresses[:first], *(start + offset for offset in offsets)))
         to = (*tensors[first:], *more), (*addresses[first:], *(0 for _ in more))
         finish(blocks, shape[0], (buffer, *to[0]), (start, *to[1]), (parts, columns))
 
