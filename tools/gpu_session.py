@@ -76,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--stage", choices=[s.name for s in STAGES], help=argparse.SUPPRESS
     )  # for the process of one stage
+    parser.add_argument("--end", type=float, help=argparse.SUPPRESS)  # by time.monotonic(), which all processes share
     parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -91,7 +92,7 @@ def _stage(args: argparse.Namespace) -> int:
     module, function = next(s.items for s in STAGES if s.name == args.stage).split(".")
     setting = Setting.make(args.out, args.rehearse)
     items = getattr(importlib.import_module(f"gpu_stages.{module}"), function)(setting)
-    return run(args.stage, items, args.lines, args.deadline, args.skip, setting)
+    return run(args.stage, items, args.lines, args.end, args.skip, setting)
 
 
 class Session:
@@ -140,8 +141,8 @@ class Session:
     def _process(self, stage: Stage, lines: Path, skip: int) -> "subprocess.Popen[bytes]":
         command = [sys.executable, __file__, "--out", str(self.out), "--stage", stage.name, "--lines", str(lines)]
         command += [
-            "--deadline",
-            str(max(1.0, self._left(stage))),
+            "--end",
+            str(self.start + stage.until * self.scale),
             "--skip",
             str(skip),
             *["--rehearse"] * self.rehearse,
@@ -218,7 +219,7 @@ class Session:
             "-p",
             "gpu_stages.tests",
         ]
-        command += ["-n", "8"] * _there("xdist") + ["--timeout", "60"] * _there("pytest_timeout")
+        command += ["-n", str(processors())] * _there("xdist") + ["--timeout", "60"] * _there("pytest_timeout")
         process = subprocess.Popen(
             [*command, "tests/triton/test_gpu.py"],
             cwd=ROOT,
@@ -264,6 +265,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def processors() -> int:
+    """Those that this process may use, at most 16: each gets a process with torch in it."""
+    return min(16, len(os.sched_getaffinity(0)))
 
 
 def _split(paths: str | None) -> list[str]:

@@ -279,6 +279,50 @@ def freed_memory() -> None:
             call()
 
 
+def gradients_of_other_parameters() -> None:
+    """Calls that differ in their gradients' dtype or shape alone have plans of their own."""
+    x, dy = torch.randn(6, 4, 16, dtype=torch.bfloat16).requires_grad_(), torch.randn(6, 4, 16, dtype=torch.bfloat16)
+    plans.plans.clear()
+    for shape in ((16,), (4, 16), (16,)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for gain in (None, torch.ones(shape)):
+                b = torch.zeros(shape, dtype=dtype, requires_grad=True)
+                (found,) = torch.autograd.grad(rms_norm(x, (16,), gain, bias=b), b, dy)
+                wanted = dy.double().sum((0, 1) if len(shape) == 1 else 0)
+                torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
+                assert found.dtype == dtype
+
+
+def outputs_that_overlap_themselves() -> None:
+    """Programs that write to the same address would race."""
+    x, memory = torch.randn(4, 8), torch.randn(64)
+    sliding = memory.as_strided((4, 8), (4, 1))
+    for call in (
+        lambda: rms_norm(x, (8,), out=torch.empty(8).expand(4, 8)),
+        lambda: rms_norm(sliding, (8,), out=sliding),
+        lambda: add_rms_norm(sliding, x, (8,), inplace=True),
+        lambda: add_rms_norm(x, torch.randn(8).expand(4, 8), (8,), inplace=True),
+    ):
+        with pytest.raises(ValueError, match=r"overlap|share|more than one element"):
+            call()
+
+
+def a_kernel_that_cannot_be_loaded_now() -> None:
+    """While a graph is captured the composite serves, with a warning, and later calls have their kernel."""
+    x, real = torch.randn(3, 40), launch.launcher
+    plans.plans.clear()
+
+    def capturing(*_: object) -> None:
+        raise launch.Capturing("a CUDA graph is being captured")
+
+    with mock.patch.object(launch, "launcher", capturing), pytest.warns(UserWarning, match="being captured"):
+        captured = rms_norm(x, (40,))
+    assert not plans.plans
+    assert launch.launcher is real
+    torch.testing.assert_close(captured, rms_norm(x, (40,)))
+    assert len(plans.plans) == 1
+
+
 # ---- what the compiler and the device are told ----
 
 

@@ -1,6 +1,7 @@
 """tools/gpu_session.py as far as it goes without a device: its rehearsal, and what it does when things go wrong."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     monkeypatch.setattr(cuda, "sample", timing.wall_clock)
     monkeypatch.setattr(cuda, "describe", stage._no_device)
     monkeypatch.setattr(cases, "SHAPES", (1024, 2880))
-    status = stage.run("shapes", shapes.items(setting), setting.folder / "shapes.jsonl", 600, 0, setting)
+    status = stage.run("shapes", shapes.items(setting), setting.folder / "shapes.jsonl", math.inf, 0, setting)
     line, _ = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
     assert status == 0
     assert line["wrong"] == {}
@@ -132,10 +133,10 @@ def test_an_item_that_fails_costs_itself_alone(setting, tmp_path):
 
     items = [item for i in range(3) for item in [(f"{i}", fail if i == 1 else dict)] * stage.IN_REHEARSAL]
     path = tmp_path / "lines.jsonl"
-    assert stage.run("s", items, path, 60, 0, setting) == 0
+    assert stage.run("s", items, path, math.inf, 0, setting) == 0
     ended = [line for line in lines(path) if not line.get("begin")]
     assert [line.get("error") for line in ended] == [None, "RuntimeError: no", None]
-    assert stage.run("s", items, tmp_path / "late.jsonl", -1, 1, setting) == 0
+    assert stage.run("s", items, tmp_path / "late.jsonl", time.monotonic() - 1, 1, setting) == 0
     assert ["not reached" in line["error"] for line in lines(tmp_path / "late.jsonl")] == [True, True]
 
 
@@ -145,7 +146,7 @@ def test_a_kernel_that_is_left_out_is_told(setting, tmp_path):
         return {}
 
     path = tmp_path / "lines.jsonl"
-    stage.run("s", [("a", fall_back)], path, 60, 0, setting)
+    stage.run("s", [("a", fall_back)], path, math.inf, 0, setting)
     assert lines(path)[-1]["warned"] == ["rmsnorm: torch's operations serve these tensors"]
     assert "warned: rmsnorm: torch's" in summary.markdown(lines(path))
 
@@ -175,7 +176,7 @@ def test_a_device_that_answers_nothing_ends_the_process(tmp_path):
             raise RuntimeError("an illegal memory access was encountered")
 
     path = tmp_path / "lines.jsonl"
-    assert stage.run("s", [("a", dict), ("b", dict)], path, 60, 0, Broken(tmp_path, False, 8)) == stage.STICKY
+    assert stage.run("s", [("a", dict), ("b", dict)], path, math.inf, 0, Broken(tmp_path, False, 8)) == stage.STICKY
     (line,) = [line for line in lines(path) if not line.get("begin")]
     assert line["item"] == "a"
     assert "illegal memory access" in line["error"]
@@ -212,6 +213,28 @@ def test_a_process_that_dies_or_hangs_is_followed_by_another(tmp_path, monkeypat
     assert [found[i].get("error", "") for i in (0, 2, 4)] == ["", "", ""]
     assert all("died or hung" in found[i]["error"] for i in (1, 3))
     assert "died or hung" in summary.markdown(list(found.values()))
+
+
+def test_a_stage_sees_its_end_before_it_is_killed(tmp_path, monkeypatch):
+    """Imports take time as well: the end is a time of the clock that all processes share."""
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: seen.append(command))
+    own = session(tmp_path, tmp_path, deadline=gpu_session.WITHIN / 2)
+    smoke = next(s for s in gpu_session.STAGES if s.name == "smoke")
+    time.sleep(0.1)
+    own._process(smoke, tmp_path / "smoke.jsonl", 0)
+    assert float(seen[0][seen[0].index("--end") + 1]) == own.start + smoke.until / 2
+
+
+def test_a_compiler_that_dies_loses_its_kernel_alone(monkeypatch):
+    monkeypatch.setattr(build, "_compiled", lambda job, arch: os._exit(3))
+    with pytest.raises(RuntimeError, match="the compiler's process ended with 3"):
+        build.compile_job((), 90)
+    monkeypatch.setattr(build, "_compiled", lambda job, arch: 1 / 0)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        build.compile_job((), 90)
+    monkeypatch.setattr(build, "_compiled", lambda job, arch: {"shared": 0})
+    assert build.compile_job((), 90) == {"shared": 0}
 
 
 DEAD = SimpleNamespace(poll=lambda: 1)

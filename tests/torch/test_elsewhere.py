@@ -63,11 +63,12 @@ def test_without_the_native_module_torch_takes_the_composite_and_everything_says
 
 def test_each_device_has_its_own_kernels(monkeypatch):
     """A CUDA tensor never reaches the native ones, nor a CPU tensor Triton's."""
-    functions = SimpleNamespace()
-    monkeypatch.setattr(dispatch, "triton", lambda: functions)
+    functions = SimpleNamespace(connect=lambda nodes: None)
+    monkeypatch.setattr(bindings, "_unconnected", [])
+    monkeypatch.setattr(dispatch, "triton", lambda device: functions)
     monkeypatch.setattr(dispatch, "why_no_triton", None)
     x = torch.ones(2, 8)
-    on_cuda = SimpleNamespace(is_cpu=False, is_cuda=True)
+    on_cuda = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 1))
     assert bindings.kernels_of(on_cuda) is functions
     assert bindings.kernels_of(x) is bindings._CPU is not bindings._NONE
     assert bindings.kernels_of(x.to("meta")) is bindings._NONE
@@ -116,30 +117,54 @@ def test_why_there_is_no_triton(monkeypatch):
         assert (dispatch._why_no_triton() is None) is served
 
 
+ON_CUDA = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 1))
+
+
 @pytest.fixture
 def broken_triton(monkeypatch):
     """A Triton whose first kernel does not compile, beside a device."""
     pytest.importorskip("triton")
     from rmsnorm.torch.triton import functions
 
-    def broken():
+    def broken(device):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(functions, "check", broken)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(dispatch, "why_no_triton", None)
-    dispatch.triton.cache_clear()
-    yield
-    dispatch.triton.cache_clear()
+    monkeypatch.setattr(dispatch, "_triton", None)
 
 
 def test_a_triton_that_does_not_run_warns_once_and_serves_nothing(broken_triton):
     with pytest.warns(UserWarning, match="Failed to find C compiler"):
-        assert bindings.kernels_of(SimpleNamespace(is_cpu=False, is_cuda=True)) is bindings._NONE
+        assert bindings.kernels_of(ON_CUDA) is bindings._NONE
     assert "C compiler" in dispatch.why_no_triton
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert bindings.kernels_of(SimpleNamespace(is_cpu=False, is_cuda=True)) is bindings._NONE
+        assert bindings.kernels_of(ON_CUDA) is bindings._NONE
+
+
+def test_a_first_call_while_a_graph_is_captured_says_nothing_about_later_ones(monkeypatch):
+    """The driver loads no kernel then. The device that is tried is the tensor's."""
+    pytest.importorskip("triton")
+    from rmsnorm.torch.triton import functions
+
+    seen = []
+    monkeypatch.setattr(functions, "check", seen.append)
+    monkeypatch.setattr(functions, "connect", seen.append)
+    monkeypatch.setattr(dispatch, "why_no_triton", None)
+    monkeypatch.setattr(dispatch, "_triton", None)
+    monkeypatch.setattr(bindings, "_unconnected", ["the nodes"])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.warns(UserWarning, match="a CUDA graph is being captured; run the step once before"):
+        assert bindings.kernels_of(ON_CUDA) is bindings._NONE
+    assert dispatch.why_no_triton is None
+    assert not seen
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert bindings.kernels_of(ON_CUDA) is functions
+    assert bindings.kernels_of(ON_CUDA) is functions
+    assert seen == [ON_CUDA.device, "the nodes"]
 
 
 def test_info_tries_a_kernel(broken_triton, capsys):
@@ -158,6 +183,7 @@ def test_a_kernel_that_does_not_compile_warns_once_and_is_declined(monkeypatch):
         raise ValueError("ptxas: out of registers")
 
     monkeypatch.setattr(triton, "compile", refuse)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(launch, "target", lambda device: GPUTarget("cuda", 90, 32))
     monkeypatch.setattr(plans, "plans", {})
     x = torch.randn(3, 24)

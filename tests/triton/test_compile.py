@@ -21,7 +21,7 @@ import compile_kernels
 import kernel_variants
 from compile_kernels import BF16
 from kernel_variants import Variant
-from rmsnorm.torch.triton import choices
+from rmsnorm.torch.triton import choices, launch
 
 ROOT = Path(__file__).parents[2]
 OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
@@ -109,6 +109,18 @@ def accesses(n, dtype=BF16, **more):
 def test_accesses_are_as_wide_as_rows_allow(n, widest):
     """128 bits wherever rows begin at multiples of 16 bytes, n being a multiple of 8 then, not of 16."""
     assert set(accesses(n)) == {widest}
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "rms_norm_gated", "rms_norm_quantized to int8"])
+def test_rows_that_32_bits_do_not_count_are_numbered_in_64(operation, monkeypatch):
+    real = launch.source
+    monkeypatch.setattr(launch, "source", lambda kernel, pointers, wide, *rest: real(kernel, pointers, True, *rest))
+    variant = next(v for _, v in compile_kernels.sample() if v.operation == operation and v.n <= 1024)
+    text = kernel_variants.compiled(variant, kernel_variants.TARGETS["sm_90"])[0].asm["ttir"]
+    (program,) = re.findall(r"(%\w+) = tt\.get_program_id x", text)
+    (use,) = [line for line in text.splitlines() if re.search(rf"{program}\b", line) and "get_program_id" not in line]
+    assert "arith.extsi" in use
+    assert "to i64" in use
 
 
 def test_the_number_of_rows_is_no_constant():

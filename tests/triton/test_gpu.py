@@ -41,17 +41,6 @@ def on_cuda(t):
     return torch.as_strided(whole.cuda(), t.shape, t.stride(), t.storage_offset())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.rows], ids=str)
-def test_conformance(case):
-    inputs = make_inputs(case)
-    results = EAGER.run(case, SimpleNamespace(**{name: on_cuda(t) for name, t in vars(inputs).items()}))
-    results = {name: t.cpu() for name, t in results.items()}
-    stream = results.pop("s", None)
-    # Where the kernels decline, the composite serves: sums that it takes in another order.
-    for name, interval in expected(case, inputs, stream, composite=True).items():
-        check(results[name], interval, f"{name} of {case}")
-
-
 @pytest.mark.parametrize("n", [64, 128, 1000, 1023, 4096, 5120, 16384, 16385, 131072])
 @pytest.mark.parametrize("operation", ["rms_norm", "layer_norm", "add_rms_norm"])
 def test_every_length(n, operation):
@@ -74,31 +63,11 @@ def test_prmsnorm_at_every_kind_of_length(n, p):
     test_conformance(Case("rms_norm", torch.bfloat16, n, 37, weight=torch.float32, p=p))
 
 
-@pytest.mark.parametrize("case", [case for case in gated_cases.CASES if case.rows], ids=str)
-def test_gated(case):
-    inputs = gated_cases.make_inputs(case)
-    moved = SimpleNamespace(**{name: on_cuda(t) for name, t in vars(inputs).items()})
-    results = gated_cases.through(rms_norm_gated, case, moved)
-    # What the kernels decline is torch's: its tolerances.
-    gated_cases.conforms(case, {name: t.cpu() for name, t in results.items()}, inputs, composite=True)
-
-
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("n", [64, 128, 1000, 1023, 4096, 8192, 16384, 16385])
 def test_gated_at_every_length(n, norm_first):
     case = gated_cases.Case(torch.bfloat16, 40, n, 2, 0.5, torch.float32, 1e-5, norm_first, "sliced", "contiguous", 2.0)
     test_gated(case)
-
-
-@pytest.mark.parametrize("case", [case for case in quantized_cases.CASES if case["rows"]], ids=str)
-def test_quantized(case):
-    def function(x, shape, weight, *args, **options):
-        q, scale = rms_norm_quantized(on_cuda(x), shape, on_cuda(weight), *args, **options)
-        return q.cpu(), scale.cpu()
-
-    quantized_cases.conforms(function, case)
-    quantized_cases.every_code_and_every_tie(function, case["code"])
-    quantized_cases.rows_without_a_scale(function, case["code"])
 
 
 @pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn], ids=str)
@@ -126,7 +95,7 @@ def test_a_row_and_a_gradient_do_not_depend_on_the_run():
 
 def test_rare_rows():
     for exponent in (-130, -60, 0, 60, 126):
-        x = torch.randn(4, 3000, device="cuda") * 2.0**exponent
+        x = torch.randn(4, 3000, device="cuda").clamp_(-3.9, 3.9) * 2.0**exponent  # 4 · 2^126 is infinite
         y = rms_norm(x, (3000,), eps=0.0)
         torch.testing.assert_close(y.square().mean(-1), torch.ones(4, device="cuda"), rtol=1e-4, atol=0)
 
@@ -220,3 +189,37 @@ def test_on_a_device_that_is_not_the_current_one():
     y = rms_norm(x, (64,))
     y.sum().backward()
     torch.testing.assert_close(y, composites.rms_norm(x, (64,)))
+
+
+# ---- the cases of all backends: many kernels that nothing has compiled before, so they come last ----
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.rows], ids=str)
+def test_conformance(case):
+    inputs = make_inputs(case)
+    results = EAGER.run(case, SimpleNamespace(**{name: on_cuda(t) for name, t in vars(inputs).items()}))
+    results = {name: t.cpu() for name, t in results.items()}
+    stream = results.pop("s", None)
+    # Where the kernels decline, the composite serves: sums that it takes in another order.
+    for name, interval in expected(case, inputs, stream, composite=True).items():
+        check(results[name], interval, f"{name} of {case}")
+
+
+@pytest.mark.parametrize("case", [case for case in gated_cases.CASES if case.rows], ids=str)
+def test_gated(case):
+    inputs = gated_cases.make_inputs(case)
+    moved = SimpleNamespace(**{name: on_cuda(t) for name, t in vars(inputs).items()})
+    results = gated_cases.through(rms_norm_gated, case, moved)
+    # What the kernels decline is torch's: its tolerances.
+    gated_cases.conforms(case, {name: t.cpu() for name, t in results.items()}, inputs, composite=True)
+
+
+@pytest.mark.parametrize("case", [case for case in quantized_cases.CASES if case["rows"]], ids=str)
+def test_quantized(case):
+    def function(x, shape, weight, *args, **options):
+        q, scale = rms_norm_quantized(on_cuda(x), shape, on_cuda(weight), *args, **options)
+        return q.cpu(), scale.cpu()
+
+    quantized_cases.conforms(function, case)
+    quantized_cases.every_code_and_every_tie(function, case["code"])
+    quantized_cases.rows_without_a_scale(function, case["code"])

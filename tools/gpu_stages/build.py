@@ -4,7 +4,6 @@ The list of kernels comes from running the cases on a few rows on a CPU, with a 
 asked for. So the list needs no device, and it is exactly what the cases will ask for on one.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from unittest import mock
 
 import torch
 
+from gpu_session import processors
 from gpu_stages import cases, sweep
 from gpu_stages.stage import Item, Setting
 
@@ -29,7 +29,7 @@ Job = tuple[Any, ...]  # the arguments of launch.launcher, without the device
 def items(setting: Setting) -> Iterator[Item]:
     major, minor = (9, 0) if setting.rehearsal else torch.cuda.get_device_capability()
     arch = 10 * major + minor
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(max(1, processors() - 1), mp_context=get_context("spawn"))
     submit = partial(pool.submit, compile_job)
     if setting.rehearsal:  # stage.py calls one in seven of them; the others are not compiled
         for job in islice(wanted(setting), 0, None, IN_REHEARSAL):
@@ -102,7 +102,34 @@ def describe(job: Job) -> str:
 
 
 def compile_job(job: Job, arch: int) -> dict[str, Any]:
-    """Compiles into TRITON_CACHE_DIR; the launcher on the device finds it there."""
+    """Compiles into TRITON_CACHE_DIR; the launcher on the device finds it there.
+
+    In a child: LLVM or ptxas may end their process, and the pool with all its jobs would be lost with it.
+    """
+    fork = get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=_compile, args=(job, arch, theirs))
+    child.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        child.join()
+        raise RuntimeError(f"the compiler's process ended with {child.exitcode}") from None
+    child.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
+
+
+def _compile(job: Job, arch: int, to: Any) -> None:
+    try:
+        to.send(_compiled(job, arch))
+    except Exception as error:
+        to.send(f"{type(error).__name__}: {error}")
+
+
+def _compiled(job: Job, arch: int) -> dict[str, Any]:
     import importlib
 
     import triton

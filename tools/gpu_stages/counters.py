@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,11 +53,19 @@ def _counted(setting: Setting, counted: Sequence[Case]) -> dict[str, Any]:
     fields = [(case.op, case.direction, case.dtype, max(1, case.rows // 2), case.n) for case in counted]
     command = [ncu, "--csv", "--clock-control", "none", "--kernel-name", KERNELS]
     command += ["--metrics", ",".join(METRICS), sys.executable, "-c", PROGRAM.format(cases=fields)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        said, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the program that is counted, too: it would be on the device for longer
+        process.wait()
+        raise
+    lines = [line for line in said.splitlines() if line.startswith('"')]
     rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
     if not rows:
-        return {"error": (done.stdout + done.stderr)[-500:]}
+        return {"error": said[-500:]}
     kernels: dict[str, dict[str, str]] = {}
     for row in rows:
         own = kernels.setdefault(f"{row['ID']} {row['Kernel Name']}", {})

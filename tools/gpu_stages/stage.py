@@ -60,12 +60,13 @@ def _no_device() -> cuda.Device:
     return cuda.Device(gpu="rehearsal", multiprocessors=2, gpu_memory_gib=1.0, l2_mib=0.01, cuda="none")
 
 
-def run(name: str, items: Iterable[Item], path: Path, seconds: float, skip: int, setting: Setting) -> int:
-    """Run the items from ``skip`` on and write a line to ``path`` as each ends; returns the process's exit status.
+def run(name: str, items: Iterable[Item], path: Path, end: float, skip: int, setting: Setting) -> int:
+    """Run the items from ``skip`` on until ``end``, by time.monotonic(), and write a line to ``path`` as each ends.
+
+    Returns the process's exit status.
 
     A line "begin" precedes each item. If the process dies, that line names the item, and the next process skips it.
     """
-    end = time.monotonic() + seconds
     items = islice(items, 0, None, IN_REHEARSAL) if setting.rehearsal else items
     with path.open("a", encoding="utf-8") as file:
 

@@ -4,7 +4,6 @@ Each function returns ``True``, or ``False`` where the kernels do not serve the 
 """
 
 import ctypes
-import functools
 import glob
 import os
 from collections.abc import Callable
@@ -105,17 +104,16 @@ def kernels_of(t: Tensor) -> Any:
     if t.is_cpu:
         return _CPU
     if t.is_cuda and not dispatch.why_no_triton:
-        return _of_cuda()
+        return _of_cuda(t.device)
     return _NONE
 
 
-@functools.cache
-def _of_cuda() -> Any:
-    kernels = dispatch.triton()
+def _of_cuda(device: torch.device) -> Any:
+    kernels = dispatch.triton(device)
     if kernels is None:
         return _NONE
-    for nodes in _nodes:
-        kernels.connect(nodes)
+    while _unconnected:
+        kernels.connect(_unconnected.pop())
     return kernels
 
 
@@ -129,8 +127,8 @@ def handle(t: Tensor | None) -> object:
 
 # ---- the C++ calls and autograd nodes of nodes.cpp ----
 
-_nodes: list[ModuleType] = []
-"""The module, once it is loaded."""
+_unconnected: list[ModuleType] = []
+"""The module, from when it is loaded to the first call with a CUDA tensor."""
 
 
 def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | None]:
@@ -149,7 +147,7 @@ def load_nodes(gradients: Callable[..., Any]) -> tuple[ModuleType | None, str | 
         return None, f"there are none for torch {torch.__version__}; `rmsnorm build-nodes` compiles them"
     if not module.connect(native.kernels.c_api, gradients, FLAGS):
         return None, "of another version of rmsnorm than its kernels; install it again"
-    _nodes.append(module)
+    _unconnected.append(module)
     return module, None
 
 

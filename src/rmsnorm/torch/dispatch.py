@@ -8,7 +8,6 @@ of ``torch.library``, except that a small call on a CPU is the torch expression,
 surrounds it; or ``decompose``, that expression for every call.
 """
 
-import functools
 import importlib.util
 import os
 import warnings
@@ -96,18 +95,31 @@ why_no_triton: str | None = _why_no_triton()
 """Why CUDA tensors have no kernels. None: they have, unless :func:`triton` finds out that these do not run."""
 
 
-@functools.cache
-def triton() -> ModuleType | None:
-    """The kernels of CUDA tensors, imported and tried at the first call with one; None if they do not run here."""
-    global why_no_triton
+_triton: ModuleType | None = None
+
+
+def triton(device: torch.device | None = None) -> ModuleType | None:
+    """The kernels of CUDA tensors, imported and tried on ``device`` at the first call; None if they do not run here.
+
+    None, too, while a stream is captured into a CUDA graph and nothing was tried before: the driver loads no kernel
+    then, which says nothing about later calls.
+    """
+    global _triton, why_no_triton
+    if _triton is not None or why_no_triton is not None:
+        return _triton
+    slower = "rmsnorm: CUDA tensors take torch's operations, slower"
+    if torch.cuda.is_current_stream_capturing():
+        warnings.warn(f"{slower}: a CUDA graph is being captured; run the step once before", stacklevel=5)
+        return None
     try:
         from rmsnorm.torch.triton import functions
 
-        functions.check()
+        functions.check(device)
     except Exception as error:  # Triton compiles C against the driver: no compiler, no headers, another driver
         why_no_triton = f"Triton does not run here: {type(error).__name__}: {error}"
-        warnings.warn(f"rmsnorm: CUDA tensors take torch's operations, slower: {why_no_triton}", stacklevel=5)
+        warnings.warn(f"{slower}: {why_no_triton}", stacklevel=5)
         return None
+    _triton = functions
     return functions
 
 

@@ -306,23 +306,23 @@ PyObject* connect(PyObject*, PyObject* args) {
 }
 
 // What triton/plans.py finds a call's plan by; the same as its _describe.
-PyObject* describe(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* describe(PyObject*, PyObject* tensors) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK(count == 2 && PyTuple_CheckExact(args[0]), "describe takes a tuple of tensors, and a number");
-  const Py_ssize_t tensors = PyTuple_GET_SIZE(args[0]), described = PyLong_AsSsize_t(args[1]);
+  TORCH_CHECK_TYPE(PyTuple_CheckExact(tensors), "describe takes a tuple of tensors and None");
+  const Py_ssize_t count = PyTuple_GET_SIZE(tensors);
   c10::SmallVector<int64_t, 96> said;
-  pybind11::tuple addresses(tensors);
+  pybind11::tuple addresses(count);
   uintptr_t bits = 0;
-  for (Py_ssize_t i = 0; i < tensors; ++i) {
-    PyObject* const o = PyTuple_GET_ITEM(args[0], i);
-    TORCH_CHECK_TYPE(o == Py_None || THPVariable_Check(o), "describe takes tensors and None");
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const o = PyTuple_GET_ITEM(tensors, i);
+    TORCH_CHECK_TYPE(o == Py_None || THPVariable_Check(o), "describe takes a tuple of tensors and None");
     const Tensor& t = o == Py_None ? or_undefined({}) : THPVariable_Unpack(o);
     if (t.defined() && !t.storage().data() && t.numel()) Py_RETURN_NONE;  // freed
     const auto address = t.defined() ? reinterpret_cast<uintptr_t>(t.data_ptr()) : 0;
     addresses[i] = address;
     bits |= address;
     said.push_back(t.defined());
-    if (!t.defined() || i >= described) continue;
+    if (!t.defined()) continue;
     said.append({int64_t(t.scalar_type()), int64_t(t.device().index()), int64_t(t.is_neg()), t.dim()});
     said.append(t.sizes().begin(), t.sizes().end());
     said.append(t.strides().begin(), t.strides().end());
@@ -347,7 +347,7 @@ PyMethodDef methods[] = {
     {"layer_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(layer_norm)), METH_FASTCALL, nullptr},
     {"add_rms_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(add_rms_norm)), METH_FASTCALL, nullptr},
     {"connect", connect, METH_VARARGS, nullptr},
-    {"describe", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(describe)), METH_FASTCALL, nullptr},
+    {"describe", describe, METH_O, nullptr},
     {"serve", serve, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -1,5 +1,6 @@
 """Measuring on a CUDA device: its description, its clock, and inputs that are no longer in its cache."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -59,11 +60,12 @@ def copies(case: Case, l2_bytes: int) -> int:
 
 
 def in_turn(calls: Sequence[Call]) -> Call:
-    """One call of the next of ``calls`` at each call."""
+    """One call of the next of ``calls`` at each call. As many results are kept: else each call would write where the
+    last one has written, and find that in the cache."""
     if len(calls) == 1:
         return calls[0]
-    following = cycle(calls).__next__
-    return lambda: following()()
+    following, kept = cycle(calls).__next__, deque[Any](maxlen=len(calls))
+    return lambda: kept.append(following()())
 
 
 def sample(call: Callable[[], Any], repeats: int) -> float:

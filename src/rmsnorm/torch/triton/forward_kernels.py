@@ -92,7 +92,7 @@ def forward_kernel(
     LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows a program, each read once and held in registers."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(rows.dtype) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     forward_tile(

@@ -34,15 +34,16 @@ def rotary(*_: object) -> bool:
 rotary_backward = rotary
 
 
-def check() -> None:
-    """Norms one row on the current device, and raises what keeps a kernel from being compiled or launched there."""
-    x = torch.zeros(1, 64, device="cuda")
-    tensors = x, None, None, None, torch.empty_like(x), None
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    plan = norms.plan_forward(False, tensors, (64,), None, 1.0, native.FRESH, choices.VECTOR)
-    if plan is None:
-        raise RuntimeError("the kernels decline a row of 64 numbers")
-    plan(tensors, addresses)
+def check(device: torch.device | None) -> None:
+    """Norms one row on a device (None: the current one), and raises what keeps a kernel from being launched there."""
+    with torch.cuda.device(device):
+        x = torch.zeros(1, 64, device="cuda")
+        tensors = x, None, None, None, torch.empty_like(x), None
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        plan = norms.plan_forward(False, tensors, (64,), None, 1.0, native.FRESH, choices.VECTOR)
+        if plan is None:
+            raise RuntimeError("the kernels decline a row of 64 numbers")
+        plan(tensors, addresses)
 
 
 def connect(nodes: ModuleType) -> None:

@@ -61,7 +61,7 @@ def gated_kernel(
     """ROWS rows a program, each read once and held in registers."""
     C: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(rows.dtype) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     gate_at = row_offset(row, middle, inner, gate_outer, gate_middle, gate_inner, LEVELS)

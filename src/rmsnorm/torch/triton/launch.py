@@ -26,6 +26,10 @@ class NotCompiled(RuntimeError):
     """Triton or the driver refuses a kernel; torch's operations serve instead."""
 
 
+class Capturing(RuntimeError):
+    """A kernel is not loaded yet, and none can be while a stream is captured into a CUDA graph."""
+
+
 Constants = tuple[tuple[str, Any], ...]
 Launcher = Callable[[int, int, Sequence[Tensor | None], Sequence[int], Sequence[int]], None]
 
@@ -73,6 +77,8 @@ def launcher(
 
         return interpret
 
+    if torch.cuda.is_current_stream_capturing():
+        raise Capturing("a CUDA graph is being captured, in which no kernel can be loaded; run the step once before")
     what = source(kernel, pointers, wide, constants)
     try:
         compiled = triton.compile(what, target=target(device), options=options(choice, constants, target(device)))

@@ -40,3 +40,13 @@ def levels(tensors: Sequence[Tensor], dims: int, ordered: bool) -> Levels | None
     first, middle, inner = full
     rows = tuple((first[1][i], middle[1][i], inner[1][i]) for i in range(len(tensors)))
     return (middle[0], inner[0]), rows, max(1, len(folded))
+
+
+def overlaps(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether two elements may share an address: a stride is below the extent of what the smaller strides reach."""
+    reach = 0
+    for stride, extent in sorted((stride, extent) for extent, stride in zip(shape, strides, strict=True) if extent > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (extent - 1)
+    return False

@@ -40,8 +40,7 @@ def call(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape,
 def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shape, eps, p, flags) -> bool:
     if isinstance(shape, list):
         shape = tuple(shape)
-    # Fresh outputs were made to fit the inputs: which of them there are says it all.
-    found = describe(tensors, INPUTS if flags & native.FRESH else len(tensors))
+    found = describe(tensors)
     if found is None:
         return False
     said, addresses, low = found
@@ -53,8 +52,10 @@ def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shap
             plans.clear()
         try:
             plan = make(variant, tensors, shape, eps, p, flags, low)
-        except launch.NotCompiled as error:
+        except (launch.NotCompiled, launch.Capturing) as error:
             warnings.warn(f"rmsnorm: torch's operations serve these tensors, slower: {error}", stacklevel=2)
+            if isinstance(error, launch.Capturing):
+                return False  # the next call may have a plan
             plan = None
         plans[key] = plan
     except TypeError:  # an argument that cannot be hashed is not served
@@ -68,17 +69,16 @@ def _serve(make: Callable[..., Plan | None], variant: bool, tensors: tuple, shap
 Described = tuple[Any, Sequence[int], int]
 
 
-def _describe(tensors: tuple[Tensor | None, ...], described: int) -> Described | None:
-    """What tells the first ``described`` tensors apart, and which others there are; all addresses; the bits that any of
-    them has set. None: the memory of one was freed."""
+def _describe(tensors: tuple[Tensor | None, ...]) -> Described | None:
+    """What a plan depends on; the tensors' addresses; the bits that any of these has set. None: memory was freed."""
     said: list[Any] = []
     addresses, low = [], 0
-    for place, t in enumerate(tensors):
+    for t in tensors:
         address = 0 if t is None else t.data_ptr()
         addresses.append(address)
         low |= address
-        if t is None or place >= described:
-            said.append(t is None)
+        if t is None:
+            said.append(None)
             continue
         if address == t.storage_offset() * t.element_size() and t.numel():
             return None
@@ -86,17 +86,19 @@ def _describe(tensors: tuple[Tensor | None, ...], described: int) -> Described |
     return tuple(said), addresses, low
 
 
-describe: Callable[[tuple[Tensor | None, ...], int], Described | None] = _describe
+describe: Callable[[tuple[Tensor | None, ...]], Described | None] = _describe
 """nodes.cpp has the same in C++, which functions.connect puts here."""
 
 
 def _apart(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> bool:
-    """Whether each output shares no memory with another tensor, except rows in place."""
+    """Whether each output shares no memory with another tensor, except rows in place, and none with itself."""
     extents = [
         (0, 0) if t is None or not t.numel() else (a, a + t.element_size() * (1 + _reach(t)))
         for t, a in zip(tensors, addresses, strict=True)
     ]
     for i in range(INPUTS, len(tensors)):
+        if (output := tensors[i]) is not None and layout.overlaps(output.shape, output.stride()):
+            return False
         for j, other in enumerate(tensors):
             overlap = extents[i][0] < extents[j][1] and extents[j][0] < extents[i][1]
             if i != j and overlap and not _same_rows(tensors[i], other, j):
@@ -164,6 +166,8 @@ class Problem:
         if len(heads) > 1 or 0 in heads:
             return
         (self.heads,) = heads
+        if self.heads * self.n > launch.INT32:
+            return
         folded = layout.levels(alike, self.dims, ordered=ordered or self.heads > 1)
         if folded is None:
             return

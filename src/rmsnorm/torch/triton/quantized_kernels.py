@@ -55,7 +55,7 @@ def quantized_kernel(
     """ROWS rows a program, each read once and held in registers."""
     C: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(rows.dtype) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     row = tl.minimum(row, rows - 1)  # the last tile reads its last row again
     x = read(x_ptr, row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS), cols, N, BLOCK, BYTES)
