@@ -325,6 +325,25 @@ if __name__ == "__main__":
 """
 
 
+def test_a_daemon_thread_that_computes_does_not_abort_the_process(run_python):
+    """Python ends such a thread when it asks for the interpreter's lock; before 3.14 by unwinding its stack."""
+    source = """
+import threading
+import time
+import numpy as np
+from rmsnorm.numpy import rms_norm
+x = np.ones((2560, 1024), np.float32)
+def work():
+    while True:
+        rms_norm(x)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+"""
+    for _ in range(2):
+        run_python(source)
+
+
 @pytest.mark.parametrize("source", [FORK, MULTIPROCESSING], ids=["os.fork", "multiprocessing"])
 def test_a_forked_child_computes(run_python, source):
     """After the pool was used: its threads do not live on in the child, which needs its own."""

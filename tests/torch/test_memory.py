@@ -204,6 +204,8 @@ def steps(gates):
     return made, (input, state, slab, dinput, dstate, h, after, c, c_after, dh, dc, g, b)
 
 lstm, gru = steps(4), steps(3)
+few = 256  # the packed matrix has a MiB
+wide, matrix = steps(4), torch.zeros(4 * few, few)
 
 def gated_backward(norm_first):
     return kernels.gated_backward(y, x, z, None, y, dz, None, (H,), None, 1.0, 1, norm_first, flags)
@@ -216,6 +218,8 @@ calls = {
     "LSTM step": lambda: lstm[0].forward(0, rows, 0),
     "LSTM backward": lambda: lstm[0].backward(0, rows),
     "GRU backward": lambda: gru[0].backward(0, rows),
+    "LSTM layer": lambda: wide[0].forward_layer(matrix, None, 1, rows, False),
+    "LSTM layer backward": lambda: wide[0].backward_layer(matrix, 1, False),
 }
 for call in calls.values():  # starts the threads
     assert call() is not False

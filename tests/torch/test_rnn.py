@@ -34,13 +34,14 @@ def test_equals_the_plain_loop(cell, norm, p, placement, ragged):
 
 @pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("hidden", [1, 2, 8, 16, 33, 130])
-def test_every_width(cell, hidden):
-    """Shorter than a vector, as long, and with a tail."""
+@pytest.mark.parametrize("steps", [3, 5])
+def test_every_width(cell, hidden, steps):
+    """Shorter than a vector, as long, and with a tail; each step a native call, and one call for all."""
     module = make(cell, p=0.3, hidden=hidden)
-    x = torch.randn(3, 11, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(steps, 11, 5, dtype=torch.float64, requires_grad=True)
     h0, c0 = states(module, 11)
     inputs = [t for t in (x, h0, c0, *module.parameters()) if t is not None]
-    expected = results(plain_rnn.run(module, x, [3] * 11, h0, c0), inputs)
+    expected = results(plain_rnn.run(module, x, [steps] * 11, h0, c0), inputs)
     assert_near(results(call(module, x, h0, c0), inputs), expected, 1e-10)
 
 

@@ -22,6 +22,7 @@ def library(request, monkeypatch):
     monkeypatch.setattr(products, "_mkl", mkl)
     monkeypatch.setattr(products, "_onednn", onednn)
     monkeypatch.setattr(products, "FEWEST", 1)
+    monkeypatch.setattr(products, "AT_ONCE", 0)
     monkeypatch.setattr(products, "COPIED_BYTES", 1)
     return request.param
 

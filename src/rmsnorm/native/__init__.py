@@ -65,6 +65,8 @@ FUNCTIONS = {
     "RecurrentSteps.forward": 3,
     "RecurrentSteps.prepare_backward": 6,
     "RecurrentSteps.backward": 2,
+    "RecurrentSteps.forward_layer": 5,
+    "RecurrentSteps.backward_layer": 3,
     "RecurrentSteps.sums": 1,
     "way": 1,  # *tensors
     "num_threads": 0,

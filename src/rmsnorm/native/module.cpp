@@ -1,6 +1,8 @@
 // The Python module of one instruction-set level. Its functions return True if they have done the work, and False if they
 // do not serve the arguments. They never raise because an argument is wrong: rmsnorm.spec does that.
 
+#include <cxxabi.h>
+
 #include "bindings.h"
 #include "c_api.h"
 #include "norms.h"
@@ -85,6 +87,17 @@ c_api::Api api = *rmsnorm_c_api();
 }  // namespace
 }  // namespace rmsnorm
 
+// Before 3.14, Python ends a thread that asks for its lock while the interpreter goes down, by unwinding the thread's
+// stack. Destructors do not let that pass, and the process would abort. The thread waits for the end instead, as it does
+// since 3.14.
+static void take_lock(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (const abi::__forced_unwind&) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
 NB_MODULE(RMSNORM_MODULE, m) {
   using namespace rmsnorm;
   const auto none = nb::arg().none();
@@ -101,7 +114,7 @@ NB_MODULE(RMSNORM_MODULE, m) {
   api.read_spec = read_spec_of_objects;
   m.attr("c_api") = nb::capsule(&api, c_api::CAPSULE);
   interpreter_lock = {[]() -> void* { return PyGILState_Check() ? PyEval_SaveThread() : nullptr; },
-                      [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }};
+                      [](void* state) { take_lock(static_cast<PyThreadState*>(state)); }};
   m.def("set_torch_parallel_for",
         [](uintptr_t address) { torch_parallel_for = reinterpret_cast<TorchParallelFor>(address); });
   m.def("set_exchange", [](nb::handle capsule) {

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "call.h"
 #include "python_tensors.h"
 #include "recurrent_backward.h"
 
@@ -22,6 +23,8 @@ class Steps {
   virtual void prepare_backward(nb::handle dh_after, nb::handle dinput, nb::handle dstate, nb::handle dh, nb::handle dc,
                                 bool bias_inside) = 0;
   virtual void backward(int64_t row, int64_t rows) = 0;
+  virtual void forward_layer(nb::handle weight, nb::handle added, int64_t steps, int64_t batch, bool reverse) = 0;
+  virtual void backward_layer(nb::handle weight, int64_t steps, bool reverse) = 0;
   virtual void sums(nb::handle out) = 0;
 };
 
@@ -98,7 +101,7 @@ class StepsOf : public Steps {
   void forward(int64_t row, int64_t rows, int64_t state_row) override {
     check(row, rows);
     state_.check_rows(state_row, rows, "state");
-    nb::gil_scoped_release released;
+    const MaybeReleasedGil released(work(rows));
     recurrent_step(r_, tensors_, row, rows, state_row);
   }
 
@@ -116,11 +119,34 @@ class StepsOf : public Steps {
   void backward(int64_t row, int64_t rows) override {
     if (!dh_.given) refuse("prepare_backward must be called before backward");
     check(row, rows);
-    state_.check_rows(row, rows, "state"), dh_after_.check_rows(row, rows, "dh_after");
-    dinput_.check_rows(row, rows, "dinput"), dstate_.check_rows(row, rows, "dstate");
+    check_gradients(row, rows);
     dh_.check_rows(0, rows, "dh"), dc_.check_rows(0, rows, "dc");
-    nb::gil_scoped_release released;
+    const MaybeReleasedGil released(work(rows));
     recurrent_step_backward(r_, gradients_, row, rows, dh_.rows, sums_.data());
+  }
+
+  // weight: W_hh, (G·H, H); added: (rows, G·H), or None, what is added to the products.
+  void forward_layer(nb::handle weight, nb::handle added, int64_t steps, int64_t batch, bool reverse) override {
+    const LayerRows<T> matrix = weight_of(weight), more(added, r_.width(), "added");
+    check(0, check_size(steps, batch));
+    more.check_rows(0, steps * batch, "added");
+    const bool one_state = state_.rows < steps * batch;
+    state_.check_rows(0, one_state ? batch : steps * batch, "state");
+    const MaybeReleasedGil released(work(steps * batch));
+    const PackedMatrix<C> packed(matrix.data, r_.hidden, r_.width(), 1, r_.hidden);
+    recurrent_layer(r_, tensors_, state_.data, one_state, more.data, packed, {steps, batch, reverse});
+  }
+
+  void backward_layer(nb::handle weight, int64_t steps, bool reverse) override {
+    if (!dh_.given) refuse("prepare_backward must be called before backward_layer");
+    const LayerRows<T> matrix = weight_of(weight);
+    const int64_t batch = dh_.rows, rows = check_size(steps, batch);
+    check(0, rows);
+    check_gradients(0, rows);
+    dh_.check_rows(0, batch, "dh"), dc_.check_rows(0, batch, "dc");
+    const MaybeReleasedGil released(work(rows));
+    const PackedMatrix<C> packed(matrix.data, r_.width(), r_.hidden, r_.hidden, 1);
+    recurrent_layer_backward(r_, gradients_, packed, {steps, batch, reverse}, sums_.data());
   }
 
   void sums(nb::handle out) override {
@@ -135,6 +161,21 @@ class StepsOf : public Steps {
   }
 
  private:
+  int64_t work(int64_t rows) const { return rows * r_.width() * GATE_WORK; }
+  LayerRows<T> weight_of(nb::handle h) const {
+    const LayerRows<T> matrix(h, r_.hidden, "weight");
+    if (matrix.rows != r_.width()) refuse("weight must have " + std::to_string(r_.width()) + " rows");
+    return matrix;
+  }
+  static int64_t check_size(int64_t steps, int64_t batch) {
+    int64_t rows = 0;
+    if (steps < 0 || batch < 0 || __builtin_mul_overflow(steps, batch, &rows)) refuse("steps and batch must be sizes");
+    return rows;
+  }
+  void check_gradients(int64_t row, int64_t rows) const {
+    state_.check_rows(row, rows, "state"), dh_after_.check_rows(row, rows, "dh_after");
+    dinput_.check_rows(row, rows, "dinput"), dstate_.check_rows(row, rows, "dstate");
+  }
   void check(int64_t row, int64_t rows) const {
     input_.check_rows(row, rows, "input"), gates_.check_rows(row, rows, "gates");
     h_before_.check_rows(row, rows, "h_before"), h_after_.check_rows(row, rows, "h_after");
@@ -193,6 +234,8 @@ void bind_recurrent(nb::module_& m) {
       .def("forward", &Steps::forward)
       .def("prepare_backward", &Steps::prepare_backward, none, none, none, none, none, nb::arg())
       .def("backward", &Steps::backward)
+      .def("forward_layer", &Steps::forward_layer, nb::arg(), none, nb::arg(), nb::arg(), nb::arg())
+      .def("backward_layer", &Steps::backward_layer)
       .def("sums", &Steps::sums);
   m.def("recurrent_steps", &recurrent_steps, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), none, none, none, none, none, none, none, none, none, none, none, none);

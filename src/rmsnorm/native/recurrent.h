@@ -1,11 +1,13 @@
-// One step of a normalised GRU or LSTM for the rows of a batch: norms, gates and state in one kernel. The framework
-// computes the matrix products before and after it.
+// A step of a normalised GRU or LSTM for the rows of a batch: norms, gates and state in one kernel. The framework
+// computes the matrix products between the steps. Of a small layer one call takes all steps, with products of our own
+// (packed_matrix.h).
 //
 // A cell has two sides, the input's a = W_ih x + b_ih and the state's c = W_hh h. A side's row has G·H numbers, H for
 // each of the G gates. A segment is a run of gates that share one statistic.
 #pragma once
 
 #include "batch.h"
+#include "packed_matrix.h"
 #include "parallel.h"
 #include "row_passes.h"
 #include "transcendental.h"
@@ -133,28 +135,84 @@ RMSNORM_NOINLINE void lstm_row(const Recurrence& r, const Side<T>& a, const Side
   });
 }
 
+// Rows of a thread, at least: fewer would read the packed matrix too often.
+constexpr int64_t LAYER_GRAIN = 4;
+
+constexpr int64_t GATE_WORK = 8;  // an element of a gate costs about as much as this many of a norm
+
 inline int64_t step_grain(const Recurrence& r) {
-  // An element of a gate costs about ten times an element of a norm.
-  return std::max<int64_t>(1, GRAIN / 8 / std::max<int64_t>(1, r.width()));
+  return std::max<int64_t>(1, GRAIN / GATE_WORK / std::max<int64_t>(1, r.width()));
 }
 
-// The rows [row, row + rows); in `state` they begin at state_row.
+// The rows [row, end); in `state` they begin at state_row. out_gate: H numbers, for an LSTM.
+template <class T>
+void recurrent_rows(const Recurrence& r, const LayerTensors<T>& t, int64_t row, int64_t end, int64_t state_row,
+                    compute_t<T>* out_gate) {
+  const int64_t H = r.hidden, W = r.width();
+  for (int64_t at = row; at < end; ++at, ++state_row) {
+    const Side<T> a(r, r.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
+    const Side<T> c(r, r.state, t.state + state_row * W, t.state_gain, t.state_bias);
+    T* const gates = t.gates ? t.gates + at * W : nullptr;
+    if (r.gates == 3)
+      gru_row(r, a, c, t.h_before + at * H, t.h_after + at * H, gates);
+    else
+      lstm_row(r, a, c, t.c_before + at * H, t.c_after + at * H, t.h_after + at * H, gates, t.cell_gain, out_gate);
+  }
+}
+
+// One step: the rows [row, row + rows); in `state` they begin at state_row.
 template <class T>
 void recurrent_step(const Recurrence& r, const LayerTensors<T>& t, int64_t row, int64_t rows, int64_t state_row) {
-  using C = compute_t<T>;
-  const int64_t H = r.hidden, W = r.width();
   parallel_for(r.threads, 0, rows, step_grain(r), [&](int64_t begin, int64_t end) {
-    const auto out_gate = allocate<C>(r.gates == 4 ? H : 0);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = row + i;
-      const Side<T> a(r, r.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
-      const Side<T> c(r, r.state, t.state + (state_row + i) * W, t.state_gain, t.state_bias);
-      T* const gates = t.gates ? t.gates + at * W : nullptr;
-      if (r.gates == 3)
-        gru_row(r, a, c, t.h_before + at * H, t.h_after + at * H, gates);
-      else
-        lstm_row(r, a, c, t.c_before + at * H, t.c_after + at * H, t.h_after + at * H, gates, t.cell_gain,
-                 out_gate.get());
+    const auto out_gate = allocate<compute_t<T>>(r.gates == 4 ? r.hidden : 0);
+    recurrent_rows(r, t, row + begin, row + end, state_row + begin, out_gate.get());
+  });
+}
+
+// The steps of a layer, all of `batch` rows.
+struct StepOrder {
+  int64_t steps, batch;
+  bool reverse;
+
+  int64_t first_row(int64_t step) const { return (reverse ? steps - 1 - step : step) * batch; }
+};
+
+// Rows as the products take them: themselves, or widened into a buffer.
+template <class T>
+class Widened {
+  using C = compute_t<T>;
+
+ public:
+  explicit Widened(int64_t count) : buffer_(allocate<C>(std::is_same_v<T, C> ? 0 : count)) {}
+  const C* operator()(const T* rows, int64_t count) {
+    if constexpr (std::is_same_v<T, C>) {
+      return rows;
+    } else {
+      for_each_vector<C>(0, count, [=, to = buffer_.get()](int64_t i, int lanes) RMSNORM_INLINE_LAMBDA {
+        store_n(to + i, load_n(rows + i, lanes), lanes);
+      });
+      return buffer_.get();
+    }
+  }
+
+ private:
+  Buffer<C> buffer_;
+};
+
+// All steps: state = h_before · W_hhᵀ, or added + that, and then the rest. A thread takes some rows of the batch through
+// all steps, so that threads meet once a layer. `state` has all rows, or those of one step.
+template <class T>
+void recurrent_layer(const Recurrence& r, const LayerTensors<T>& t, T* state, bool one_state, const T* added,
+                     const PackedMatrix<compute_t<T>>& weight, const StepOrder& order) {
+  const int64_t H = r.hidden, W = r.width();
+  parallel_for(r.threads, 0, order.batch, LAYER_GRAIN, [&](int64_t begin, int64_t end) {
+    const auto out_gate = allocate<compute_t<T>>(r.gates == 4 ? H : 0);
+    Widened<T> widened((end - begin) * H);
+    for (int64_t step = 0; step < order.steps; ++step) {
+      const int64_t row = order.first_row(step) + begin, state_row = one_state ? begin : row;
+      weight.multiply(end - begin, widened(t.h_before + row * H, (end - begin) * H), H,
+                      added ? added + row * W : nullptr, state + state_row * W);
+      recurrent_rows(r, t, row, row + end - begin, state_row, out_gate.get());
     }
   });
 }

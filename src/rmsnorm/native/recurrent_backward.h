@@ -130,39 +130,77 @@ RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const LayerTensors<
 inline int64_t rows_of_task(int64_t batch) { return std::max(STEP_LEAF_ROWS, (batch + STEP_TASKS - 1) / STEP_TASKS); }
 inline int64_t tasks_of(int64_t batch) { return (batch + rows_of_task(batch) - 1) / rows_of_task(batch); }
 
-// The rows [row, row + rows). Adds to sums, (tasks_of(batch), count_of_sums(r)).
+// The backward pass of rows of one step, in working buffers of its own.
+template <class T>
+class BackwardRows {
+  using C = compute_t<T>;
+
+ public:
+  BackwardRows(const Recurrence& r, const LayerGradients<T>& g)
+      : r_(r), g_(g), memory_(allocate<C>(2 * r.width() + 2 * r.hidden + count_of_sums(r))) {}
+
+  // The rows [begin, end) of the step whose first row is `row`. Adds to total, count_of_sums(r) numbers.
+  void operator()(int64_t row, int64_t begin, int64_t end, double* total) const {
+    const int64_t count = count_of_sums(r_);
+    C* const leaf = memory_.get() + 2 * r_.width() + 2 * r_.hidden;
+    for (; begin < end; begin += STEP_LEAF_ROWS) {
+      std::fill(leaf, leaf + count, C(0));
+      for (int64_t i = begin; i < std::min(end, begin + STEP_LEAF_ROWS); ++i) add_row(row, i, leaf);
+      for (int64_t i = 0; i < count; ++i) total[i] += double(leaf[i]);
+    }
+  }
+
+ private:
+  void add_row(int64_t row, int64_t i, C* leaf) const {
+    const auto& t = g_.forward;
+    const int64_t H = r_.hidden, W = r_.width(), at = row + i;
+    C *const d_input = memory_.get(), *const d_state = d_input + W, *const buffer = d_state + W;
+    const ParameterSums<C> to(leaf, W);
+    const Side<T> a(r_, r_.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
+    const Side<T> c(r_, r_.state, t.state + at * W, t.state_gain, t.state_bias);
+    const T* const dh_after = g_.dh_after ? g_.dh_after + at * H : nullptr;
+    if (r_.gates == 3)
+      gru_row_backward(r_, c, t.gates + at * W, t.h_before + at * H, dh_after, g_.dh + i * H, d_input, d_state);
+    else
+      lstm_row_backward(r_, t, at, dh_after, g_.dh + i * H, g_.dc + i * H, d_input, to.cell_gain, buffer);
+    const C* const d_of_state = r_.gates == 3 ? d_state : d_input;
+    if (a.row)
+      side_backward(r_, r_.input, a, d_input, g_.dinput + at * W, to.input_gain, to.input_bias, g_.bias_inside);
+    side_backward(r_, r_.state, c, d_of_state, g_.dstate + at * W, to.state_gain, to.state_bias, false);
+  }
+
+  const Recurrence& r_;
+  const LayerGradients<T>& g_;
+  Buffer<C> memory_;
+};
+
+// One step: the rows [row, row + rows). Adds to sums, (tasks_of(batch), count_of_sums(r)).
 template <class T>
 void recurrent_step_backward(const Recurrence& r, const LayerGradients<T>& g, int64_t row, int64_t rows, int64_t batch,
                              double* sums) {
-  using C = compute_t<T>;
-  const int64_t H = r.hidden, W = r.width(), task_rows = rows_of_task(batch), count = count_of_sums(r);
-  const auto& t = g.forward;
-  const int64_t grain = std::max<int64_t>(1, step_grain(r) / task_rows);
+  const int64_t task_rows = rows_of_task(batch), grain = std::max<int64_t>(1, step_grain(r) / task_rows);
   parallel_for(r.threads, 0, (rows + task_rows - 1) / task_rows, grain, [&](int64_t first, int64_t last) {
-    const auto memory = allocate<C>(2 * W + 2 * H + count);
-    C *const d_input = memory.get(), *const d_state = d_input + W;
-    C *const buffer = d_state + W, *const leaf = buffer + 2 * H;
-    const ParameterSums<C> to(leaf, W);
+    const BackwardRows<T> backward(r, g);
+    for (int64_t task = first; task < last; ++task)
+      backward(row, task * task_rows, std::min(rows, (task + 1) * task_rows), sums + task * count_of_sums(r));
+  });
+}
+
+// All steps, from the last: after each, dh += dstate · W_hh. A task takes its rows of the batch through all steps.
+template <class T>
+void recurrent_layer_backward(const Recurrence& r, const LayerGradients<T>& g, const PackedMatrix<compute_t<T>>& weight,
+                              const StepOrder& order, double* sums) {
+  const int64_t H = r.hidden, W = r.width(), task_rows = rows_of_task(order.batch);
+  parallel_for(r.threads, 0, tasks_of(order.batch), 1, [&](int64_t first, int64_t last) {
+    const BackwardRows<T> backward(r, g);
+    Widened<T> widened(task_rows * W);
     for (int64_t task = first; task < last; ++task) {
-      const int64_t end = std::min(rows, (task + 1) * task_rows);
-      for (int64_t begin = task * task_rows; begin < end; begin += STEP_LEAF_ROWS) {
-        std::fill(leaf, leaf + count, C(0));
-        for (int64_t i = begin; i < std::min(end, begin + STEP_LEAF_ROWS); ++i) {
-          const int64_t at = row + i;
-          const Side<T> a(r, r.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
-          const Side<T> c(r, r.state, t.state + at * W, t.state_gain, t.state_bias);
-          const T* const dh_after = g.dh_after ? g.dh_after + at * H : nullptr;
-          if (r.gates == 3)
-            gru_row_backward(r, c, t.gates + at * W, t.h_before + at * H, dh_after, g.dh + i * H, d_input, d_state);
-          else
-            lstm_row_backward(r, t, at, dh_after, g.dh + i * H, g.dc + i * H, d_input, to.cell_gain, buffer);
-          const C* const d_of_state = r.gates == 3 ? d_state : d_input;
-          if (a.row)
-            side_backward(r, r.input, a, d_input, g.dinput + at * W, to.input_gain, to.input_bias, g.bias_inside);
-          side_backward(r, r.state, c, d_of_state, g.dstate + at * W, to.state_gain, to.state_bias, false);
-        }
-        double* const total = sums + task * count;
-        for (int64_t i = 0; i < count; ++i) total[i] += double(leaf[i]);
+      const int64_t begin = task * task_rows, end = std::min(order.batch, begin + task_rows);
+      for (int64_t step = order.steps - 1; step >= 0; --step) {
+        const int64_t row = order.first_row(step);
+        backward(row, begin, end, sums + task * count_of_sums(r));
+        T* const dh = g.dh + begin * H;
+        weight.multiply(end - begin, widened(g.dstate + (row + begin) * W, (end - begin) * W), W, dh, dh);
       }
     }
   });

@@ -2,7 +2,7 @@
 
 The product of the input is taken before the loop, and the products that give gradients of weights after it: one over
 all steps instead of one a step. The native kernel of a step does the rest: both sides' norms, the gates and the new
-state.
+state. Of a small layer one native call takes all steps, products included.
 """
 
 from itertools import accumulate
@@ -14,7 +14,7 @@ from torch import Tensor
 from rmsnorm import native
 from rmsnorm.torch import bindings
 from rmsnorm.torch.norm.composite import compute_dtype
-from rmsnorm.torch.rnn.products import product, step_product
+from rmsnorm.torch.rnn.products import in_one_call, product, step_product
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec
 
 
@@ -44,6 +44,12 @@ def _order(
     views = zip(*(slab.split(sizes) for slab in slabs), strict=True)
     steps = list(zip(accumulate(sizes, initial=0), sizes, views, strict=False))
     return steps[::-1] if reverse else steps
+
+
+def _at_once(weight_hh: Tensor, rows: int, batch: int, batch_sizes: tuple[int, ...] | None) -> int:
+    """How many steps a layer has if one native call takes all of them; 0 if each is a call, between products."""
+    steps = rows // batch if rows and batch_sizes is None else 0
+    return steps if in_one_call(weight_hh, steps) else 0
 
 
 def _before_and_after(all_: Tensor, rows: int, batch: int, uniform: bool, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -127,7 +133,11 @@ def forward(
     h_all, h_before, h_after = states(h0)
     c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
     steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
-    order = _order(rows, batch, batch_sizes, reverse, h_before, state if save else h_before)
+    at_once = _at_once(weight_hh, rows, batch, batch_sizes)
+    if at_once:
+        added, matrix = input if where.joint else None, weight_hh.detach().contiguous()
+        steps.forward_layer(bindings.handle(matrix), bindings.handle(added), at_once, batch, reverse)
+    order = [] if at_once else _order(rows, batch, batch_sizes, reverse, h_before, state if save else h_before)
     from_state = step_product(weight_hh.detach(), batch, len(order))
     # If lengths differ, rows whose sequence has ended keep their state: (before, after, current) of h and of c.
     running: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -152,7 +162,7 @@ def forward(
             return x.new_empty(0)
         if running:
             return running[at][2]
-        return (after[order[-1][0] :][:batch] if order else start).clone()
+        return ((after[:batch] if reverse else after[rows - batch :]) if rows else start).clone()
 
     if not uniform and save:
         h_all = h_before
@@ -194,7 +204,10 @@ def backward(
     dout = None if dout is None else dout.contiguous()
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
     steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
-    order = _order(rows, batch, batch_sizes, reverse, dstate)
+    at_once = _at_once(parameters.weight_hh, rows, batch, batch_sizes)
+    if at_once:
+        steps.backward_layer(bindings.handle(parameters.weight_hh.detach().contiguous()), at_once, reverse)
+    order = [] if at_once else _order(rows, batch, batch_sizes, reverse, dstate)
     through = step_product(parameters.weight_hh.detach().t(), batch, len(order))
     for row, count, (of_dstate,) in reversed(order):
         steps.backward(row, count)

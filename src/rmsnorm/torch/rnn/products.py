@@ -1,5 +1,7 @@
 """The products of a layer: all rows with one matrix, and the rows of each step with a matrix that stays the same.
 
+Small layers take the latter in native code (AT_ONCE); what follows is about the others.
+
 On AMD's processors MKL is slow, and oneDNN, which torch has too, is not. Milliseconds of one thread of
 an AMD EPYC (Zen 4), MKL's product and oneDNN's: 1920 rows, 512 → 2048: 44 and 39; a step of 64 rows: 1.8 and 1.4; a
 step of 4 rows: 0.21 and 0.10; a step of 128 rows, 1024 → 4096: 14.8 and 10.6.
@@ -36,6 +38,13 @@ _mkl = torch.backends.mkl.is_available() and not _is_amd() and hasattr(torch.ops
 _onednn = torch.backends.mkl.is_available() and _is_amd() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+AT_ONCE = 1 << 18
+"""The most elements of a layer whose steps are one native call, with products of its own: no library's calls and packing
+delay them, and threads meet once a layer. (30 steps of 16 rows, 256 → 1024, is the largest.)"""
+FEWEST_AT_ONCE = 4
+"""Steps that repay the packing."""
+
+
 class StepProduct(NamedTuple):
     """x weightᵀ of the rows x of a step: functions of (x, out)."""
 
@@ -50,6 +59,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _onednn and x.dtype == torch.float32 and weight.numel() >= FEWEST and x.shape[0] > 1:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def in_one_call(weight: Tensor, steps: int) -> bool:
+    """Whether a layer with this matrix of the state takes all its steps in one native call."""
+    return steps >= FEWEST_AT_ONCE and weight.numel() <= AT_ONCE
 
 
 def step_product(weight: Tensor, rows: int, steps: int) -> StepProduct:
