@@ -240,3 +240,15 @@ def test_without_jit():
     close(each, reference.rms_norm(x, g, eps=EPS))
     for a, b in zip(found, reference.rms_norm_vjp(dy, x, g, eps=EPS), strict=False):
         close(a, b)
+
+
+@pytest.mark.parametrize("under", [lambda f: f, jax.jit, jax.vmap, lambda f: jax.grad(lambda x: f(x).sum())])
+def test_a_search_for_nan_names_the_norm(under):
+    """It runs a jitted function once more, operation by operation; a norm is one, and was run again and again."""
+    jax.config.update("jax_debug_nans", True)
+    try:
+        with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in rmsnorm_norm"):
+            under(rj.rms_norm)(jnp.array([[jnp.inf, 1.0]]))
+        assert np.isfinite(under(rj.rms_norm)(jnp.array([[3.0, 1.0]]))).all()
+    finally:
+        jax.config.update("jax_debug_nans", False)

@@ -29,7 +29,14 @@ def _primitive(name: str, evaluate: Any, abstract: Any, lowering: Any = None) ->
     primitive = Primitive(f"rmsnorm_{name}")
     primitive.multiple_results = True
     static = ("names", "norm", "sums", "wants")
-    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def one_operation(*arrays: Any, **params: Any) -> Any:
+        return primitive.bind(*arrays, **params)
+
+    one_operation.__qualname__ = primitive.name
+    # jax_debug_nans takes a jitted function that has made a NaN apart. This mark ends that with an error that names it.
+    one_operation._apply_primitive = True  # type: ignore[attr-defined]
+    compiled = jax.jit(one_operation, static_argnames=static)
 
     def impl(*arrays: Any, **params: Any) -> Any:
         with jax.disable_jit(False):  # a primitive is one operation where jit is off, too
