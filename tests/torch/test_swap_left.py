@@ -172,6 +172,28 @@ def test_left(module, why, request):
     assert re.search(why, row.why), row.why
 
 
+class Same(nn.Module):
+    def forward(self, weight):
+        return weight * 1
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_torchs_norms_are_listed_whatever_hangs_on_them(norm):
+    """One with a module inside was taken for a block, and had no row."""
+    plain, parametrized, with_module = norm(24), norm(24), norm(24)
+    nn.utils.parametrize.register_parametrization(parametrized, "weight", Same())
+    with_module.other = nn.Linear(2, 2)
+    model = nn.Sequential(plain, parametrized, with_module)
+    swapped = swap_norms(model)
+    why = {row.name: row.why for row in swapped.rows if row.convention is None}
+    swapped.restore()
+    assert why == {"1": "its parameters are parametrized; swap before that is done", "2": "it has modules of its own"}
+    swap_norms(model)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Same())
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(model[0](x), norm(24)(x))
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -194,5 +194,5 @@ def _is_torchs_other(module: nn.Module) -> bool:
 
 
 def _contains_others(module: nn.Module) -> bool:
-    """A block, whose parts are looked at themselves."""
-    return next(module.children(), None) is not None
+    """A block, whose parts are looked at themselves. torch's two norms are none, whatever has been hung on them."""
+    return not isinstance(module, nn.RMSNorm | nn.LayerNorm) and next(module.children(), None) is not None

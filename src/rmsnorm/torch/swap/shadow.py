@@ -42,6 +42,10 @@ def check_structure(module: nn.Module) -> None:
         raise Left("it is compiled by torch.jit")
     if "forward" in vars(module):
         raise Left("its forward was replaced on the instance; swap before that is done")
+    if nn.utils.parametrize.is_parametrized(module):
+        raise Left("its parameters are parametrized; swap before that is done")
+    if next(module.children(), None) is not None:
+        raise Left("it has modules of its own")
     if any(b is not None for b in module._buffers.values()):
         raise Left("it has buffers")
     reached = _reached(_attributes(module), without=module)
