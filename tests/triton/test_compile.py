@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -22,9 +21,8 @@ import kernel_variants
 from compile_kernels import BF16
 from kernel_variants import Variant
 from rmsnorm.torch.triton import choices, launch
+from tritons import OLDEST, ROOT
 
-ROOT = Path(__file__).parents[2]
-OLDEST = {"3.6.0": ROOT / "build" / "triton-3.6.0"}
 PARTS = 4  # a process of another Triton takes 3 s to start; a share is what a worker may wait for at the end
 
 
