@@ -17,7 +17,7 @@ from rmsnorm.torch.norm import eager
 from rmsnorm.torch.triton import choices, gated, launch, plans, quantized
 
 MOST = 64
-STREAM, FUNCTION, DEVICE = 0x5150, 0x123456789ABCD0, 0
+STREAM, DEVICE = 0x5150, 0
 BF16 = torch.bfloat16
 
 
@@ -32,6 +32,8 @@ class Recorded(ctypes.Structure):
         ("function", ctypes.c_ulonglong),
         ("stream", ctypes.c_ulonglong),
         ("launches", ctypes.c_int),
+        ("name", ctypes.c_char * 256),
+        ("handle", ctypes.c_ulonglong),
     )
 
 
@@ -52,6 +54,8 @@ def checked(real, recorded: Recorded, launched: list[str]):
         compiled = triton.compile(source, target=target, options=launch.options(choice, constants, target))
         sizes = parameter_sizes(source, compiled.asm["ptx"])
         run = real(kernel, pointers, wide, constants, choice, DEVICE)
+        assert recorded.name.decode() == kernel.__name__
+        handle = recorded.handle
 
         def go(x, y, tensors, addresses, integers):
             recorded.count, before = len(sizes), recorded.launches
@@ -63,7 +67,7 @@ def checked(real, recorded: Recorded, launched: list[str]):
             assert list(recorded.grid) == [x, y, 1]
             assert recorded.threads == target.warp_size * choice.warps
             assert recorded.shared == compiled.metadata.shared
-            assert (recorded.stream, recorded.function) == (STREAM, FUNCTION)
+            assert (recorded.stream, recorded.function) == (STREAM, handle)
             launched.append(kernel.__name__)
 
         return go

@@ -223,14 +223,29 @@ def test_python_kernels_get_what_the_native_ones_do():
     first, second, third = seen["forward"]
     assert all(a is b for a, b in zip(first[:6], (x, residual, weight, None, normed, total), strict=True))
     flags = native_codes.FRESH | native_codes.ZERO_CENTERED | bindings.FLAGS
-    assert first[6:] == (0, [37], 1e-3, 0.25, flags)
-    assert second[6:] == (1, 37, 1e-5, 1.0, bindings.FLAGS | native_codes.FRESH)
+    assert first[6:] == (0, (37,), 1e-3, 0.25, flags)
+    assert second[6:] == (1, (37,), 1e-5, 1.0, bindings.FLAGS | native_codes.FRESH)
     assert third[-1] == bindings.FLAGS
     (dy, plus, of, gain, dx, dweight, dbias, *how), other = seen["backward"]
     assert all(map(torch.equal, (dy, plus, of, gain), (normed, total, total, weight)))
     assert (dx.shape, dweight.shape, dbias) == (x.shape, weight.shape, None)
     assert how == [0, (37,), 1e-3, 0.25, flags & ~native_codes.FRESH]
     assert [t is not None for t in other[4:7]] == [False, False, True]
+
+
+def test_python_kernels_get_numbers_whatever_they_came_in():
+    """Plans are kept by them: a tensor may hold another number at the next call."""
+    seen = []
+    x, eps, p = torch.randn(3, 37), torch.tensor(1e-3), torch.tensor(0.25)
+    with python_kernels(norm=lambda *args: seen.append(args[8:10]) or True):
+        usual(x, eps=eps, p=p)
+        eps.fill_(2.0)
+        usual(x, eps=eps, p=1)
+        usual(x, eps=None)
+    # None is the machine epsilon of the computation dtype.
+    assert [tuple(map(type, how)) for how in seen] == [(float, float)] * 3
+    expected = [(float(torch.tensor(1e-3)), 0.25), (2.0, 1.0), (torch.finfo(torch.float32).eps, 1.0)]
+    assert seen == expected
 
 
 def test_python_kernels_that_decline_or_fail():
@@ -264,6 +279,13 @@ def test_calls_are_told_apart_as_in_python():
         kinds.setdefault(said, set()).add(in_cpp[0])
     assert all(len(found) == 1 for found in kinds.values())
     assert len(set().union(*kinds.values())) == len(kinds) > 1000
+
+
+def test_tensors_without_a_storage_are_not_described():
+    plans = pytest.importorskip("rmsnorm.torch.triton.plans", reason="Triton is not installed")
+    sparse = torch.eye(3).to_sparse()
+    assert nodes.describe((torch.ones(1), sparse)) is None
+    assert plans._describe((torch.ones(1), sparse)) is None
 
 
 @pytest.mark.parametrize("offset", [0, 8])

@@ -7,6 +7,7 @@ import torch
 
 from recurrent_cases import MODULES, assert_near, call, make, results, states
 from rmsnorm import native
+from rmsnorm.torch import bindings
 from rmsnorm.torch.rnn import eager, products
 from rmsnorm.torch.rnn.spec import PLACEMENTS
 
@@ -67,10 +68,12 @@ def test_threads_change_nothing(cell):
     h0, c0 = states(module, 75, torch.float32)
     inputs = [t for t in (x, h0, c0, *module.parameters()) if t is not None]
     threads, found = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(results(call(module, x, h0, c0), inputs))
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(results(call(module, x, h0, c0), inputs))
+    finally:
+        torch.set_num_threads(threads)
     one, *others = found
     names = ["out", "h_n", "c_n"][: 3 if c0 is not None else 2] + ["x", "h0", "c0"][: 3 if c0 is not None else 2]
     names += [name for name, _ in module.named_parameters()]
@@ -83,10 +86,12 @@ def test_threads_change_nothing(cell):
 
 
 def test_which_layers_take_all_steps_at_once(monkeypatch):
-    """Not those of few steps, of ragged batches or with a large matrix."""
-    assert products.in_one_call(torch.empty(1024, 256), 4)
-    assert not products.in_one_call(torch.empty(1024, 256), 3)
-    assert not products.in_one_call(torch.empty(1028, 257), 400)
+    """Not those of few steps, of ragged batches or with a large matrix; nor in bfloat16 those of large products."""
+    assert products.in_one_call(torch.empty(1024, 256), 500, 4)
+    assert not products.in_one_call(torch.empty(1024, 256), 1, 3)
+    assert not products.in_one_call(torch.empty(1028, 257), 1, 400)
+    assert products.in_one_call(torch.empty(1024, 256, dtype=torch.bfloat16), 16, 4)
+    assert not products.in_one_call(torch.empty(1024, 256, dtype=torch.bfloat16), 17, 4)
     module, x = make("GRU"), torch.randn(6, 3, 5, dtype=torch.float64)
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 4, 1])
     for given, steps in ((x, [6]), (x[:3], []), (x[:0], []), (x[:, :0], []), (packed, [])):
@@ -94,8 +99,12 @@ def test_which_layers_take_all_steps_at_once(monkeypatch):
         assert counted == steps
 
 
-def test_a_replaced_weight_need_not_be_contiguous(monkeypatch):
-    module = make("LSTM")
+@pytest.mark.parametrize("exchanges", [True, False], ids=["as they are", "as addresses"])
+def test_a_replaced_weight_need_not_be_contiguous(exchanges, monkeypatch):
+    """An older torch hands addresses over: the copy must live as long as the call."""
+    if not exchanges:
+        monkeypatch.setattr(bindings, "exchanges", False)
+    module = make("LSTM", hidden=200)
     module.weight_hh_l0 = torch.nn.Parameter(module.weight_hh_l0.detach().t().contiguous().t())
     assert not module.weight_hh_l0.is_contiguous()
     x = torch.randn(5, 3, 5, dtype=torch.float64, requires_grad=True)

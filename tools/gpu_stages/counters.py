@@ -2,9 +2,7 @@
 
 import csv
 import io
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +27,8 @@ COUNTED = ((4096,), (1024, 16384, 131072))  # the lengths of a process: the most
 KERNELS = "regex:^(forward|backward|finish|rows|columns|head|stream)"  # torch's have other names
 SECONDS = 25  # for a process, of which importing torch takes some
 PROGRAM = """
+import ctypes
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: it ends with ncu, which alone is killed at the time limit
 from rmsnorm_lab.bench import runner
 from rmsnorm_lab.bench.cases import Case
 from rmsnorm_lab.bench.torch_providers import Ours
@@ -53,19 +53,11 @@ def _counted(setting: Setting, counted: Sequence[Case]) -> dict[str, Any]:
     fields = [(case.op, case.direction, case.dtype, max(1, case.rows // 2), case.n) for case in counted]
     command = [ncu, "--csv", "--clock-control", "none", "--kernel-name", KERNELS]
     command += ["--metrics", ",".join(METRICS), sys.executable, "-c", PROGRAM.format(cases=fields)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        said, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the program that is counted, too: it would be on the device for longer
-        process.wait()
-        raise
-    lines = [line for line in said.splitlines() if line.startswith('"')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
     rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
     if not rows:
-        return {"error": said[-500:]}
+        return {"error": (done.stdout + done.stderr)[-500:]}
     kernels: dict[str, dict[str, str]] = {}
     for row in rows:
         own = kernels.setdefault(f"{row['ID']} {row['Kernel Name']}", {})

@@ -1,13 +1,15 @@
 // The Python module of one instruction-set level. Its functions return True if they have done the work, and False if they
 // do not serve the arguments. They never raise because an argument is wrong: rmsnorm.spec does that.
 
-#include <cxxabi.h>
-
 #include "bindings.h"
 #include "c_api.h"
 #include "norms.h"
 #include "python_spec.h"
 #include "way.h"
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
 
 #ifndef RMSNORM_MODULE
 #error "RMSNORM_MODULE names the module; CMakeLists.txt sets it"
@@ -91,11 +93,15 @@ c_api::Api api = *rmsnorm_c_api();
 // stack. Destructors do not let that pass, and the process would abort. The thread waits for the end instead, as it does
 // since 3.14.
 static void take_lock(PyThreadState* state) {
+#if defined(__GLIBCXX__)
   try {
     PyEval_RestoreThread(state);
   } catch (const abi::__forced_unwind&) {
     for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
   }
+#else  // libc++ has no name for such an unwinding
+  PyEval_RestoreThread(state);
+#endif
 }
 
 NB_MODULE(RMSNORM_MODULE, m) {

@@ -55,6 +55,13 @@ pybind11::object wrapped(const Tensor& t) {  // None for an undefined tensor
   throw error;
 }
 
+// The last dimensions of x.
+pybind11::tuple extents_of(const Tensor& x, int dims) {
+  pybind11::tuple shape(dims);
+  for (int i = 0; i < dims; ++i) shape[i] = x.size(x.dim() - dims + i);
+  return shape;
+}
+
 // Whether the kernel has served these arguments.
 template <class... A>
 bool serves(PyObject* kernel, const A&... arguments) {
@@ -143,11 +150,9 @@ struct Node : torch::autograd::Function<Node> {
                                const Tensor& weight, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
     pybind11::gil_scoped_acquire lock;
     const auto& spec = call.spec;
-    pybind11::tuple shape(spec.dims);
-    for (int i = 0; i < spec.dims; ++i) shape[i] = x.size(x.dim() - spec.dims + i);
     return serves(python_kernels(x).norm_backward, wrapped(dy), wrapped(plus), wrapped(x), wrapped(weight), wrapped(dx),
-                  wrapped(dweight), wrapped(dbias), pybind11::int_(int(spec.kind)), shape, pybind11::float_(spec.eps),
-                  pybind11::float_(call.p), pybind11::int_(spec.flags));
+                  wrapped(dweight), wrapped(dbias), pybind11::int_(int(spec.kind)), extents_of(x, spec.dims),
+                  pybind11::float_(spec.eps), pybind11::float_(call.p), pybind11::int_(spec.flags));
   }
 
   static void in_python(const Call& call, const Tensor& dy, const Tensor& plus, const variable_list& saved,
@@ -229,9 +234,11 @@ variable_list run(const char* name, Call& call, PyObject* shape, PyObject* eps, 
   const Tensor& y = outputs.made[0];
   const Tensor sum = residual ? outputs.made[1] : Tensor();
   if (PyObject* const kernel = python_kernels(input).norm) {
+    const auto& spec = call.spec;  // the numbers that were read, whatever objects they came in
     if (!serves(kernel, wrapped(input), wrapped(or_undefined(residual)), wrapped(or_undefined(weight)),
-                wrapped(or_undefined(bias)), wrapped(y), wrapped(sum), pybind11::int_(int(call.spec.kind)), shape, eps,
-                p, pybind11::int_(call.spec.flags)))
+                wrapped(or_undefined(bias)), wrapped(y), wrapped(sum), pybind11::int_(int(spec.kind)),
+                extents_of(input, spec.dims), pybind11::float_(spec.eps), pybind11::float_(call.p),
+                pybind11::int_(spec.flags)))
       return {};
   } else if (!kernels->forward(call.spec, x, w.get(), b.get(), Described(y), r.get(), Described(sum).get())) {
     return {};
@@ -317,7 +324,7 @@ PyObject* describe(PyObject*, PyObject* tensors) {
     PyObject* const o = PyTuple_GET_ITEM(tensors, i);
     TORCH_CHECK_TYPE(o == Py_None || THPVariable_Check(o), "describe takes a tuple of tensors and None");
     const Tensor& t = o == Py_None ? or_undefined({}) : THPVariable_Unpack(o);
-    if (t.defined() && !t.storage().data() && t.numel()) Py_RETURN_NONE;  // freed
+    if (t.defined() && (!t.has_storage() || (!t.storage().data() && t.numel()))) Py_RETURN_NONE;
     const auto address = t.defined() ? reinterpret_cast<uintptr_t>(t.data_ptr()) : 0;
     addresses[i] = address;
     bits |= address;

@@ -49,7 +49,7 @@ def _order(
 def _at_once(weight_hh: Tensor, rows: int, batch: int, batch_sizes: tuple[int, ...] | None) -> int:
     """How many steps a layer has if one native call takes all of them; 0 if each is a call, between products."""
     steps = rows // batch if rows and batch_sizes is None else 0
-    return steps if in_one_call(weight_hh, steps) else 0
+    return steps if in_one_call(weight_hh, batch, steps) else 0
 
 
 def _before_and_after(all_: Tensor, rows: int, batch: int, uniform: bool, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,8 @@ def backward(
     steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
     at_once = _at_once(parameters.weight_hh, rows, batch, batch_sizes)
     if at_once:
-        steps.backward_layer(bindings.handle(parameters.weight_hh.detach().contiguous()), at_once, reverse)
+        matrix = parameters.weight_hh.detach().contiguous()  # it lives as long as the call: a handle may be an address
+        steps.backward_layer(bindings.handle(matrix), at_once, reverse)
     order = [] if at_once else _order(rows, batch, batch_sizes, reverse, dstate)
     through = step_product(parameters.weight_hh.detach().t(), batch, len(order))
     for row, count, (of_dstate,) in reversed(order):

@@ -70,11 +70,14 @@ Described = tuple[Any, Sequence[int], int]
 
 
 def _describe(tensors: tuple[Tensor | None, ...]) -> Described | None:
-    """What a plan depends on; the tensors' addresses; the bits that any of these has set. None: memory was freed."""
+    """What a plan depends on; the tensors' addresses; the bits that any of these has set. None: one has no memory."""
     said: list[Any] = []
     addresses, low = [], 0
     for t in tensors:
-        address = 0 if t is None else t.data_ptr()
+        try:
+            address = 0 if t is None else t.data_ptr()
+        except RuntimeError:  # sparse, or of another library's layout
+            return None
         addresses.append(address)
         low |= address
         if t is None:
