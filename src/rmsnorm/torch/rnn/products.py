@@ -66,7 +66,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def in_one_call(weight: Tensor, rows: int, steps: int) -> bool:
-    """Whether a layer with this matrix of the state takes all its steps, of so many rows, in one native call."""
+    """Whether a layer with this matrix of the state takes all its steps in one native call; ``rows``: of a step."""
     if weight.dtype == torch.bfloat16 and weight.numel() * rows > AT_ONCE_BFLOAT16:
         return False
     return steps >= FEWEST_AT_ONCE and weight.numel() <= AT_ONCE
