@@ -47,7 +47,7 @@ def check(device: torch.device | None) -> None:
 
 
 def connect(nodes: ModuleType) -> None:
-    """The C++ calls of nodes.cpp serve CUDA tensors by these kernels from now on: 39 µs instead of 52 for forward and
+    """The C++ calls of nodes.cpp serve CUDA tensors by these kernels from now on: 41 µs instead of 54 for forward and
     backward, without the launches."""
     nodes.serve("cuda", norm, norm_backward)
     plans.describe = nodes.describe
