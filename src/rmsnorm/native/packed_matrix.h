@@ -1,7 +1,6 @@
 // The product of a few rows with a matrix that stays the same for many steps, and is packed once for all of them.
 //
-// A library's product of a small matrix costs more in calls and packing than in arithmetic: 16 rows, 64 → 256, are 5 µs
-// of arithmetic on one core (AVX-512), and torch.mm takes 12.
+// A library's product of a small matrix costs more in calls and packing than in arithmetic.
 #pragma once
 
 #include "batch.h"
