@@ -96,6 +96,11 @@ def test_conformance(case, interpreted):
     interpreted(of_case(case), checks.conformance, case)
 
 
+@pytest.mark.parametrize("case", SMALL[2::16], ids=str)
+def test_conformance_without_the_calls_in_cpp(case, interpreted):
+    interpreted(of_case(case), checks.conformance_without_cpp, case)
+
+
 @pytest.mark.parametrize("case", LOOPED, ids=str)
 def test_rows_that_are_looped_and_sums_of_several_leaves(case, interpreted):
     interpreted(of_case(case), checks.looped_conformance, case)
