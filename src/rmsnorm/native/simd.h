@@ -83,10 +83,21 @@ RMSNORM_INLINE Vec<float> promote(HalfU16 h, bf16) {
 #endif
 }
 
+// bits + 0x7fff + the last bit that is kept: the upper 16 bits are those of the nearest bfloat16, ties to even.
+RMSNORM_INLINE VecU32 round_upper_half(VecU32 bits) {
+#if defined(RMSNORM_AVX512)
+  // m + 1 = −~m with m = (bits >> 16 & 1) | 0x7ffe: three instructions, where GCC 12 takes four.
+  constexpr int NOT_A_AND_B_OR_C = 0x15;
+  const __m512i one = _mm512_set1_epi32(1), rest = _mm512_set1_epi32(0x7ffe);
+  return bits - (VecU32)_mm512_ternarylogic_epi32((__m512i)(bits >> 16), one, rest, NOT_A_AND_B_OR_C);
+#else
+  return bits + (((bits >> 16) & 1u) + 0x7fffu);
+#endif
+}
+
 RMSNORM_INLINE HalfU16 demote_to(Vec<float> v, bf16) {
   const VecU32 bits = (VecU32)v;
-  const VecU32 rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
-  const VecU32 chosen = (v == v ? rounded : (bits | 0x400000u)) >> 16;
+  const VecU32 chosen = (v == v ? round_upper_half(bits) : (bits | 0x400000u)) >> 16;
 #if defined(RMSNORM_AVX512)
   return (HalfU16)_mm512_cvtepi32_epi16((__m512i)chosen);
 #elif defined(RMSNORM_AVX2)
@@ -109,8 +120,7 @@ RMSNORM_INLINE Vec<float> promote_odd(VecU32 pairs) { return (Vec<float>)(pairs 
 // The inverse, rounded. The lower 16 bits of a NaN must be 0, or rounding could carry into its sign; they are 0 in NaNs
 // that come from bfloat16 numbers or from arithmetic.
 RMSNORM_INLINE VecU32 demote_even_odd(Vec<float> even, Vec<float> odd) {
-  const auto rounded = [](VecU32 bits) RMSNORM_INLINE_LAMBDA { return bits + (((bits >> 16) & 1u) + 0x7fffu); };
-  return (rounded((VecU32)even) >> 16) | (rounded((VecU32)odd) & 0xffff0000u);
+  return (round_upper_half((VecU32)even) >> 16) | (round_upper_half((VecU32)odd) & 0xffff0000u);
 }
 
 // The even, or the odd, elements of two neighbouring vectors.
