@@ -74,8 +74,10 @@ template <class Norm, class T, class D>
 void backward_typed(const Call& call, const View& dy, const View* dx, const View* plus, const View* dweight,
                     const View* dbias) {
   const int64_t n = call.problem.spec.n, columns = call.problem.heads * n;
-  if (dx) prepare_fresh(*dx);
-  MaybeReleasedGil released(call.problem.rows * n);
+  Problem problem = call.problem;
+  problem.spec.flags |= FRESH;  // whoever calls makes dx for it
+  if (dx && prepare_fresh(*dx)) problem.spec.flags &= ~FRESH;
+  MaybeReleasedGil released(problem.rows * n);
   constexpr bool paired = PAIRED<T> && PAIRED<D>;
   Parameters<compute_t<T>> parameters(call, paired);
   const auto sums = allocate<double>(2 * columns);
@@ -88,7 +90,7 @@ void backward_typed(const Call& call, const View& dy, const View* dx, const View
   tensors.affine.bias = nullptr;
   tensors.dweight = dweight ? sums.get() : nullptr;
   tensors.dbias = dbias ? sums.get() + columns : nullptr;
-  backward_tensor<Norm>(call.problem, tensors);
+  backward_tensor<Norm>(problem, tensors);
   if (dweight) write_sums(*dweight, tensors.dweight, n, paired);
   if (dbias) write_sums(*dbias, tensors.dbias, n, paired);
 }

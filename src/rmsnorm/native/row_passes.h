@@ -10,7 +10,8 @@
 
 namespace rmsnorm {
 
-enum Variant : unsigned { PLAIN = 0, GAIN = 1, BIAS = 2, DX = 4, DWEIGHT = 8, DBIAS = 16, GENERIC = 32 };
+// STREAM: dx goes past the caches.
+enum Variant : unsigned { PLAIN = 0, GAIN = 1, BIAS = 2, DX = 4, DWEIGHT = 8, DBIAS = 16, GENERIC = 32, STREAM = 64 };
 
 // y = x̂ ⊙ gain + bias, both in the computation dtype; null: none.
 template <class C>
@@ -34,7 +35,7 @@ RMSNORM_INLINE Vec<C> normalized(ScaledRow<T> x, Place<C, P> at, const Statistic
   }
 }
 
-template <class Norm, unsigned V, bool STREAM, class T, class Y, class C>
+template <class Norm, unsigned V, class T, class Y, class C>
 RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statistics<C> s, const Affine<C> affine) {
   const C *gain = affine.gain, *bias = affine.bias;
   const bool round_first = affine.round_first;
@@ -49,7 +50,7 @@ RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statist
   };
   for_each_place<C, PAIRED<T> && PAIRED<Y>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
     const Vec<C> v[] = {value(at)...};
-    store_at<STREAM>(y, v, at...);
+    store_at<bool(V & STREAM)>(y, v, at...);
   });
 }
 
@@ -57,7 +58,7 @@ RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statist
 template <class Norm, class T, class Y, class C>
 RMSNORM_NOINLINE void normalize_row_generic(ScaledRow<T> x, Y* y, int64_t n, const Statistics<C>& s,
                                             const Affine<C>& affine) {
-  normalize_row<Norm, GENERIC, false>(x, y, n, s, affine);
+  normalize_row<Norm, GENERIC>(x, y, n, s, affine);
 }
 
 // What the backward pass of a row reads, and the next row's addresses, which it prefetches.
@@ -206,7 +207,7 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
       for (size_t i = 0; i < sizeof...(at); ++i) v[i] = results[i].*member;
       return v;
     };
-    if (with_dx) store_at(out.dx, each(&Results::dx).data(), at...);
+    if (with_dx) store_at<bool(V & STREAM)>(out.dx, each(&Results::dx).data(), at...);
     if (with_dweight) store_at(out.dweight, each(&Results::dweight).data(), at...);
     if (with_dbias) store_at(out.dbias, each(&Results::dbias).data(), at...);
   };

@@ -21,6 +21,14 @@ int64_t rows_per_batch(int64_t n) {
 // cache.
 constexpr int64_t SHORT_ROW_BYTES = 1024;
 
+// Whether the rows of a large output, of operands in T and Y, begin where whole vectors can be streamed to.
+template <class T, class Y>
+bool streamable(const Problem& problem, const Tensor<Y>& out) {
+  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y) * (PAIRED<T> && PAIRED<Y> ? 2 : 1);
+  return problem.rows * problem.spec.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
+         reinterpret_cast<uintptr_t>(out.data) % bytes == 0 && out.rows.aligned(sizeof(Y), bytes);
+}
+
 template <class T, class Y>
 struct ForwardTensors {
   Tensor<const T> x;
@@ -40,7 +48,7 @@ RMSNORM_NOINLINE void add_rows(const T* a, const T* b, T* sum, int64_t n) {
   });
 }
 
-template <class Norm, unsigned V, bool STREAM, class T, class Y>
+template <class Norm, unsigned V, class T, class Y>
 void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
   using C = compute_t<T>;
   const int64_t n = problem.spec.n;
@@ -67,33 +75,29 @@ void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tens
         const auto& s = statistics[i];
         const auto affine = tensors.affine.from(*head * n);
         if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
-          normalize_row<Norm, V, STREAM>(ScaledRow<T>{input[i], 1}, *y, n, s, affine);
+          normalize_row<Norm, V>(ScaledRow<T>{input[i], 1}, *y, n, s, affine);
         else
           normalize_row_generic<Norm>(ScaledRow<T>{input[i], s.scale}, *y, n, s, affine);
       }
     }
-    if (STREAM) stream_fence();
+    if (V & STREAM) stream_fence();
   });
 }
 
 template <class Norm, class T, class Y>
 void normalize_tensor(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
-  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y) * (PAIRED<T> && PAIRED<Y> ? 2 : 1);
-  const bool streamed = !problem.fresh() && problem.rows * problem.spec.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
-                        reinterpret_cast<uintptr_t>(tensors.y.data) % bytes == 0 &&
-                        tensors.y.rows.aligned(sizeof(Y), bytes);
+  const bool streamed = !problem.fresh() && streamable<T, Y>(problem, tensors.y);
   const auto& affine = tensors.affine;
   const auto run = [&](auto variant) {
     constexpr unsigned V = decltype(variant)::value;
-    streamed ? normalize_all_rows<Norm, V, true>(problem, tensors)
-             : normalize_all_rows<Norm, V, false>(problem, tensors);
+    streamed ? normalize_all_rows<Norm, V | STREAM>(problem, tensors) : normalize_all_rows<Norm, V>(problem, tensors);
   };
   if constexpr (std::is_same_v<T, Y>) {  // Y differs from T only with round_first
     if (!affine.round_first && affine.gain && affine.bias) return run(std::integral_constant<unsigned, GAIN | BIAS>{});
     if (!affine.round_first && affine.gain && !affine.bias) return run(std::integral_constant<unsigned, GAIN>{});
     if (!affine.round_first && !affine.gain && !affine.bias) return run(std::integral_constant<unsigned, PLAIN>{});
   }
-  normalize_all_rows<Norm, GENERIC, false>(problem, tensors);
+  normalize_all_rows<Norm, GENERIC>(problem, tensors);
 }
 
 template <class T, class D>
@@ -145,6 +149,7 @@ void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors,
       backward_row<Norm, V>(in, spec, s, projection, affine, out);
     }
   }
+  if (V & STREAM) stream_fence();
 }
 
 template <class Norm, unsigned V, class T, class D>
@@ -174,8 +179,13 @@ void backward_tensor(const Problem& problem, const BackwardTensors<T, D>& tensor
   };
   if constexpr (std::is_same_v<T, D>) {
     constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
-    if (is(true, true, Norm::centred)) return backward_all_rows<Norm, TRAINING>(problem, tensors);
-    if (is(false, false, false)) return backward_all_rows<Norm, DX>(problem, tensors);
+    const auto run = [&](auto variant) {
+      constexpr unsigned V = decltype(variant)::value;
+      const bool streamed = !problem.fresh() && streamable<T, T>(problem, tensors.dx);
+      streamed ? backward_all_rows<Norm, V | STREAM>(problem, tensors) : backward_all_rows<Norm, V>(problem, tensors);
+    };
+    if (is(true, true, Norm::centred)) return run(std::integral_constant<unsigned, TRAINING>{});
+    if (is(false, false, false)) return run(std::integral_constant<unsigned, DX>{});
   }
   backward_all_rows<Norm, GENERIC>(problem, tensors);
 }
