@@ -222,7 +222,8 @@ def check_p(p: float) -> float:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, (str, bytes)):  # float() would read them
+    # float() would take them. A symbol, which counts as int, has no attributes to ask for.
+    if isinstance(value, (str, bytes)) or (not isinstance(value, int) and getattr(value, "requires_grad", False)):
         raise TypeError
     try:
         return float(value)  # type: ignore[arg-type]

@@ -55,6 +55,11 @@ def test_out_interleaved_with_the_input_in_one_buffer():
     expected = rms_norm(packed[:, 0].clone(), (16,))
     assert torch.equal(rms_norm(packed[:, 0], (16,), out=packed[:, 1]), expected)
     assert torch.equal(packed[:, 1], expected)
+    columns = torch.randn(7, 32)
+    expected = rms_norm(columns[:, ::2].clone(), (16,))
+    assert torch.equal(rms_norm(columns[:, ::2], (16,), out=columns[:, 1::2]), expected)
+    with pytest.raises(ValueError, match="share memory"):
+        rms_norm(columns[:, ::2], (16,), out=columns[:, 1:17])
     array = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
     wanted = rn.rms_norm(array[:, :16].copy())
     assert np.array_equal(rn.rms_norm(array[:, :16], out=array[:, 16:]), wanted)
@@ -96,6 +101,8 @@ def test_fake_tensors_outside_of_their_mode():
         ({"eps": [1]}, "eps must be a number"),
         ({"eps": "1e-6"}, "eps must be a number"),
         ({"eps": 10**400}, "finite"),
+        ({"eps": torch.tensor(1e-6, requires_grad=True)}, "eps must be a number"),  # it would get no gradient
+        ({"p": torch.tensor(0.5, requires_grad=True)}, "p must be a number"),
     ],
 )
 def test_what_is_no_number_is_named(arguments, message):
@@ -105,6 +112,12 @@ def test_what_is_no_number_is_named(arguments, message):
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             call()
+
+
+def test_a_bool_is_no_extent():
+    for shape in (True, (True,), [True]):
+        with pytest.raises(TypeError, match="must be an int or a sequence of ints, got"):
+            rms_norm(torch.ones(2, 1), shape)
 
 
 def test_torch_before_2_10(run_python):

@@ -67,7 +67,7 @@ class Pool {
 
   void set_threads(int threads) {  // surplus workers stay, and take no pieces
     std::lock_guard<std::mutex> job(job_), guard(state_);
-    threads_ = threads;
+    threads_ = std::max(1, threads);
   }
 
   void run(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context) {

@@ -7,6 +7,7 @@
 namespace rmsnorm {
 
 inline bool read_number(nb::handle h, double& value) {
+  if (!PyFloat_Check(h.ptr()) && !PyLong_Check(h.ptr())) return false;  // a tensor may require grad
   value = PyFloat_AsDouble(h.ptr());
   if (value != -1 || !PyErr_Occurred()) return true;
   PyErr_Clear();

@@ -154,6 +154,7 @@ inline bool has_no_memory(nb::handle h) {
 // Reads an int, or a tuple or list of ints, that must equal the last dimensions of x.
 inline bool read_normalized_shape(nb::handle normalized_shape, const View& x, int& dims, int64_t& n) {
   PyObject* o = normalized_shape.ptr();
+  if (PyBool_Check(o)) return false;  // an int to Python
   if (PyLong_Check(o)) {
     dims = 1;
     n = PyLong_AsLongLong(o);
@@ -167,7 +168,7 @@ inline bool read_normalized_shape(nb::handle normalized_shape, const View& x, in
   n = 1;
   for (int d = 0; d < dims; ++d) {
     PyObject* item = tuple ? PyTuple_GET_ITEM(o, d) : PyList_GET_ITEM(o, d);
-    if (!PyLong_Check(item)) return false;
+    if (!PyLong_Check(item) || PyBool_Check(item)) return false;
     const int64_t extent = PyLong_AsLongLong(item);
     if (extent == -1 && PyErr_Occurred()) PyErr_Clear();
     if (extent != x.shape[x.ndim - dims + d]) return false;

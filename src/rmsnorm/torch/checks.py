@@ -199,6 +199,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     (a0, a1), (b0, b1) = extent(a), extent(b)
     if not (a0 < b1 and b0 < a1):
         return False
-    if not a.is_cpu or a.stride(-1) != 1 or b.stride(-1) != 1:
+    if not a.is_cpu:
         return True
-    return share_memory(*(t.detach().resolve_neg().view(torch.uint8).numpy() for t in (a, b)))
+    return share_memory(*(t.detach().resolve_neg().view(_BITS[t.element_size()]).numpy() for t in (a, b)))
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+"""What NumPy reads elements of such a size as: it has no bfloat16."""
