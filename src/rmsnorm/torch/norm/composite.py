@@ -134,7 +134,8 @@ def _fused(spec: NormSpec, input: Tensor) -> Tensor:
     x = _flat(input, spec.normalized_shape)
     eps = default_eps(input.dtype) if spec.eps is None else spec.eps
     if spec.kind == "rms" and spec.k == spec.n and in_float32(spec.n, eps):
-        return _InTwoRanges.apply(x.float(), eps)
+        exporting = torch.compiler.is_exporting()  # an exported graph holds torch's operators alone
+        return (_InTwoRanges.apply if exporting else torch.ops.rmsnorm.xhat_in_two_ranges)(x.float(), eps)
     return _wide(spec, x, eps)
 
 
@@ -159,23 +160,34 @@ class _InTwoRanges(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, eps):
-        """1/RMS is multiplied by 16 until it has met x, since that of the largest rows is below the normal numbers."""
-        share = 1 / x.shape[-1]
-        usual = x.square().sum(-1, keepdim=True)
-        large = (x * 2.0**-80).square().sum(-1, keepdim=True)
-        fits = usual < 1e38
-        mean = torch.where(fits, usual * share + eps, large * share)  # eps is nothing beside a large one
-        rstd = torch.rsqrt(mean) * torch.where(fits, 16.0, 16 * 2.0**-80)
-        ctx.save_for_backward(x, rstd)
-        return x * rstd * (1 / 16)
+        ctx.save_for_backward(x)
+        ctx.eps = eps
+        return x * _rstd_times_16(x, eps) * (1 / 16)
 
     @staticmethod
     def backward(ctx, u):
-        """dx = (u − x̂·⟨u, x̂⟩/n) / RMS"""
-        x, rstd = ctx.saved_tensors
-        xhat = x * rstd * (1 / 16)
+        """dx = (u − x̂·⟨u, x̂⟩/n) / RMS. Compilers find x̂ and 1/RMS in the forward pass; a second derivative needs x."""
+        (x,) = ctx.saved_tensors
+        xhat, rstd = _InTwoRanges.apply(x, ctx.eps), _rstd_times_16(x, ctx.eps)
         along = (u * xhat).sum(-1, keepdim=True) * (1 / x.shape[-1])
         return (u - xhat * along) * rstd * (1 / 16), None
+
+
+def _rstd_times_16(x: Tensor, eps: float) -> Tensor:
+    """16/RMS. It is divided by 16 when it has met x, since 1/RMS of the largest rows is below the normal numbers."""
+    share = 1 / x.shape[-1]
+    usual = x.square().sum(-1, keepdim=True)
+    large = (x * 2.0**-80).square().sum(-1, keepdim=True)
+    fits = usual < 1e38
+    mean = torch.where(fits, usual * share + eps, large * share)  # eps is nothing beside a large one
+    return torch.rsqrt(mean) * torch.where(fits, 16.0, 16 * 2.0**-80)
+
+
+# Dynamo would trace the Function itself, and its graphs of such lose second derivatives without an error (torch 2.13).
+# An operator without a kernel is one call to it, and is expanded by what compiles its graph.
+_library = torch.library.Library("rmsnorm", "FRAGMENT")
+_library.define("xhat_in_two_ranges(Tensor x, float eps) -> Tensor")
+_library.impl("xhat_in_two_ranges", _InTwoRanges.apply, "CompositeImplicitAutograd")
 
 
 def _wide(spec: NormSpec, x: Tensor, eps: float) -> Tensor:
