@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 from plain_norm import N, arguments, draw, plain
-from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm
+from rmsnorm.torch import add_rms_norm, layer_norm, rms_norm, rms_norm_gated, rms_norm_rotary
 
 THOROUGH = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
 OPTIONS = [
@@ -118,6 +118,24 @@ def test_dense_jacobians():
     found = [torch.func.jacrev(function)(x), torch.func.jacfwd(function)(x)]
     for one in (*found, jacobian(function, x), jacobian(function, x, vectorize=True)):
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "dense"])
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "add_rms_norm", "rms_norm_gated", "rms_norm_rotary"])
+def test_vectorised_jacobians(name, layout):
+    """A vmap of the backward pass, of a graph that was recorded outside of it."""
+    x, other = torch.randn(N, 3, dtype=torch.float64), torch.randn(3, N, dtype=torch.float64)
+    weight, angles = torch.rand(N, dtype=torch.float64) + 0.5, torch.randn(3, 4, dtype=torch.float64)
+    x = x.t() if layout == "transposed" else x.t().contiguous()
+    function = {
+        "rms_norm": lambda x: rms_norm(x, N, weight, p=0.5),
+        "layer_norm": lambda x: layer_norm(x, N, weight),
+        "add_rms_norm": lambda x: add_rms_norm(x, other, N, weight)[0],
+        "rms_norm_gated": lambda x: rms_norm_gated(x, other, N, weight),
+        "rms_norm_rotary": lambda x: rms_norm_rotary(x[None, None], other[None, None], angles, angles, weight)[0],
+    }[name]
+    one, vectorised = (torch.autograd.functional.jacobian(function, x, vectorize=v) for v in (False, True))
+    torch.testing.assert_close(vectorised, one, rtol=1e-10, atol=1e-12)
 
 
 def test_hessians_by_every_route():

@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from rmsnorm.torch import checks
 from rmsnorm.torch.bindings import kernels_of
-from rmsnorm.torch.dispatch import KERNEL, eager_way, has_no_numbers
+from rmsnorm.torch.dispatch import KERNEL, eager_way, has_no_numbers, transformed
 from rmsnorm.torch.onnx import exporting
 
 Tensors = tuple[Any, ...]
@@ -85,7 +85,7 @@ def run_backward(
     """The gradients in a node's backward pass, which may itself be differentiated, mapped over or compiled."""
     if is_compiling():  # compiled autograd
         return wanted(operator(spec, tensors, wants), wants)
-    if eager_way(*tensors) == KERNEL:
+    if not transformed() and eager_way(*tensors) == KERNEL:  # is_grads_batched: a vmap that eager_way does not see
         return run(operation, spec, tensors, wants)
     checks.check_memories(**dict(zip(operation.names, tensors, strict=True)))
     return operation.composite(spec, *tensors, wants)
