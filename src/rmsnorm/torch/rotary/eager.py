@@ -107,13 +107,17 @@ class RotaryFunction(torch.autograd.Function):
     def forward(ctx, spec, *tensors):
         ctx.save_for_backward(*saveable(*tensors))
         ctx.spec = spec
+        ctx.set_materialize_grads(False)
         return run(ROTARY, spec, tensors)
 
     @staticmethod
     def backward(ctx, *dy):
         _, of_q, of_k, _, _, of_q_weight, of_k_weight = ctx.needs_input_grad
-        wants = of_q, of_k, of_q_weight, of_k_weight
-        found = run_backward(ROTARY_BACKWARD, _backward_operator, ctx.spec, (*dy, *ctx.saved_tensors), wants)
+        saved = ctx.saved_tensors
+        used_q, used_k = (d is not None for d in dy)
+        wants = of_q and used_q, of_k and used_k, of_q_weight and used_q, of_k_weight and used_k
+        tensors = *(torch.zeros_like(x) if d is None else d for d, x in zip(dy, saved, strict=False)), *saved
+        found = run_backward(ROTARY_BACKWARD, _backward_operator, ctx.spec, tensors, wants)
         dq, dk, dq_weight, dk_weight = (g if w else None for g, w in zip(found, wants, strict=True))
         return None, dq, dk, None, None, dq_weight, dk_weight
 
