@@ -216,3 +216,20 @@ def test_threads_and_neighbours_change_nothing(cell, set_threads):
         )
     assert_near(found[0], found[1], 1e-5)
     assert_near([module(x[:, 3:4])[0]], [module(x)[0][:, 3:4]], 1e-5)
+
+
+@pytest.mark.parametrize("cell", MODULES)
+def test_infinite_sums_of_a_gate_without_norms_have_torchs_gradients(cell):
+    """They saturate the gates, whose gradients are 0; ∞·0 would be NaN."""
+    module = make(cell, norm=None, input_size=4, hidden=18)
+    twin = getattr(torch.nn, cell)(4, 18, dtype=torch.float64)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(6, 2, 4, dtype=torch.float64)
+    x[1, 0, 2], x[3, 1, 0] = float("inf"), float("-inf")
+    found = []
+    for layer in (module, twin):
+        given = x.clone().requires_grad_()
+        layer(given)[0].sum().backward()
+        found.append([given.grad, layer.bias_ih_l0.grad, layer.weight_hh_l0.grad])
+    assert all(t.isfinite().all() for t in found[1])
+    assert_near(*found, 1e-12)

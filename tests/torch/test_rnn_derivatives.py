@@ -93,3 +93,20 @@ def test_truncated_backpropagation(cell):
     assert_near([torch.cat((first, second))], [whole], 1e-13)
     assert torch.autograd.grad(second.sum(), h0, allow_unused=True)[0] is None
     assert torch.autograd.grad(whole[5:].sum(), h0)[0].any()
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_second_derivatives_with_inputs_that_are_not_contiguous(cell):
+    """A copy that the layer makes of them belongs to the graph."""
+    module = make(cell, placement="haste", input_size=2, hidden=3)
+    x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)  # (batch, features, steps)
+    start = torch.randn(1, 1, 3, dtype=torch.float64, requires_grad=True)
+
+    def penalty(copied):
+        given, state = x[:, :2].permute(2, 0, 1), start.expand(1, 2, 3)
+        given, state = (given.contiguous(), state.contiguous()) if copied else (given, state)
+        out = call(module, given, state, state if cell == "LSTM" else None)[0]
+        first = torch.autograd.grad(out.pow(3).sum(), (x, start), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, start, *module.parameters()))
+
+    assert_near(penalty(copied=False), penalty(copied=True), 1e-11)

@@ -93,7 +93,7 @@ def test_the_kernels_refuse_what_would_be_out_of_bounds():
     spec, parameters = module.spec, module._parameters_of("_l0")
     h = torch.zeros(3, 19, dtype=torch.float64)
     state = torch.zeros(3, 57, dtype=torch.float64)
-    steps, _keep = eager._steps(spec, parameters, state, state, None, (h, h), (None, None))
+    steps = eager._steps(spec, parameters, state, state, None, (h, h), (None, None))
     with pytest.raises(ValueError, match=r"must have the rows \[1, 4\), got 3 rows"):
         steps.forward(1, 3, 0)
     with pytest.raises(ValueError, match="backward needs the gates"):

@@ -50,6 +50,24 @@ def test_products(library, rows, transposed):
         assert torch.equal(summed[count:], out[count:])
 
 
+def test_parameters_with_strides(library):
+    """oneDNN's product takes no strides of a bias, and no weight whose elements overlap."""
+    module = GRU(8, 24)
+    x = torch.randn(6, 3, 8)
+    expected = module(x)[0].double()
+    with torch.no_grad():
+        for name, parameter in list(module.named_parameters()):
+            apart = torch.nn.Parameter(torch.stack([parameter, torch.full_like(parameter, torch.nan)], -1)[..., 0])
+            setattr(module, name, apart)
+    near(module(x)[0], expected)
+    overlapping = torch.nn.Parameter(torch.randn(79).unfold(0, 8, 1))
+    found, copied = (
+        torch.func.functional_call(module, {"weight_ih_l0": w}, (x,))[0]
+        for w in (overlapping, overlapping.detach().clone(memory_format=torch.contiguous_format))
+    )
+    near(found, copied.double())
+
+
 @pytest.mark.parametrize("kind", [GRU, LSTM])
 def test_layers(library, kind):
     """Results and gradients, with ragged batches too."""

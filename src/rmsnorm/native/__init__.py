@@ -67,7 +67,7 @@ FUNCTIONS = {
     "RecurrentSteps.backward": 2,
     "RecurrentSteps.forward_layer": 5,
     "RecurrentSteps.backward_layer": 3,
-    "RecurrentSteps.sums": 1,
+    "RecurrentSteps.sums": 5,
     "way": 1,  # *tensors
     "num_threads": 0,
     "set_num_threads": 1,

@@ -25,7 +25,8 @@ class Steps {
   virtual void backward(int64_t row, int64_t rows) = 0;
   virtual void forward_layer(nb::handle weight, nb::handle added, int64_t steps, int64_t batch, bool reverse) = 0;
   virtual void backward_layer(nb::handle weight, int64_t steps, bool reverse) = 0;
-  virtual void sums(nb::handle out) = 0;
+  virtual void sums(nb::handle input_gain, nb::handle state_gain, nb::handle input_bias, nb::handle state_bias,
+                    nb::handle cell_gain) = 0;
 };
 
 namespace {
@@ -62,6 +63,14 @@ struct LayerRows {
   }
 };
 
+// A parameter, or its gradient.
+template <class T>
+LayerRows<T> one_row(nb::handle h, int64_t width, const char* name) {
+  const LayerRows<T> row(h, width, name);
+  if (row.given && row.rows != 1) refuse(std::string(name) + " must be one row, got " + std::to_string(row.rows));
+  return row;
+}
+
 struct Tensors {
   nb::handle input, state, h_before, h_after, c_before, c_after, gates;
   nb::handle input_gain, state_gain, input_bias, state_bias, cell_gain;
@@ -77,11 +86,6 @@ class StepsOf : public Steps {
     input_ = {t.input, W, "input"}, state_ = {t.state, W, "state"}, gates_ = {t.gates, W, "gates"};
     h_before_ = {t.h_before, H, "h_before"}, h_after_ = {t.h_after, H, "h_after"};
     c_before_ = {t.c_before, H, "c_before"}, c_after_ = {t.c_after, H, "c_after"};
-    const auto parameter = [](nb::handle h, int64_t n, const char* name) {
-      const LayerRows<C> values(h, n, name);
-      if (values.rows != 1) refuse(std::string(name) + " must be one row in the computation dtype");
-      return static_cast<const C*>(values.data);
-    };
     tensors_ = {input_.data,
                 state_.data,
                 h_before_.data,
@@ -89,11 +93,11 @@ class StepsOf : public Steps {
                 c_before_.data,
                 c_after_.data,
                 gates_.data,
-                parameter(t.input_gain, W, "input_gain"),
-                parameter(t.state_gain, W, "state_gain"),
-                parameter(t.input_bias, W, "input_bias"),
-                parameter(t.state_bias, W, "state_bias"),
-                r_.gates == 4 ? parameter(t.cell_gain, H, "cell_gain") : nullptr};
+                parameter(t.input_gain, W, 1, "input_gain"),
+                parameter(t.state_gain, W, 1, "state_gain"),
+                parameter(t.input_bias, W, 0, "input_bias"),
+                parameter(t.state_bias, W, 0, "state_bias"),
+                r_.gates == 4 ? parameter(t.cell_gain, H, 1, "cell_gain") : nullptr};
     if (!state_.given || !h_before_.given || !h_after_.given || (r_.gates == 4 && !(c_before_.given && c_after_.given)))
       refuse("the state's tensors must be there");
   }
@@ -149,15 +153,19 @@ class StepsOf : public Steps {
     recurrent_layer_backward(r_, gradients_, packed, {steps, batch, reverse}, sums_.data());
   }
 
-  void sums(nb::handle out) override {
-    const int64_t count = count_of_sums(r_);
-    const LayerRows<double> to(out, count, "sums");
-    if (to.rows != 1) refuse("sums must be one row of float64");
-    for (int64_t i = 0; i < count; ++i) {
-      double total = 0;
-      for (size_t task = 0; task < sums_.size(); task += size_t(count)) total += sums_[task + size_t(i)];
-      to.data[i] = total;
-    }
+  void sums(nb::handle input_gain, nb::handle state_gain, nb::handle input_bias, nb::handle state_bias,
+            nb::handle cell_gain) override {
+    const int64_t H = r_.hidden, W = r_.width(), count = count_of_sums(r_);
+    std::vector<double> total(size_t(count), 0.0);
+    for (size_t i = 0; i < sums_.size(); ++i) total[i % size_t(count)] += sums_[i];
+    const auto write = [](nb::handle h, const double* from, int64_t n, const char* name) {
+      const LayerRows<T> to = one_row<T>(h, n, name);
+      if (to.given) std::transform(from, from + n, to.data, narrow<T>);
+    };
+    const ParameterSums<double> of(total.data(), W);
+    write(input_gain, of.input_gain, W, "input_gain"), write(state_gain, of.state_gain, W, "state_gain");
+    write(input_bias, of.input_bias, W, "input_bias"), write(state_bias, of.state_bias, W, "state_bias");
+    write(cell_gain, of.cell_gain, H, "cell_gain");
   }
 
  private:
@@ -182,11 +190,22 @@ class StepsOf : public Steps {
     c_before_.check_rows(row, rows, "c_before"), c_after_.check_rows(row, rows, "c_after");
   }
 
+  // A parameter in the computation dtype: as it is, or widened into memory of ours; `otherwise` where there is none.
+  const C* parameter(nb::handle h, int64_t n, C otherwise, const char* name) {
+    const LayerRows<T> row = one_row<T>(h, n, name);
+    if constexpr (std::is_same_v<T, C>)
+      if (row.given) return row.data;
+    C* const wide = made_.emplace_back(allocate<C>(n)).get();
+    for (int64_t i = 0; i < n; ++i) wide[i] = row.given ? C(widen(row.data[i])) : otherwise;
+    return wide;
+  }
+
   Recurrence r_;
   LayerTensors<T> tensors_;
   LayerGradients<T> gradients_{};
   LayerRows<T> input_, state_, gates_, h_before_, h_after_, c_before_, c_after_, dh_after_, dinput_, dstate_, dh_, dc_;
   std::vector<double> sums_;
+  std::vector<Buffer<C>> made_;
 };
 
 Placement placement(const Segments& segments, int gates, int64_t hidden) {
@@ -236,7 +255,7 @@ void bind_recurrent(nb::module_& m) {
       .def("backward", &Steps::backward)
       .def("forward_layer", &Steps::forward_layer, nb::arg(), none, nb::arg(), nb::arg(), nb::arg())
       .def("backward_layer", &Steps::backward_layer)
-      .def("sums", &Steps::sums);
+      .def("sums", &Steps::sums, none, none, none, none, none);
   m.def("recurrent_steps", &recurrent_steps, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), none, none, none, none, none, none, none, none, none, none, none, none);
 }

@@ -34,9 +34,9 @@ inline int64_t count_of_sums(const Recurrence& r) { return 4 * r.width() + r.hid
 template <class T, class D, class C>
 RMSNORM_NOINLINE void segment_backward(const T* x, const C* d, const C* gain, D* dx, C* dgain, C* dbias, int64_t n,
                                        const Segment& segment, const Statistics<C>& s, bool centred, bool bias_inside) {
-  const int64_t k = segment.k ? segment.k : n;
+  const int64_t k = segment.k;
   C along_xhat = 0, mean = 0;
-  if (segment.k) {
+  if (k) {
     const auto [dot, sum] = accumulate<C, 2>(n, [&](auto at, Vec<C>* total) RMSNORM_INLINE_LAMBDA {
       const Vec<C> u = at.load(d) * at.load(gain);
       // Lanes after the end hold −mean·rstd, which may be infinite.

@@ -56,7 +56,7 @@ class Recurrent(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def _parameters_of(self, suffix: str) -> Parameters:
-        return Parameters._make(getattr(self, role + suffix, None) for role in Parameters._fields)
+        return Parameters._make([getattr(self, role + suffix, None) for role in Parameters._fields])
 
     def _run(
         self,

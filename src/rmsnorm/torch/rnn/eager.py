@@ -13,7 +13,6 @@ from torch import Tensor
 
 from rmsnorm import native
 from rmsnorm.torch import bindings
-from rmsnorm.torch.norm.composite import compute_dtype
 from rmsnorm.torch.rnn.products import in_one_call, product, step_product
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec
 
@@ -60,12 +59,6 @@ def _before_and_after(all_: Tensor, rows: int, batch: int, uniform: bool, revers
     return (second, first) if reverse else (first, second)
 
 
-def _wide(t: Tensor | None, otherwise: float, width: int, dtype: torch.dtype) -> Tensor:
-    if t is None:
-        return torch.full((width,), otherwise, dtype=dtype, device="cpu")
-    return t.detach().to(dtype).contiguous()
-
-
 def _steps(
     spec: RecurrentSpec,
     parameters: Parameters,
@@ -74,29 +67,18 @@ def _steps(
     gates: Tensor | None,
     h: tuple[Tensor, Tensor],
     c: tuple[Tensor | None, Tensor | None],
-) -> tuple[Any, tuple[Tensor, ...]]:
-    """The native kernels bound to a layer's tensors; and the tensors made here, which the kernels do not keep alive."""
-    where, width, dtype = spec.where, spec.gates * spec.hidden, compute_dtype(state.dtype)
-    wide = (
-        _wide(parameters.gain_ih, 1.0, width, dtype),
-        _wide(parameters.gain_hh, 1.0, width, dtype),
-        _wide(None if where.bias_inside else parameters.bias_ih, 0.0, width, dtype),
-        _wide(parameters.bias_hh, 0.0, width, dtype),
-        _wide(parameters.gain_cell, 1.0, spec.hidden, dtype),
-    )
-    steps = bindings.recurrent_steps(
-        spec.gates,
-        spec.hidden,
-        spec.norm == "layer",
-        spec.eps,
-        [(*segment, spec.count(segment)) for segment in where.input],
-        [(*segment, spec.count(segment)) for segment in where.state],
-        spec.count((0, 1)) if where.cell else 0,
-        where.update_bias,
-        bool(bindings.FLAGS & native.OWN_THREADS),
-        *map(bindings.handle, (None if where.joint else input, state, *h, *c, gates, *wide)),
-    )
-    return steps, wide
+) -> Any:
+    """The native kernels bound to a layer's tensors, which must be contiguous and outlive them."""
+    where = spec.where
+    _, _, bias_ih, bias_hh, gain_ih, gain_hh, gain_cell = parameters
+    bias_ih = None if where.bias_inside else bias_ih
+    tensors = (None if where.joint else input, state, *h, *c, gates, gain_ih, gain_hh, bias_ih, bias_hh, gain_cell)
+    own_threads = bool(bindings.FLAGS & native.OWN_THREADS)
+    return bindings.recurrent_steps(*spec.native, own_threads, *map(bindings.handle, tensors))
+
+
+def _contiguous(parameters: Parameters) -> Parameters:
+    return Parameters._make([None if t is None else t.contiguous() for t in parameters])
 
 
 def forward(
@@ -116,8 +98,9 @@ def forward(
     """
     rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
     uniform, where = batch_sizes is None, spec.where
+    parameters = _contiguous(parameters)
     weight_ih, weight_hh, bias_ih = parameters.weight_ih, parameters.weight_hh, parameters.bias_ih
-    input = product(x, weight_ih.detach(), bias_ih.detach() if bias_ih is not None and where.bias_inside else None)
+    input = product(x, weight_ih, bias_ih if where.bias_inside else None)
     state = x.new_empty((rows if save else batch, width))
     gates = x.new_empty((rows, width)) if save else None
 
@@ -132,30 +115,31 @@ def forward(
 
     h_all, h_before, h_after = states(h0)
     c_all, c_before, c_after = (x.new_empty(0), None, None) if c0 is None else states(c0)
-    steps, _keep = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
-    at_once = _at_once(weight_hh, rows, batch, batch_sizes)
-    if at_once:
-        added, matrix = input if where.joint else None, weight_hh.detach().contiguous()
-        steps.forward_layer(bindings.handle(matrix), bindings.handle(added), at_once, batch, reverse)
-    order = [] if at_once else _order(rows, batch, batch_sizes, reverse, h_before, state if save else h_before)
-    from_state = step_product(weight_hh.detach(), batch, len(order))
+    steps = _steps(spec, parameters, input, state, gates, (h_before, h_after), (c_before, c_after))
     # If lengths differ, rows whose sequence has ended keep their state: (before, after, current) of h and of c.
     running: list[tuple[Tensor, Tensor, Tensor]] = []
     if not uniform:
         running.append((h_before, h_after, h0.clone()))
         if c0 is not None and c_before is not None and c_after is not None:
             running.append((c_before, c_after, c0.clone()))
-    for row, count, (of_h, of_state) in order:
-        end = row + count
-        for before, _, now in running:
-            before[row:end].copy_(now[:count])
-        to = of_state if save else state[:count]
-        from_state.write(of_h, to)
-        if where.joint:
-            to += input[row:end]
-        steps.forward(row, count, row if save else 0)
-        for _, after, now in running:
-            now[:count].copy_(after[row:end])
+    at_once = _at_once(weight_hh, rows, batch, batch_sizes)
+    if at_once:
+        added = input if where.joint else None
+        steps.forward_layer(bindings.handle(weight_hh), bindings.handle(added), at_once, batch, reverse)
+    else:
+        order = _order(rows, batch, batch_sizes, reverse, h_before, state if save else h_before)
+        from_state = step_product(weight_hh, batch, len(order))
+        for row, count, (of_h, of_state) in order:
+            end = row + count
+            for before, _, now in running:
+                before[row:end].copy_(now[:count])
+            to = of_state if save else state[:count]
+            from_state.write(of_h, to)
+            if where.joint:
+                to += input[row:end]
+            steps.forward(row, count, row if save else 0)
+            for _, after, now in running:
+                now[:count].copy_(after[row:end])
 
     def last(start: Tensor | None, after: Tensor | None, at: int) -> Tensor:
         if start is None or after is None:
@@ -188,9 +172,10 @@ def backward(
     """dx, dh0, dc0 and the gradients of the parameters."""
     rows, batch, hidden, width = x.shape[0], h0.shape[0], spec.hidden, spec.gates * spec.hidden
     uniform, where, lstm = batch_sizes is None, spec.where, spec.cell == "LSTM"
+    parameters = _contiguous(parameters)
     h_before = _before_and_after(kept.h_all, rows, batch, uniform, reverse)[0]
     c = _before_and_after(kept.c_all, rows, batch, uniform, reverse) if lstm else (None, None)
-    steps, _keep = _steps(spec, parameters, kept.input, kept.state, kept.gates, (h_before, h_before), c)
+    steps = _steps(spec, parameters, kept.input, kept.state, kept.gates, (h_before, h_before), c)
 
     def of_state(given: Tensor | None) -> Tensor:
         if given is None:
@@ -204,25 +189,22 @@ def backward(
     dout = None if dout is None else dout.contiguous()
     tensors = (dout, None if where.joint else dinput, dstate, dh, dc)
     steps.prepare_backward(*map(bindings.handle, tensors), where.bias_inside)
-    at_once = _at_once(parameters.weight_hh, rows, batch, batch_sizes)
+    weight_ih, weight_hh, *vectors = parameters
+    at_once = _at_once(weight_hh, rows, batch, batch_sizes)
     if at_once:
-        matrix = parameters.weight_hh.detach().contiguous()  # it lives as long as the call: a handle may be an address
-        steps.backward_layer(bindings.handle(matrix), at_once, reverse)
-    order = [] if at_once else _order(rows, batch, batch_sizes, reverse, dstate)
-    through = step_product(parameters.weight_hh.detach().t(), batch, len(order))
-    for row, count, (of_dstate,) in reversed(order):
-        steps.backward(row, count)
-        through.add(of_dstate, dh if count == batch else dh[:count])
+        steps.backward_layer(bindings.handle(weight_hh), at_once, reverse)
+    else:
+        order = _order(rows, batch, batch_sizes, reverse, dstate)
+        through = step_product(weight_hh.t(), batch, len(order))
+        for row, count, (of_dstate,) in reversed(order):
+            steps.backward(row, count)
+            through.add(of_dstate, dh if count == batch else dh[:count])
 
-    sums = torch.empty(4 * width + hidden, dtype=torch.float64, device=x.device)
-    steps.sums(bindings.handle(sums))
-    dgain_ih, dgain_hh, dbias_ih, dbias_hh, dgain_cell = sums.split([width] * 4 + [hidden])
-    if where.joint:
-        dbias_ih = dinput.sum(0, dtype=torch.float64)
-    summed = zip((dbias_ih, dbias_hh, dgain_ih, dgain_hh, dgain_cell), parameters[2:], strict=True)
-    gradients = Parameters(
-        dinput.t().mm(x),
-        dstate.t().mm(h_before),
-        *(None if p is None else g.to(p.dtype, copy=True) for g, p in summed),
-    )
-    return product(dinput, parameters.weight_ih.detach().t()) if wants_x else None, dh, dc, gradients
+    dvectors = [None if t is None else torch.empty_like(t) for t in vectors]
+    dbias_ih, dbias_hh, dgain_ih, dgain_hh, dgain_cell = dvectors
+    of_steps = (dgain_ih, dgain_hh, None if where.joint else dbias_ih, dbias_hh, dgain_cell)
+    steps.sums(*map(bindings.handle, of_steps))
+    if where.joint and dbias_ih is not None:
+        dbias_ih.copy_(dinput.sum(0, dtype=torch.float64))
+    gradients = Parameters(dinput.t().mm(x), dstate.t().mm(h_before), *dvectors)
+    return product(dinput, weight_ih.t()) if wants_x else None, dh, dc, gradients

@@ -35,6 +35,7 @@ def run_layer(
         if x.is_cpu and spec.hidden and graph_way(x) == OPERATOR:
             return ops.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
         return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
+    x, h0, c0 = x.contiguous(), h0.contiguous(), None if c0 is None else c0.contiguous()
     way = _way(x, h0, c0, *parameters) if spec.hidden else COMPOSITE
     if way == COMPOSITE:
         check_memories(**parameters._asdict())
@@ -42,27 +43,30 @@ def run_layer(
     if way == AUTOGRAD:
         results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
-        c0 = None if c0 is None else c0.contiguous()
-        kept = eager.forward(spec, x.contiguous(), h0.contiguous(), c0, parameters, batch_sizes, reverse, save=False)
+        kept = eager.forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=False)
         results = kept[:3]
     return results[0], results[1], None if c0 is None else results[2]
 
 
 def _way(x: Tensor, *others: Tensor | None) -> int:
     """The way of an eager call: kernels only if all tensors are on a CPU and of one dtype."""
-    tensors = [x, *(t for t in others if t is not None)]
-    if transformed() or not x.is_cpu or x.dtype not in _SERVED or any(t.dtype != x.dtype for t in tensors):
+    dtype = x.dtype
+    if transformed() or not x.is_cpu or dtype not in _SERVED:
         return COMPOSITE
-    return eager_way(*tensors)
+    for t in others:  # a generator would cost 2 µs
+        if t is not None and t.dtype != dtype:
+            return COMPOSITE
+    return eager_way(x, *others)
 
 
 class LayerFunction(torch.autograd.Function):
-    """A layer for autograd: (out, h_n) of a GRU, (out, h_n, c_n) of an LSTM."""
+    """A layer for autograd: (out, h_n) of a GRU, (out, h_n, c_n) of an LSTM.
+
+    x, h0 and c0 must be contiguous: a copy made here would be a constant to the second derivative.
+    """
 
     @staticmethod
     def forward(ctx, spec, batch_sizes, reverse, x, h0, c0, *parameters):
-        x, h0 = x.contiguous(), h0.contiguous()
-        c0 = None if c0 is None else c0.contiguous()
         kept = eager.forward(spec, x, h0, c0, Parameters(*parameters), batch_sizes, reverse, save=True)
         ctx.save_for_backward(*saveable(x, h0, c0, *parameters), *kept[3:])
         ctx.spec, ctx.batch_sizes, ctx.reverse = spec, batch_sizes, reverse

@@ -89,7 +89,7 @@ class _Layers(Recurrent):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout and layer + 1 < self.num_layers:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-        return x, [torch.stack(f) for f in finals]
+        return x, [f[0].unsqueeze(0) if len(f) == 1 else torch.stack(f) for f in finals]
 
     def _forward(
         self, input: Tensor | PackedSequence, hx: States, lengths: Lengths

@@ -6,8 +6,9 @@ z, n; LSTM: i, f, g, o). A *segment* is a run of gates that share one statistic.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -67,6 +68,21 @@ class RecurrentSpec:
     @property
     def where(self) -> Placement:
         return PLACEMENTS[self.cell][self.placement] if self.norm else Placement()
+
+    @cached_property
+    def native(self) -> tuple[Any, ...]:
+        """The first arguments of the native kernels."""
+        where = self.where
+        return (
+            self.gates,
+            self.hidden,
+            self.norm == "layer",
+            self.eps,
+            [(*segment, self.count(segment)) for segment in where.input],
+            [(*segment, self.count(segment)) for segment in where.state],
+            self.count((0, 1)) if where.cell else 0,
+            where.update_bias,
+        )
 
     def count(self, segment: tuple[int, int]) -> int:
         """k = ⌈n·p⌉ of the n elements of a segment, the first ones in the order of the gates."""
