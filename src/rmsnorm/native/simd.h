@@ -285,9 +285,10 @@ RMSNORM_INLINE void store_n(T* p, Vec<compute_t<T>> v, int n) {
   else
     _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
 #else
-  T lanes[LANES<compute_t<T>>];
+  constexpr int LAST = LANES<compute_t<T>> - 1;
+  T lanes[LAST + 1];
   store(lanes, v);
-  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  for (int i = 0; i < (n < LAST ? n : LAST); ++i) p[i] = lanes[i];  // GCC 12 warns of more
 #endif
 }
 

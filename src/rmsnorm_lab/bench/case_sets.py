@@ -11,11 +11,11 @@ from typing import Any
 from rmsnorm_lab.bench.cases import (
     CHAINS,
     DIRECTIONS,
-    DTYPES,
     FORWARD_ONLY,
     RECURRENT,
     ROTARY,
     TRAINED,
+    USUAL_DTYPES,
     Case,
     kind,
 )
@@ -51,7 +51,7 @@ def _recurrent(networks: Iterable[tuple[int, int, int, int]], direction: str, th
 
 def default_cases(threads: int) -> list[Case]:
     """The default set: RMSNorm on every shape with all ``threads``, the other operations on a few shapes."""
-    both, dtypes, every = TRAINED, tuple(DTYPES), [threads]
+    both, dtypes, every = TRAINED, USUAL_DTYPES, [threads]
     mid = [(32, 1024), (256, 1024), (4096, 1024), (2048, 4096)]
     cases = [
         *_product(op=["rms_norm"], direction=both, dtype=dtypes, threads=every, shape=[*BATCHES, *ODD, *QK_NORM]),
@@ -90,7 +90,7 @@ def model_cases(threads: int, quick: bool) -> list[Case]:
     return [
         Case("llama", direction, dtype, rows, n, threads=t)
         for n in (256, 1024, 2048)
-        for dtype in DTYPES
+        for dtype in USUAL_DTYPES
         for t in dict.fromkeys((1, threads))
         for direction, rows in (("forward", 512), ("forward", 1), ("forward+backward", 512))
     ]
@@ -101,7 +101,7 @@ def chain_cases(threads: int, quick: bool) -> list[Case]:
     if quick:
         return [Case("compiled_chain", direction, "float32", 4, 64, threads=threads) for direction in TRAINED]
     shapes = [(1, 256), (1, 1024), (4, 1024), (16, 1024), (64, 1024), (256, 1024), (1024, 1024), (4096, 4096)]
-    return _product(op=CHAINS, direction=TRAINED, dtype=tuple(DTYPES), threads=[threads], shape=shapes)
+    return _product(op=CHAINS, direction=TRAINED, dtype=USUAL_DTYPES, threads=[threads], shape=shapes)
 
 
 def rotary_cases(threads: int, quick: bool) -> list[Case]:
@@ -110,8 +110,8 @@ def rotary_cases(threads: int, quick: bool) -> list[Case]:
     if quick:
         return _product(op=ROTARY, direction=TRAINED, dtype=["float32"], threads=every, shape=[(3, 16)])
     return [
-        *_product(op=ROTARY, direction=["forward"], dtype=tuple(DTYPES), threads=every, shape=[(1, 128)]),
-        *_product(op=ROTARY, direction=TRAINED, dtype=tuple(DTYPES), threads=every, shape=[(512, 128), (2048, 128)]),
+        *_product(op=ROTARY, direction=["forward"], dtype=USUAL_DTYPES, threads=every, shape=[(1, 128)]),
+        *_product(op=ROTARY, direction=TRAINED, dtype=USUAL_DTYPES, threads=every, shape=[(512, 128), (2048, 128)]),
     ]
 
 

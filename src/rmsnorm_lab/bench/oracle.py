@@ -22,10 +22,10 @@ MOST = 127  # the largest code of int8
 
 # Rows: in units of the dtype's epsilon, relative to the element or the root mean square of its row, whichever is
 # larger. Correct code has 1-6 in float32 (more with a naive sum of a long row) and 0.4-1.2 in bfloat16.
-ROW_TOLERANCE = {"float32": 64.0, "bfloat16": 4.0}
+ROW_TOLERANCE = {"float32": 64.0, "bfloat16": 4.0, "float16": 4.0}
 # Sums over rows: relative error of the whole vector. Wide, so that a peer that sums in the input's dtype is timed too
 # (torch's layer_norm in bfloat16 is 0.3 off at 100 000 rows). Zeros or a wrong sign have an error of 1 or more.
-SUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
+SUM_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.5}
 # Codes: half a step, and the error of a quotient in float32.
 CODE_TOLERANCE = 0.501
 
