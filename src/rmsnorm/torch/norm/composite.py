@@ -141,7 +141,7 @@ def _fused(spec: NormSpec, input: Tensor) -> Tensor:
 
 LONGEST = 4096
 """Elements of a row that are summed in float32. A vector of 8 or 16 sums adds at most 512 times, and its error is as
-that of the kernels, which sum 2048 in float32."""
+that of the kernels, which sum as many in float32."""
 SMALLEST_EPS = 1e-25
 """Squares that are no normal numbers of float32 (below 1e-38) do not count beside it."""
 
