@@ -75,7 +75,7 @@ void backward_typed(const Call& call, const View& dy, const View* dx, const View
                     const View* dbias) {
   const int64_t n = call.problem.spec.n, columns = call.problem.heads * n;
   Problem problem = call.problem;
-  problem.spec.flags |= FRESH;  // whoever calls makes dx for it
+  problem.spec.flags |= FRESH;  // dx is made for each call
   if (dx && prepare_fresh(*dx)) problem.spec.flags &= ~FRESH;
   MaybeReleasedGil released(problem.rows * n);
   constexpr bool paired = PAIRED<T> && PAIRED<D>;
