@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -125,6 +126,61 @@ def test_neighbours_of_a_choice_are_launchable(setting):
             assert choice.block & (choice.block - 1) == 0
             if choice.programs:
                 assert choice.programs * choice.warps * 32 * choice.registers <= 65536
+
+
+@pytest.fixture
+def launches(setting, monkeypatch):
+    """A device of sorts: tensors of a CPU go to launchers that do nothing, and choices of 16 warps do not compile."""
+    from rmsnorm import timing
+    from rmsnorm.torch.triton import launch
+    from rmsnorm_lab.bench import cuda, runner
+
+    def launcher(kernel, pointers, wide, constants, choice, device):
+        if choice.warps == 16:
+            raise launch.NotCompiled("it has 16 warps")
+        return lambda *arguments: None
+
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "sample", timing.wall_clock)
+    monkeypatch.setattr(cuda, "describe", stage._no_device)
+    monkeypatch.setattr(stage.Setting, "plan", setting.plan)
+    monkeypatch.setattr(stage.Setting, "synchronize", lambda _: None)
+    monkeypatch.setattr(runner, "verify", lambda provider, prepared, *rest: dict.fromkeys((), prepared.call()))
+    with build._on_a_cpu(launcher):
+        yield stage.Setting(setting.folder, False, setting.elements)
+
+
+def test_a_choice_that_torch_serves_is_not_timed(launches):
+    """torch's operations are right: only the plans tell that no kernel ran."""
+    line = sweep._swept(launches, cases._case("rms_norm", "forward", 3, 8192))  # 8 warps, and neighbours of 4 and 16
+    assert line["ratios"]
+    assert not any("warps=16" in name for name in line["ratios"])
+    refused = [why for name, why in line["failed"].items() if "warps=16" in name]
+    assert refused
+    assert all(why.startswith("NotServed: rmsnorm: torch's") and why.endswith("it has 16 warps") for why in refused)
+    default = sweep._swept(launches, cases._case("rms_norm", "forward", 3, 16384))
+    assert default["error"] == "the default choice failed"
+
+
+def test_a_line_says_whether_kernels_served(launches, monkeypatch):
+    from gpu_stages import host, shapes, smoke
+    from rmsnorm.torch import rms_norm
+    from rmsnorm_lab.bench import torch_providers
+
+    monkeypatch.setattr(host, "replayed", lambda *_: 0.0)
+    monkeypatch.setattr(host, "CALLS", 2)
+    tests = SimpleNamespace(kernel=lambda: rms_norm(torch.ones(2, 64), (64,)), nothing=lambda: None)
+    monkeypatch.setitem(sys.modules, "test_gpu", tests)
+    for n, wanted in ((4096, True), (16384, False)):  # the longest have 16 warps
+        case = cases._case("rms_norm", "forward", 3, n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert shapes._measured(launches, case, ("rmsnorm",), launches.folder / "r.jsonl")["served"] is wanted
+            assert smoke._verified(launches, case)["served"] is wanted
+            assert host._timed(launches, case, torch_providers.Ours())["served"] is wanted
+    assert "served" not in host._timed(launches, case, torch_providers.TorchRMSNorm())
+    assert smoke._test(launches, "kernel") == {"served": True}
+    assert smoke._test(launches, "nothing") == {"served": False}
 
 
 def test_an_item_that_fails_costs_itself_alone(setting, tmp_path):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from gpu_stages import cases
+from gpu_stages.serving import fresh_plans, served
 from gpu_stages.stage import Item, Setting
 from rmsnorm_lab.bench import cuda, runner
 from rmsnorm_lab.bench.cases import Case
@@ -33,21 +34,18 @@ def items(setting: Setting) -> Iterator[Item]:
 
 def _verified(setting: Setting, case: Case) -> dict[str, Any]:
     """The error of each output, whose memory held NaN before, and whether a kernel served the case."""
-    from rmsnorm.torch.triton import plans
-
-    plans.plans.clear()
-    inputs, provider = runner.make_inputs(case), Ours()
-    prepared = provider.build(case, inputs)
-    cuda.poison(inputs)
-    errors = runner.verify(provider, prepared, case, inputs, {})
-    found: dict[str, Any] = {"errors": {name: float(f"{error:.3g}") for name, error in errors.items()}}
-    if not setting.rehearsal:
-        found["served"] = bool(plans.plans) and None not in plans.plans.values()
-    return found
+    inputs, provider, own = runner.make_inputs(case), Ours(), {}
+    with fresh_plans(own):
+        prepared = provider.build(case, inputs)
+        cuda.poison(inputs)
+        errors = runner.verify(provider, prepared, case, inputs, {})
+    return {"errors": {name: float(f"{error:.3g}") for name, error in errors.items()}, **served(setting, own)}
 
 
 def _test(setting: Setting, name: str) -> dict[str, Any]:
     if setting.rehearsal:
         return {"skipped": "needs a device"}
-    getattr(importlib.import_module("test_gpu"), name)()
-    return {"served": True}
+    own: dict[Any, Any] = {}
+    with fresh_plans(own):
+        getattr(importlib.import_module("test_gpu"), name)()
+    return served(setting, own)

@@ -1,6 +1,7 @@
 """Stage 5: other launch choices than those of choices.py, verified and timed; faster ones go to winners.json."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from gpu_stages import cases
+from gpu_stages.serving import fresh_plans, require_served
 from gpu_stages.stage import Item, Setting
 from rmsnorm.spec import partial_count
 from rmsnorm.timing import measure, paired_ratios
@@ -116,11 +118,13 @@ def _swept(setting: Setting, case: Case) -> dict[str, Any]:
     for choice in candidates(case):
         name, own = _name(choice), {}
         try:
-            with chosen(case, choice), fresh_plans(own):
+            with chosen(case, choice), fresh_plans(own), warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 prepared = provider.build(case, inputs)
                 cuda.poison(inputs)
                 runner.verify(provider, prepared, case, inputs, oracles)
-        except Exception as error:  # too many threads or registers, say
+                require_served(setting, own, warned)
+        except Exception as error:  # a kernel that does not compile, say
             failed[name] = runner.reason(error)
             continue
         calls[name], by_name[name] = partial(_call_with, own, prepared.call), choice
@@ -140,16 +144,6 @@ def _swept(setting: Setting, case: Case) -> dict[str, Any]:
 
 def _name(choice: Choice | None) -> str:
     return "RMSNorm's kernel" if choice is None else " ".join(f"{name}={v}" for name, v in asdict(choice).items())
-
-
-@contextmanager
-def fresh_plans(own: dict[Any, Any]) -> Iterator[None]:
-    """``own`` in place of the kept plans: a plan holds the choice that it was made with."""
-    usual, plans.plans = plans.plans, own
-    try:
-        yield
-    finally:
-        plans.plans = usual
 
 
 def _call_with(own: dict[Any, Any], call: Callable[[], Any]) -> Any:
