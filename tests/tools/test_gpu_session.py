@@ -9,6 +9,7 @@ import sysconfig
 import time
 import venv
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,8 @@ def test_neighbours_of_a_choice_are_launchable(setting):
         assert found[0] == sweep.default(case)
         assert len(found) > 3
         assert (None in found) == (case.p < 1)
+        held = [choice.block * choice.rows // choice.warps for choice in filter(None, found)]
+        assert max(held) <= 2 * held[0]  # more elements a thread only spill
         for choice in filter(None, found):
             assert choice.rows >= 1
             assert choice.warps in (1, 2, 4, 8, 16, 32)
@@ -291,6 +294,28 @@ def test_a_compiler_that_dies_loses_its_kernel_alone(monkeypatch):
         build.compile_job((), 90)
     monkeypatch.setattr(build, "_compiled", lambda job, arch: {"shared": 0})
     assert build.compile_job((), 90) == {"shared": 0}
+
+
+def test_a_worker_hashes_triton_once(monkeypatch):
+    from triton.runtime.cache import triton_key
+
+    monkeypatch.setattr(build, "_compiled", lambda job, arch: {"known": triton_key.cache_info().currsize})
+    build._hash_triton.cache_clear()
+    triton_key.cache_clear()
+    assert build.compile_job((), 90) == {"known": 1}
+
+
+def test_kernels_that_nobody_waits_for_are_not_compiled(setting, monkeypatch):
+    """After the stage's time its items are not called, and the process must end."""
+    compiled = []
+    monkeypatch.setattr(build, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(build, "compile_job", lambda *job: time.sleep(0.05) or compiled.append(job))
+    monkeypatch.setattr(build, "wanted", lambda _: range(100))
+    monkeypatch.setattr(build, "named", str)
+    monkeypatch.setattr(build, "describe", str)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert len(list(build.items(stage.Setting(setting.folder, False, 8)))) == 100
+    assert len(compiled) < 50
 
 
 DEAD = SimpleNamespace(poll=lambda: 1)

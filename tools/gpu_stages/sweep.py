@@ -31,6 +31,7 @@ FACTORS = {
     "stages": (0.5, 2.0),
 }
 MOST_WARPS, LEAST_BLOCK = 32, 256
+MOST_HELD = 2  # times the default's elements a thread: what holds more spills, and takes up to 12 s to compile
 LONG = 1 << 20  # a row that fits into no registers
 
 
@@ -87,9 +88,16 @@ def candidates(case: Case) -> list[Choice | None]:
         choice = replace(base, **{name: int(getattr(base, name) * factor) for name, factor in change.items()})
         long_enough = not choice.looped or choice.block >= LEAST_BLOCK
         several = choice.rows > 1 and choice.looped  # a looped kernel has one row a program
-        if all(getattr(choice, name) for name in change) and choice.warps <= MOST_WARPS and long_enough and not several:
+        if not all(getattr(choice, name) for name in change) or choice.warps > MOST_WARPS:
+            continue
+        if long_enough and not several and _held(choice) <= MOST_HELD * _held(base):
             found[_with_registers(choice)] = None
     return list(found)
+
+
+def _held(choice: Choice) -> float:
+    """Elements that a thread holds of each operand."""
+    return choice.block * choice.rows / (32 * choice.warps)
 
 
 def _with_registers(choice: Choice) -> Choice:
