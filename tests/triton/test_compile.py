@@ -109,6 +109,26 @@ def test_accesses_are_as_wide_as_rows_allow(n, widest):
     assert set(accesses(n)) == {widest}
 
 
+WIDTHS = """
+import re, torch
+from kernel_variants import TARGETS, Variant, compiled
+for n, k in ((131072, 39322), (131072, 1311), (20000, 10001)):
+    for operation in ("rms_norm", "rms_norm_quantized to int8"):
+        kernel, _ = compiled(Variant(operation, n, torch.bfloat16, torch.bfloat16, k=k), TARGETS["sm_90"])
+        print(*re.findall(r"ld\\.global[^ ]*?((?:\\.v\\d)?\\.b\\d+)", kernel.asm["ptx"]))
+"""
+
+
+@pytest.mark.parametrize("version", ["installed", *OLDEST])
+def test_a_statistic_of_k_elements_reads_whole_vectors(version, run_python, own_cache):
+    """A mask that ends within a vector would cut all of a row's accesses, to 32 bits for even k and 16 for odd."""
+    folder = [] if version == "installed" else [OLDEST[version]]
+    if not all(path.is_dir() for path in folder):
+        pytest.skip(f"Triton {version} is not in {folder[0]}: make {folder[0].relative_to(ROOT)}")
+    path = os.pathsep.join(map(str, [*folder, ROOT / "tools"]))
+    assert set(run_python(WIDTHS, PYTHONPATH=path, TRITON_CACHE_DIR=str(own_cache)).split()) == {".v4.b32"}
+
+
 @pytest.mark.parametrize("operation", ["rms_norm", "rms_norm_gated", "rms_norm_quantized to int8"])
 def test_rows_that_32_bits_do_not_count_are_numbered_in_64(operation, monkeypatch):
     real = launch.source
