@@ -65,6 +65,8 @@ def rehearse(bare_python, out, *stages, **environment):
 def test_a_rehearsal_reaches_every_kind_of_stage(bare_python, tmp_path):
     said, found = rehearse(bare_python, tmp_path, "machine", "host", "sweep")
     assert found[0]["machine"]["isa"] is None  # nothing was built
+    assert "not built for this Python" in found[0]["why_no_native"]
+    assert found[0]["why_no_nodes"] in said
     assert "| sweep |" in said
     assert any(line.get("ratios") for line in found)
     names = {p.name for p in tmp_path.iterdir()}
@@ -329,6 +331,20 @@ def test_a_stage_that_says_nothing_shows_why(tmp_path, monkeypatch):
     own._stage(own.stages[0])
     (line,) = lines(tmp_path / "session.jsonl")
     assert line["error"] == "the stage wrote nothing: no torch"
+
+
+def test_compiled_modules_that_were_carried_are_linked(tmp_path):
+    carried, sources = tmp_path / "gpu-native", tmp_path / "src"
+    for name in ("native/_cpu.so", "torch/_nodes.so", "torch/_ops.so"):
+        (carried / "rmsnorm" / name).parent.mkdir(parents=True, exist_ok=True)
+        (carried / "rmsnorm" / name).write_text("carried")
+        (sources / "rmsnorm" / name).parent.mkdir(parents=True, exist_ok=True)
+    (sources / "rmsnorm/torch/_nodes.so").write_text("built here")
+    (sources / "rmsnorm/torch/_ops.so").symlink_to(tmp_path / "gone")
+    gpu_session.link_native(carried, sources)
+    found = {path.name: path.read_text() for path in sources.rglob("*.so")}
+    assert found == {"_cpu.so": "carried", "_nodes.so": "built here", "_ops.so": "carried"}
+    gpu_session.link_native(tmp_path / "nothing", sources)
 
 
 @pytest.mark.parametrize("deadline", ["0", "-3", "nan"])
