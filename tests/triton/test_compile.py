@@ -119,6 +119,14 @@ def test_what_is_read_twice_leaves_the_caches_after_the_second_time(operation, n
     assert "evict_last" not in ptx
 
 
+@pytest.mark.parametrize(("n", "copies"), [(131072, 6), (131071, 0)])
+def test_pieces_of_a_looped_row_are_copied_ahead_for_its_statistic(n, copies):
+    """Two at first and one in the loop, two vectors a thread each. Odd rows are read when they are needed."""
+    ptx = kernel_variants.compiled(Variant("rms_norm", n, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
+    assert len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)) == copies
+    assert "L1::evict_first" in ptx  # the second read, of the elements
+
+
 WIDTHS = """
 import re, torch
 from kernel_variants import TARGETS, Variant, compiled
