@@ -10,6 +10,7 @@ import time
 import venv
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,15 +114,16 @@ def test_the_kernels_to_compile_are_those_of_the_cases(setting, monkeypatch):
     lengths = {dict(job[3]).get("N") for job in jobs}
     assert {64, 131072, 4096, 32768, 128} <= lengths
     case = cases.swept(setting)[0]
+    assert any(dict(job[3])["K"] < 32768 for job in jobs if job[0].fn.__name__ == "forward_looped_kernel")
     choices_made = [job[4] for job in jobs if job[0].fn.__name__.startswith("forward") and dict(job[3])["N"] == case.n]
-    assert set(sweep.candidates(case)) <= set(choices_made)
+    assert set(sweep.candidates(case, "forward")) <= set(choices_made)
 
 
 def test_neighbours_of_a_choice_are_launchable(setting):
-    for case in cases.swept(setting):
-        found = sweep.candidates(case)
-        assert found[0] == sweep.default(case)
-        assert len(found) > 3
+    for case, kind in [(each, kind) for each in cases.swept(setting) for kind in sweep.kinds(each)]:
+        found = sweep.candidates(case, kind)
+        assert found[0] == sweep.default(case, kind)
+        assert len(found) >= 3
         assert (None in found) == (case.p < 1)
         held = [choice.block * choice.rows // choice.warps for choice in filter(None, found)]
         assert max(held) <= 2 * held[0]  # more elements a thread only spill
@@ -131,6 +133,33 @@ def test_neighbours_of_a_choice_are_launchable(setting):
             assert choice.block & (choice.block - 1) == 0
             if choice.programs:
                 assert choice.programs * choice.warps * 32 * choice.registers <= 65536
+
+
+@pytest.mark.parametrize(
+    ("direction", "n", "changed"),
+    [
+        ("forward", 16384, {"programs": 1, "stages": 2}),  # programs that stay
+        ("forward", 16384, {"programs": 1, "stages": 3}),
+        ("forward", 8192, {"programs": 2, "stages": 2}),
+        ("forward", 8192, {"programs": 2, "stages": 3}),
+        ("forward", 4096, {"registers": 64}),
+        ("forward", 4096, {"registers": 128}),
+        ("forward", 32768, {"stages": 2}),
+        ("backward", 4096, {"stages": 3}),
+        ("backward", 4096, {"warps": 16, "programs": 1}),
+        ("backward", 128, {"stages": 3}),
+        ("backward", 16384, {"stages": 2}),
+        ("backward", 32768, {"stages": 2}),  # columns
+        ("backward", 32768, {"stages": 3}),  # rows
+    ],
+)
+def test_choices_that_the_sweep_must_try(direction, n, changed):
+    case = cases._case("rms_norm", direction, 3, n)
+    found = [c for kind in sweep.kinds(case) for c in sweep.candidates(case, kind)]
+    defaults = [sweep.default(case, kind) for kind in sweep.kinds(case)]
+    # A backward kernel's registers follow from the rest.
+    forget = {} if "registers" in changed else {"registers": None}
+    assert any(replace(c, **forget) == replace(d, **changed | forget) for c in found for d in defaults)
 
 
 @pytest.fixture
@@ -157,13 +186,15 @@ def launches(setting, monkeypatch):
 
 def test_a_choice_that_torch_serves_is_not_timed(launches):
     """torch's operations are right: only the plans tell that no kernel ran."""
-    line = sweep._swept(launches, cases._case("rms_norm", "forward", 3, 8192))  # 8 warps, and neighbours of 4 and 16
+    line = sweep._swept(
+        launches, cases._case("rms_norm", "forward", 3, 8192), "forward"
+    )  # 8 warps, and neighbours of 4 and 16
     assert line["ratios"]
     assert not any("warps=16" in name for name in line["ratios"])
     refused = [why for name, why in line["failed"].items() if "warps=16" in name]
     assert refused
     assert all(why.startswith("NotServed: rmsnorm: torch's") and why.endswith("it has 16 warps") for why in refused)
-    default = sweep._swept(launches, cases._case("rms_norm", "forward", 3, 16384))
+    default = sweep._swept(launches, cases._case("rms_norm", "forward", 3, 16384), "forward")
     assert default["error"] == "the default choice failed"
 
 

@@ -56,14 +56,19 @@ def wanted(setting: Setting) -> Iterator[Job]:
     every = [*cases.smoke(), *cases.shapes(setting), *cases.host(), *cases.swept(setting), *cases.partial(setting)]
     few = dict.fromkeys(replace(case, rows=ROWS) for case in every)
     swept = dict.fromkeys(replace(case, rows=ROWS) for case in cases.swept(setting))
+    made = [(case, nullcontext()) for case in few]
+    made += [
+        (case, sweep.chosen(case, kind, choice))
+        for case in swept
+        for kind in sweep.kinds(case)
+        for choice in sweep.candidates(case, kind)
+    ]
     told = 0
     with _on_a_cpu(launcher):
-        for case, made in [*((case, [None]) for case in few), *((case, sweep.candidates(case)) for case in swept)]:
-            inputs = make_inputs(case)
-            for choice in made:
-                plans.plans.clear()
-                with nullcontext() if choice is None else sweep.chosen(case, choice):
-                    Ours().build(case, inputs).call()
+        for case, how in made:
+            plans.plans.clear()
+            with how:
+                Ours().build(case, make_inputs(case)).call()
             yield from islice(found, told, None)
             told = len(found)
         plans.plans.clear()

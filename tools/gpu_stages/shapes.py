@@ -36,8 +36,9 @@ def with_winners(setting: Setting) -> Iterator[Item]:
     """Stage 6: those cases of stage 3 whose launch choice the sweep changed, and pRMSNorm's table."""
     winners = sweep.winners(setting.folder)
     for case in cases.shapes(setting):
-        if (choice := winners.get(sweep.key(case))) is not None:
-            yield str(case), partial(_chosen, setting, case, choice)
+        for kind in sweep.kinds(case):
+            if (choice := winners.get(sweep.key(case, kind))) is not None:
+                yield f"{case}: {kind}", partial(_chosen, setting, case, kind, choice)
     for case in cases.partial(setting):
         yield str(case), partial(_partial, setting, case)
 
@@ -53,8 +54,8 @@ def beside_quack(setting: Setting) -> Iterator[Item]:
             yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
 
 
-def _chosen(setting: Setting, case: Case, choice: Any) -> dict[str, Any]:
-    with sweep.chosen(case, choice):
+def _chosen(setting: Setting, case: Case, kind: str, choice: Any) -> dict[str, Any]:
+    with sweep.chosen(case, kind, choice):
         return _measured(setting, case, ("rmsnorm", "copy"), setting.folder / AGAIN)
 
 
@@ -65,7 +66,7 @@ def _partial(setting: Setting, case: Case) -> dict[str, Any]:
     if case.bytes <= SHORT and not setting.rehearsal:
         found["graph_us"] = {name: host.replayed(case, provider) for name, provider in OWN.items()}
         if case.direction == "forward":
-            with sweep.chosen(case, sweep.other_kernel(case)), fresh_plans({}):
+            with sweep.chosen(case, "stream", sweep.other_kernel(case)), fresh_plans({}):
                 found["graph_us"]["the other kernel"] = host.replayed(case, OWN["rmsnorm"])
     return found
 
