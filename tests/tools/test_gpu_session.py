@@ -20,7 +20,9 @@ import torch
 triton = pytest.importorskip("triton")
 
 import gpu_session
-from gpu_stages import build, cases, stage, summary, sweep
+from gpu_stages import build, cases, serving, smoke, stage, summary, sweep
+from rmsnorm_lab.bench import cuda, oracle, torch_providers
+from rmsnorm_lab.bench.cases import PLAIN
 from rmsnorm_lab.bench.records import load
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,6 @@ def test_kernels_are_compiled_without_a_device(bare_python, tmp_path):
 def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     from gpu_stages import shapes
     from rmsnorm import timing
-    from rmsnorm_lab.bench import cuda
 
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "sample", timing.wall_clock)
@@ -135,6 +136,37 @@ def test_neighbours_of_a_choice_are_launchable(setting):
                 assert choice.programs * choice.warps * 32 * choice.registers <= 65536
 
 
+def test_smoke_begins_with_each_kind_of_kernel(setting):
+    names = []
+
+    def launcher(kernel, *rest):
+        names.append(kernel.fn.__name__)
+        return lambda *arguments: None
+
+    first = cases.smoke_first()
+    with build._on_a_cpu(launcher), serving.fresh_plans({}):
+        for case in first:
+            case = replace(case, rows=2)
+            torch_providers.Ours().build(case, oracle.make_inputs(case)).call()
+    kernels = "forward backward finish forward_looped rows columns forward_stream head gated gated_backward quantized"
+    assert set(names) >= {f"{name}_kernel" for name in (*kernels.split(), "quantized_looped")}
+    order = [name for name, _ in smoke.items(setting)]
+    assert order[: len(first)] == [str(case) for case in first]
+    assert order[-1] == "test_compiled"
+    assert len(set(order)) == len(order)
+    assert not any("131072" in name for name in order[-20:-10])
+
+
+def test_rows_of_one_element_and_outputs_that_are_there_are_verified(setting, monkeypatch):
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    short = [(case, None) for case in cases.smoke() if case.n == 1]
+    there = [(case, torch_providers.OursOut()) for case in cases.smoke_out()]
+    assert {case.op for case, _ in short} >= {*PLAIN, "rms_norm_gated", "rms_norm_quantized"}
+    assert {case.op for case, _ in there} == {"rms_norm", "layer_norm", "add_rms_norm_inplace"}
+    for case, provider in short + there:
+        assert set(smoke._verified(setting, case, provider)["errors"]) == set(case.outputs)
+
+
 @pytest.mark.parametrize(
     ("direction", "n", "changed"),
     [
@@ -167,7 +199,7 @@ def launches(setting, monkeypatch):
     """A device of sorts: tensors of a CPU go to launchers that do nothing, and choices of 16 warps do not compile."""
     from rmsnorm import timing
     from rmsnorm.torch.triton import launch
-    from rmsnorm_lab.bench import cuda, runner
+    from rmsnorm_lab.bench import runner
 
     def launcher(kernel, pointers, wide, constants, choice, device):
         if choice.warps == 16:
@@ -199,9 +231,8 @@ def test_a_choice_that_torch_serves_is_not_timed(launches):
 
 
 def test_a_line_says_whether_kernels_served(launches, monkeypatch):
-    from gpu_stages import host, shapes, smoke
+    from gpu_stages import host, shapes
     from rmsnorm.torch import rms_norm
-    from rmsnorm_lab.bench import torch_providers
 
     monkeypatch.setattr(host, "replayed", lambda *_: 0.0)
     monkeypatch.setattr(host, "CALLS", 2)

@@ -100,7 +100,8 @@ class Oracle:
                 error, unit, tolerance = float(np.max(off)), "of a step", CODE_TOLERANCE
             else:
                 scale = np.maximum(np.abs(want), np.sqrt(np.mean(want**2, axis=-1, keepdims=True)))
-                error = float(np.max(off / scale) / torch.finfo(getattr(torch, dtype)).eps)
+                share = np.divide(off, scale, out=np.zeros_like(off), where=off != 0)  # rows of zeros may be wanted
+                error = float(np.max(share) / torch.finfo(getattr(torch, dtype)).eps)
                 unit, tolerance = "epsilon", ROW_TOLERANCE[dtype]
         if not error <= tolerance:  # NaN is wrong too
             raise WrongError(f"{name} is {error:.3g} {unit} off the float64 oracle; at most {tolerance:g} is allowed")
