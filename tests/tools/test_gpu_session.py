@@ -174,7 +174,7 @@ def test_rows_of_one_element_and_outputs_that_are_there_are_verified(setting, mo
         ("forward", 16384, {"programs": 1, "stages": 3}),
         ("forward", 8192, {"programs": 2, "stages": 2}),
         ("forward", 8192, {"programs": 2, "stages": 3}),
-        ("forward", 4096, {"registers": 64}),
+        ("forward", 4096, {"registers": 96}),
         ("forward", 4096, {"registers": 128}),
         ("forward", 32768, {"stages": 2}),
         ("backward", 4096, {"stages": 3}),
