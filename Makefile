@@ -20,7 +20,7 @@ MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common fr
 	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
 MESSAGES_FOLDER := build/messages
 
-.PHONY: help demo messages test asan fuzz leaks tsan aarch64 triton gpu lint docs bench smoke wheel aoti format clean
+.PHONY: help demo messages test asan fuzz leaks tsan aarch64 triton gpu gpu-native lint docs bench smoke wheel aoti format clean
 help:
 	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
@@ -32,6 +32,7 @@ help:
 	@echo "make aarch64 build the norms for AArch64 with a cross compiler, then test them under qemu (two minutes; CONTRIBUTING.md)"
 	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
 	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
+	@echo "make gpu-native build the C++ for another machine's Python (PYTHON) and torch (TORCHES), for make gpu there"
 	@echo "make bench  set up with all peers, then time the kernels and the peers"
 	@echo "make smoke  set up with all peers, then verify every peer (a minute)"
 	@echo "make lint   set up, then run ruff, clang-format and mypy"
@@ -146,6 +147,15 @@ triton: $(VENV)/.dev $(OLDEST_TRITON)
 # From the source tree, with what $(PYTHON) has: the machine with the GPU may have no compiler and no network.
 gpu:
 	$(PYTHON) tools/gpu_session.py --out $(OUT) --deadline $(DEADLINE)
+
+# The native modules and the nodes for such a machine, whose Python is of $(PYTHON)'s version: 12 MB, which travel with the
+# checkout. `make gpu` links them into src/, where git ignores them.
+GPU_NATIVE := build/gpu-native
+gpu-native: TORCHES = 2.11.0
+gpu-native:
+	torches=$$($(PYTHON) tools/torch_for_nodes.py $(TORCHES) --out build/torch) && $(PYTHON) -m pip install -q --no-deps \
+		--upgrade --target $(GPU_NATIVE) "-Ccmake.define.RMSNORM_TORCH_PACKAGES=$$torches" .
+	find $(GPU_NATIVE) -type f ! -name '*.so' -delete
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

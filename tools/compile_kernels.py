@@ -84,6 +84,8 @@ def rest() -> Iterator[Variant]:
     yield Variant("rms_norm backward", 4096, F64, root=0.0)
     for dtype in (F32, F64):
         yield Variant("finish", 4096, dtype, BF16)
+    yield Variant("add_rms_norm", 16385, F32)  # three pieces, whose loops the compiler unrolls
+    yield Variant("layer_norm", 16385, F32, BF16)
 
 
 def swept() -> Iterator[Variant]:

@@ -109,6 +109,44 @@ def test_accesses_are_as_wide_as_rows_allow(n, widest):
     assert set(accesses(n)) == {widest}
 
 
+@pytest.mark.parametrize(
+    ("operation", "n", "reads"), [("rms_norm backward", 16384, 16), ("rms_norm_gated backward", 8192, 12)]
+)
+def test_what_is_read_twice_leaves_the_caches_after_the_second_time(operation, n, reads):
+    """x and dy (and the gate), 16 bytes a read by 256 threads; a first read that pins them displaces other rows."""
+    ptx = kernel_variants.compiled(Variant(operation, n, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
+    assert len(re.findall(r"ld\.global\.L1::evict_first\S*\.v4\.b32", ptx)) == reads
+    assert "evict_last" not in ptx
+
+
+@pytest.mark.parametrize(("n", "copies"), [(131072, 6), (131071, 0)])
+def test_pieces_of_a_looped_row_are_copied_ahead_for_its_statistic(n, copies):
+    """Two at first and one in the loop, two vectors a thread each. Odd rows are read when they are needed."""
+    ptx = kernel_variants.compiled(Variant("rms_norm", n, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
+    assert len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)) == copies
+    assert "L1::evict_first" in ptx  # the second read, of the elements
+
+
+WIDTHS = """
+import re, torch
+from kernel_variants import TARGETS, Variant, compiled
+for n, k in ((131072, 39322), (131072, 1311), (20000, 10001)):
+    for operation in ("rms_norm", "rms_norm_quantized to int8"):
+        kernel, _ = compiled(Variant(operation, n, torch.bfloat16, torch.bfloat16, k=k), TARGETS["sm_90"])
+        print(*re.findall(r"ld\\.global[^ ]*?((?:\\.v\\d)?\\.b\\d+)", kernel.asm["ptx"]))
+"""
+
+
+@pytest.mark.parametrize("version", ["installed", *OLDEST])
+def test_a_statistic_of_k_elements_reads_whole_vectors(version, run_python, own_cache):
+    """A mask that ends within a vector would cut all of a row's accesses, to 32 bits for even k and 16 for odd."""
+    folder = [] if version == "installed" else [OLDEST[version]]
+    if not all(path.is_dir() for path in folder):
+        pytest.skip(f"Triton {version} is not in {folder[0]}: make {folder[0].relative_to(ROOT)}")
+    path = os.pathsep.join(map(str, [*folder, ROOT / "tools"]))
+    assert set(run_python(WIDTHS, PYTHONPATH=path, TRITON_CACHE_DIR=str(own_cache)).split()) == {".v4.b32"}
+
+
 @pytest.mark.parametrize("operation", ["rms_norm", "rms_norm_gated", "rms_norm_quantized to int8"])
 def test_rows_that_32_bits_do_not_count_are_numbered_in_64(operation, monkeypatch):
     real = launch.source

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any
@@ -38,7 +38,7 @@ def items(setting: Setting) -> Iterator[Item]:
         futures = [(job, submit(named(job), arch)) for job in wanted(setting)]
         for job, future in futures:
             yield describe(job), future.result
-    pool.shutdown()
+    pool.shutdown(cancel_futures=True)  # after the stage's time, those that nobody has waited for
 
 
 def wanted(setting: Setting) -> Iterator[Job]:
@@ -56,14 +56,19 @@ def wanted(setting: Setting) -> Iterator[Job]:
     every = [*cases.smoke(), *cases.shapes(setting), *cases.host(), *cases.swept(setting), *cases.partial(setting)]
     few = dict.fromkeys(replace(case, rows=ROWS) for case in every)
     swept = dict.fromkeys(replace(case, rows=ROWS) for case in cases.swept(setting))
+    made = [(case, nullcontext()) for case in few]
+    made += [
+        (case, sweep.chosen(case, kind, choice))
+        for case in swept
+        for kind in sweep.kinds(case)
+        for choice in sweep.candidates(case, kind)
+    ]
     told = 0
     with _on_a_cpu(launcher):
-        for case, made in [*((case, [None]) for case in few), *((case, sweep.candidates(case)) for case in swept)]:
-            inputs = make_inputs(case)
-            for choice in made:
-                plans.plans.clear()
-                with nullcontext() if choice is None else sweep.chosen(case, choice):
-                    Ours().build(case, inputs).call()
+        for case, how in made:
+            plans.plans.clear()
+            with how:
+                Ours().build(case, make_inputs(case)).call()
             yield from islice(found, told, None)
             told = len(found)
         plans.plans.clear()
@@ -106,6 +111,7 @@ def compile_job(job: Job, arch: int) -> dict[str, Any]:
 
     In a child: LLVM or ptxas may end their process, and the pool with all its jobs would be lost with it.
     """
+    _hash_triton(arch)
     fork = get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
     child = fork.Process(target=_compile, args=(job, arch, theirs))
@@ -120,6 +126,20 @@ def compile_job(job: Job, arch: int) -> dict[str, Any]:
     if isinstance(found, str):
         raise RuntimeError(found)
     return found
+
+
+@cache
+def _hash_triton(arch: int) -> None:
+    """What names a kernel in Triton's cache, besides the kernel: once a worker, before its children need it.
+
+    Reading Triton's library of 400 MB takes 0.4 to 0.7 s, as long as compiling a small kernel.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.cache import triton_key
+
+    triton_key()
+    make_backend(GPUTarget("cuda", arch, 32)).hash()  # the version that ptxas prints
 
 
 def _compile(job: Job, arch: int, to: Any) -> None:

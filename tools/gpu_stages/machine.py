@@ -22,6 +22,9 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def _versions() -> dict[str, Any]:
+    from rmsnorm import native
+    from rmsnorm.torch.norm.eager import why_no_nodes
+
     packages = ("torch", "triton", "numpy", "liger-kernel", "quack-kernels", "pytest")
     names = {d.metadata["Name"] for d in metadata.distributions()}
     return {
@@ -29,6 +32,8 @@ def _versions() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages if name in names},
         "liger_kernel": util.find_spec("liger_kernel") is not None,
         "cpus": os.cpu_count(),
+        "why_no_native": native.missing,
+        "why_no_nodes": why_no_nodes,  # without them the host stage times Python's way alone
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_stages import cases, host, sweep
+from gpu_stages.serving import fresh_plans, served
 from gpu_stages.stage import Item, Setting
 from rmsnorm_lab.bench import gpu_providers, providers, records, runner, torch_providers
 from rmsnorm_lab.bench.cases import Case
@@ -35,8 +36,9 @@ def with_winners(setting: Setting) -> Iterator[Item]:
     """Stage 6: those cases of stage 3 whose launch choice the sweep changed, and pRMSNorm's table."""
     winners = sweep.winners(setting.folder)
     for case in cases.shapes(setting):
-        if (choice := winners.get(sweep.key(case))) is not None:
-            yield str(case), partial(_chosen, setting, case, choice)
+        for kind in sweep.kinds(case):
+            if (choice := winners.get(sweep.key(case, kind))) is not None:
+                yield f"{case}: {kind}", partial(_chosen, setting, case, kind, choice)
     for case in cases.partial(setting):
         yield str(case), partial(_partial, setting, case)
 
@@ -52,8 +54,8 @@ def beside_quack(setting: Setting) -> Iterator[Item]:
             yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
 
 
-def _chosen(setting: Setting, case: Case, choice: Any) -> dict[str, Any]:
-    with sweep.chosen(case, choice):
+def _chosen(setting: Setting, case: Case, kind: str, choice: Any) -> dict[str, Any]:
+    with sweep.chosen(case, kind, choice):
         return _measured(setting, case, ("rmsnorm", "copy"), setting.folder / AGAIN)
 
 
@@ -64,7 +66,7 @@ def _partial(setting: Setting, case: Case) -> dict[str, Any]:
     if case.bytes <= SHORT and not setting.rehearsal:
         found["graph_us"] = {name: host.replayed(case, provider) for name, provider in OWN.items()}
         if case.direction == "forward":
-            with sweep.chosen(case, sweep.other_kernel(case)), sweep.fresh_plans({}):
+            with sweep.chosen(case, "stream", sweep.other_kernel(case)), fresh_plans({}):
                 found["graph_us"]["the other kernel"] = host.replayed(case, OWN["rmsnorm"])
     return found
 
@@ -73,10 +75,12 @@ def _measured(setting: Setting, case: Case, names: Iterable[str], path: Path) ->
     wanted = providers.choose([p for p in providers.all_providers(1) if "cuda" in p.devices], list(names))
     missing = {p.name: why for p in wanted if (why := p.missing())}
     installed = [p for p in wanted if p.name not in missing]
-    record = runner.run_case(case, installed, setting.plan, lambda what: None)
+    own: dict[Any, Any] = {}
+    with fresh_plans(own):
+        record = runner.run_case(case, installed, setting.plan, lambda what: None)
     record.skipped.update(missing)
     records.append(path, record)
     times = {name: round(result.median_ns / 1e3, 2) for name, result in record.results.items()}
     copied = record.results.get("copy")
     shares = {name: round(copied.median_ns / r.median_ns, 3) for name, r in record.results.items()} if copied else {}
-    return {"us": times, "share_of_copy": shares, "wrong": record.wrong}
+    return {"us": times, "share_of_copy": shares, "wrong": record.wrong, **served(setting, own)}

@@ -23,7 +23,8 @@ def _machine(lines: Sequence[Line]) -> str:
     name = known.get("machine", {}).get("gpu", "unknown device")
     packages = ", ".join(f"{name} {version}" for name, version in known.get("packages", {}).items())
     copies = ", ".join(f"{item}: {line['gb_a_second']} GB/s" for item, line in found.items() if "gb_a_second" in line)
-    return f"# {name}\n\n{packages}\n\n{copies}"
+    lacking = [f"**In Python**: {why}" for key in ("why_no_native", "why_no_nodes") if (why := known.get(key))]
+    return "\n\n".join([f"# {name}", packages, copies, *lacking])
 
 
 def _counts(lines: Sequence[Line]) -> str:

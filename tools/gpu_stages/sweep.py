@@ -1,6 +1,7 @@
 """Stage 5: other launch choices than those of choices.py, verified and timed; faster ones go to winners.json."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from gpu_stages import cases
+from gpu_stages.serving import fresh_plans, require_served
 from gpu_stages.stage import Item, Setting
 from rmsnorm.spec import partial_count
 from rmsnorm.timing import measure, paired_ratios
@@ -21,85 +23,107 @@ from rmsnorm_lab.bench.torch_providers import Ours
 
 FILE = "winners.json"
 ENOUGH = 0.98  # another choice wins if it takes at most this share of the default's time
-FACTORS = {
-    "rows": (0.5, 2.0, 4.0),
-    "warps": (0.5, 2.0),
-    "block": (0.5, 2.0),
-    "programs": (0.5, 2.0),
-    "stages": (0.5, 2.0),
-}
+FACTORS = {"rows": (0.5, 2.0, 4.0), "warps": (0.5, 2.0), "block": (0.5, 2.0), "programs": (0.5, 2.0)}
+STAGES = (1, 2, 3)
+LIMITS = (96, 128)  # registers of a forward kernel, which has no limit by default; at 72 all spill
 MOST_WARPS, LEAST_BLOCK = 32, 256
+MOST_HELD = 2  # times the default's elements a thread: what holds more spills, and takes up to 12 s to compile
 LONG = 1 << 20  # a row that fits into no registers
 
 
 def items(setting: Setting) -> Iterator[Item]:
     for case in cases.swept(setting):
-        yield str(case), partial(_swept, setting, case)
+        for kind in kinds(case):
+            yield f"{case}: {kind}", partial(_swept, setting, case, kind)
 
 
-def key(case: Case) -> str:
-    """What a choice depends on: direction, length and dtype."""
-    return f"{_kind(case)} {case.n} {case.dtype}"
+def key(case: Case, kind: str) -> str:
+    """What a choice depends on: kernel, length and dtype."""
+    return f"{kind} {case.n} {case.dtype}"
 
 
-def _kind(case: Case) -> str:
-    """The function of choices.py that decides."""
+def kinds(case: Case) -> tuple[str, ...]:
+    """The functions of choices.py that decide, each for one kernel."""
     if not case.backward:
-        return "forward" if case.p == 1 else "stream"
-    return "backward" if choices.backward(case.n, DTYPES[case.dtype]) else "backward_columns"
+        return ("forward",) if case.p == 1 else ("stream",)
+    return ("backward",) if choices.backward(case.n, DTYPES[case.dtype]) else ("backward_columns", "backward_rows")
 
 
-def default(case: Case) -> Choice | None:
-    kind, length = _kind(case), (case.n, DTYPES[case.dtype])
+def default(case: Case, kind: str) -> Choice | None:
+    length = case.n, DTYPES[case.dtype]
     if kind == "stream":
         return choices.stream(case.n, partial_count(case.n, case.p), length[1])
-    return getattr(choices, kind)(*length[kind == "backward_columns" :])
+    return getattr(choices, kind)(*length[_any_length(kind) :])
+
+
+def _any_length(kind: str) -> bool:
+    """Whether one choice serves all lengths, so that the function's first argument is not a length."""
+    return kind in ("backward_columns", "backward_rows")
 
 
 def other_kernel(case: Case) -> Choice | None:
-    """pRMSNorm's forward pass by the kernel that :func:`default` does not take; None is RMSNorm's."""
-    return choices.stream(LONG, 1, DTYPES[case.dtype]) if default(case) is None else None
+    """pRMSNorm's forward pass by the kernel that does not serve by default; None is RMSNorm's."""
+    return choices.stream(LONG, 1, DTYPES[case.dtype]) if default(case, "stream") is None else None
 
 
-def candidates(case: Case) -> list[Choice | None]:
-    """The default and its neighbours: one field changed by a factor, or rows and warps together."""
-    found: dict[Choice | None, None] = {default(case): None}
-    base = default(case)
-    if _kind(case) == "stream":
+def candidates(case: Case, kind: str) -> list[Choice | None]:
+    """The default and its neighbours: one field changed, or two that keep a thread's share or a multiprocessor's."""
+    found: dict[Choice | None, None] = {default(case, kind): None}
+    base = default(case, kind)
+    if kind == "stream":
         found[other_kernel(case)] = None
         base = base or other_kernel(case)
     assert base is not None
-    if _kind(case) == "forward":
+    if kind == "forward":
         for other in (choices.persistent, choices.parts):
             if (choice := other(case.n, DTYPES[case.dtype])) is not None:
                 found[choice] = None
                 if choice.programs:
                     found[replace(choice, stages=3)] = None
-    fields = [name for name in FACTORS if getattr(base, name, 0) and (name != "block" or base.looped)]
-    if not base.programs:
-        fields.remove("stages")  # of backward kernels
-    changes = [{name: factor} for name in fields for factor in FACTORS[name]]
-    if not base.looped:
-        changes += [{"rows": r, "warps": w} for r in FACTORS["rows"] for w in FACTORS["warps"]]
-    for change in changes:
-        choice = replace(base, **{name: int(getattr(base, name) * factor) for name, factor in change.items()})
+    for change in _changes(base, kind):
+        choice = replace(base, **change)
         long_enough = not choice.looped or choice.block >= LEAST_BLOCK
         several = choice.rows > 1 and choice.looped  # a looped kernel has one row a program
-        if all(getattr(choice, name) for name in change) and choice.warps <= MOST_WARPS and long_enough and not several:
-            found[_with_registers(choice)] = None
+        if not all(change.values()) or choice.warps > MOST_WARPS or several or not long_enough:
+            continue
+        choice = choices.resident(choice, 32) if choice.programs else choice
+        if _held(choice) <= MOST_HELD * _held(base) and _fits(choice):
+            found[choice] = None
     return list(found)
 
 
-def _with_registers(choice: Choice) -> Choice:
-    """In a backward kernel the registers of a thread depend on how many programs are resident."""
-    return choices.resident(choice, 32) if choice.programs else choice
+def _changes(base: Choice, kind: str) -> Iterator[dict[str, int]]:
+    fields = [name for name in FACTORS if getattr(base, name) and (name != "block" or base.looped)]
+    if kind == "backward_rows":
+        fields.remove("programs")  # its grid is not of resident programs
+    factors: list[dict[str, float]] = [{name: factor} for name in fields for factor in FACTORS[name]]
+    if not base.looped:
+        factors += [{"rows": r, "warps": w} for r in FACTORS["rows"] for w in FACTORS["warps"]]
+    if "programs" in fields:
+        factors += [{"warps": w, "programs": 1 / w} for w in FACTORS["warps"]]
+    for factor in factors:
+        yield {name: int(getattr(base, name) * by) for name, by in factor.items()}
+    if base.programs or (kind == "forward" and base.looped):
+        # With three, rows that are read twice would take 300 KB of shared memory.
+        yield from ({"stages": stages} for stages in STAGES if base.hold or stages < 3)
+    if kind == "forward":
+        yield from ({"registers": most} for most in LIMITS)
+
+
+def _held(choice: Choice) -> float:
+    """Elements that a thread holds of each operand."""
+    return choice.block * choice.rows / (32 * choice.warps)
+
+
+def _fits(choice: Choice) -> bool:
+    """Whether a backward kernel's x, dy, gain and sum can have registers; or two of them where rows are read again."""
+    return not choice.programs or _held(choice) * (4 if choice.hold else 2) < (choice.registers or 255)
 
 
 @contextmanager
-def chosen(case: Case, choice: Choice | None) -> Iterator[None]:
+def chosen(case: Case, kind: str, choice: Choice | None) -> Iterator[None]:
     """``choice`` for every row of the case's length and direction."""
-    kind, usual = _kind(case), getattr(choices, _kind(case))
-    own = None if kind == "backward_columns" else case.n  # its first argument is not a length
+    usual, own = getattr(choices, kind), None if _any_length(kind) else case.n
     setattr(choices, kind, lambda m, *args: choice if own in (None, m) else usual(m, *args))
     try:
         yield
@@ -107,49 +131,41 @@ def chosen(case: Case, choice: Choice | None) -> Iterator[None]:
         setattr(choices, kind, usual)
 
 
-def _swept(setting: Setting, case: Case) -> dict[str, Any]:
+def _swept(setting: Setting, case: Case, kind: str) -> dict[str, Any]:
     inputs, provider = runner.make_inputs(case), Ours()
     calls: dict[str, Callable[[], Any]] = {}
     by_name: dict[str, Choice | None] = {}
     failed: dict[str, str] = {}
     oracles: dict[Any, Any] = {}
-    for choice in candidates(case):
+    for choice in candidates(case, kind):
         name, own = _name(choice), {}
         try:
-            with chosen(case, choice), fresh_plans(own):
+            with chosen(case, kind, choice), fresh_plans(own), warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 prepared = provider.build(case, inputs)
                 cuda.poison(inputs)
                 runner.verify(provider, prepared, case, inputs, oracles)
-        except Exception as error:  # too many threads or registers, say
+                require_served(setting, own, warned)
+        except Exception as error:  # a kernel that does not compile, say
             failed[name] = runner.reason(error)
             continue
         calls[name], by_name[name] = partial(_call_with, own, prepared.call), choice
     plan = replace(setting.plan, sample_ns=min(setting.plan.sample_ns, 5e6), rounds=(5, 7))
     drop = lambda name, error: failed.update({name: runner.reason(error)})  # noqa: E731
     times = measure(calls, plan, sample=cuda.sample, drop=drop)
-    usual = times.pop(_name(default(case)), None)
+    usual = times.pop(_name(default(case, kind)), None)
     if not usual:
         return {"error": "the default choice failed", "failed": failed}
     ratios = {name: round(median(paired_ratios(series, usual)), 4) for name, series in times.items()}
     best = min(ratios, key=ratios.__getitem__, default=None)
     if best is not None and ratios[best] <= ENOUGH:
         found = {"choice": by_name[best] and asdict(by_name[best]), "time_over_default": ratios[best]}
-        _keep(setting.folder / FILE, key(case), found)
-    return {"default": _name(default(case)), "ratios": ratios, "failed": failed}
+        _keep(setting.folder / FILE, key(case, kind), found)
+    return {"default": _name(default(case, kind)), "ratios": ratios, "failed": failed}
 
 
 def _name(choice: Choice | None) -> str:
     return "RMSNorm's kernel" if choice is None else " ".join(f"{name}={v}" for name, v in asdict(choice).items())
-
-
-@contextmanager
-def fresh_plans(own: dict[Any, Any]) -> Iterator[None]:
-    """``own`` in place of the kept plans: a plan holds the choice that it was made with."""
-    usual, plans.plans = plans.plans, own
-    try:
-        yield
-    finally:
-        plans.plans = usual
 
 
 def _call_with(own: dict[Any, Any], call: Callable[[], Any]) -> Any:

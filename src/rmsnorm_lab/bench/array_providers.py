@@ -33,6 +33,7 @@ class OursNumPy(Provider):
     name = "rmsnorm-numpy"
     summary = "this project, rmsnorm.numpy, new output"
     colour = "#666666"
+    wide_sums = True
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

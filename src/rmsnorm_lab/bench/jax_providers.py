@@ -73,6 +73,7 @@ class OursJax(JaxProvider):
     name = "rmsnorm-jax"
     summary = "this project, rmsnorm.jax under jax.jit, new output"
     colour = "#444444"
+    wide_sums = True
 
     def refuses(self, case: Case) -> str | None:
         return only(case, *PLAIN, "rms_norm_heads") or one_pool(case, self.threads)

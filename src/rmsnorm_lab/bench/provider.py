@@ -37,6 +37,8 @@ class Provider(ABC):
     """Whether each call returns new memory. If not, every call writes into the same, warm memory."""
     limit: ClassVar[bool] = False
     """Whether this is a limit instead of a norm: the memory traffic that every norm needs. It is not verified."""
+    wide_sums: ClassVar[bool] = False
+    """Whether it sums over rows in float32 at least; gradients of parameters have a narrow tolerance then."""
     kind: ClassVar[str] = "norm"
     """``Case.kind`` of the cases that it serves."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)

@@ -84,6 +84,7 @@ class Ours(TorchProvider):
     name = "rmsnorm"
     summary = "this project, rmsnorm.torch, new output"
     colour = "#000000"
+    wide_sums = True
 
     def refuses(self, case: Case) -> str | None:
         return "rmsnorm-out runs this project's in-place operations" if case.inplace else None
@@ -196,6 +197,7 @@ class Accelerated(TorchProvider):
     summary = "torch's function within rmsnorm.torch.accelerate(layer_norm=True)"
     colour = "#000000"
     marker = "v"
+    wide_sums = True
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def refuses(self, case: Case) -> str | None:

@@ -8,7 +8,7 @@ depend on sizes and the device alone, and no atomics are needed.
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.rows import first, gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.rows import LAST_READ, first, gain, read, read_parameter, row_offset, write
 from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
 
 
@@ -78,7 +78,6 @@ def backward_kernel(
     Without HOLD, for the longest rows, only the sums stay there during the reductions. What a tile needs afterwards is
     read again, from the caches.
     """
-    KEEP: tl.constexpr = "" if HOLD else "evict_last"  # which also stops the compiler from merging both reads
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
@@ -98,8 +97,8 @@ def backward_kernel(
             x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
             dy_at = row_offset(row, middle, inner, dy_outer, dy_middle, dy_inner, LEVELS)
             plus_at = row_offset(row, middle, inner, plus_outer, plus_middle, plus_inner, LEVELS)
-            x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, KEEP).to(C)
-            dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, KEEP).to(C)
+            x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
+            dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
             if DX:
                 u = through_gain(
                     dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
@@ -108,8 +107,8 @@ def backward_kernel(
             else:
                 mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
             if not HOLD:
-                x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
-                dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
+                x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
+                dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
             if ROWS > 1:
                 dy = tl.where(inside[:, None], dy, 0.0)  # a row read again is not counted again
             xhat = normalized(x, mean, rstd, scale, LAYER)

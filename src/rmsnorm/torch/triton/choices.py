@@ -24,7 +24,8 @@ class Choice:
         rows: rows that a program holds at once.
         warps: of a program.
         looped: whether a row is read in pieces because it does not fit into registers.
-        stages: tiles in flight, of which all but one are being copied to shared memory, if ``programs`` are resident.
+        stages: tiles in flight, of which all but one are being copied to shared memory, if ``programs`` are resident;
+            pieces, for the statistic of a looped row.
         hold: backward: whether the elements that a tile needs after its reductions stay in registers.
         programs: resident on a multiprocessor; the grid is this times the number of multiprocessors. 0: forward, a
             program for every tile.
@@ -73,7 +74,10 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) ->
     block, each = power_of_two(n), (64 if aligned else 32) // itemsize
     longest = 16384 if itemsize <= 4 else 4096
     if block > longest:  # 128 bytes of float32 a thread at 512 threads is the most that does not spill
-        return Choice(block=8192 if itemsize <= 4 else 4096, rows=1, warps=512 // warp_size, looped=True)
+        piece, stages = (16 if itemsize <= 4 else 8) * 512, 3
+        if not aligned:  # with whole pieces, sums of odd rows of 16385 or 20001 elements spill up to 136 bytes a thread
+            piece, stages = piece // 2, 1
+        return Choice(block=piece, rows=1, warps=512 // warp_size, looped=True, stages=stages)
     rows, threads = _tile(block, each, itemsize, warp_size)
     return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
 

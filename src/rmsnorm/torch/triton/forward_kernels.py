@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.pieces import looped_statistic, read_parameter_piece, read_piece, write_piece
-from rmsnorm.torch.triton.rows import gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.rows import LAST_READ, gain, read, read_parameter, row_offset, write
 from rmsnorm.torch.triton.statistic import normalized, rms, statistic
 
 
@@ -143,9 +143,13 @@ def forward_looped_kernel(
     N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
     LAYER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HEADS: tl.constexpr,
     ZERO_CENTERED: tl.constexpr, ROUND_FIRST: tl.constexpr,
-    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LEVELS: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One row a program in pieces of BLOCK: the sum with ADD, the statistic, then the elements."""
+    """One row a program in pieces of BLOCK: the sum with ADD, the statistic, then the elements.
+
+    Pieces are copied ahead for the statistic, which waits for memory. The elements come from the second cache level;
+    copying them ahead with the gain would take up to 192 KB, so that one program has a multiprocessor for itself.
+    """
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     row = tl.program_id(0) + tl.arange(0, 1)
@@ -161,10 +165,10 @@ def forward_looped_kernel(
             write_piece(sum_ptr, sum_at, cols, x, N, BLOCK, BYTES)
         tl.debug_barrier()  # what one thread has written another reads below
         x_ptr, x_at = sum_ptr, sum_at
-    mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES)
+    mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES, STAGES)
     for start in range(0, N, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES).to(C) * scale
+        x = read_piece(x_ptr, x_at, cols, N, N, BLOCK, BYTES, LAST_READ).to(C) * scale
         if LAYER:
             x -= mean
         g, b = None, None

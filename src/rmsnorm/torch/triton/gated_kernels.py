@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.backward_kernels import add_partial, own_share, read_gain
-from rmsnorm.torch.triton.rows import first, gain, read, read_parameter, row_offset, write
+from rmsnorm.torch.triton.rows import LAST_READ, first, gain, read, read_parameter, row_offset, write
 from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
 
 
@@ -93,7 +93,6 @@ def gated_backward_kernel(
     ROWS: tl.constexpr, BLOCK: tl.constexpr, LEAF: tl.constexpr, HOLD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid, sums, HOLD and STAGES are those of ``backward_kernel``, whose gain is read again with the rest."""
-    KEEP: tl.constexpr = "" if HOLD else "evict_last"
     C: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     cols = tl.arange(0, BLOCK)
     program, head, own, step, tokens = own_share(0, rows, heads)
@@ -108,9 +107,9 @@ def gated_backward_kernel(
             x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
             gate_at = row_offset(row, middle, inner, gate_outer, gate_middle, gate_inner, LEVELS)
             dy_at = row_offset(row, middle, inner, dy_outer, dy_middle, dy_inner, LEVELS)
-            x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, KEEP).to(C)
-            z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES, KEEP).to(C)
-            dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, KEEP).to(C)
+            x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
+            z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES).to(C)
+            dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
             s, slope, h, v = around_gate(x, z, dy, NORM_FIRST)
             u = v
             if HAS_WEIGHT:
@@ -118,9 +117,9 @@ def gated_backward_kernel(
                 u = v * g
             mean, rstd, scale, along, _ = statistic_and_projection(h, u, cols, N, K, ROOT, False, BLOCK)
             if not HOLD:
-                x = read(x_ptr, x_at, cols, N, BLOCK, BYTES).to(C)
-                z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES).to(C)
-                dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES).to(C)
+                x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
+                z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
+                dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
                 s, slope, h, v = around_gate(x, z, dy, NORM_FIRST)
             hhat = normalized(h, mean, rstd, scale, False)
             if DWEIGHT:

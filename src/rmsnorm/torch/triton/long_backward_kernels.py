@@ -49,7 +49,7 @@ def rows_kernel(
     place = found_ptr + row
     count = rows.to(tl.int64)
     if LAYER or not DX:
-        mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES)
+        mean, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, LAYER, BLOCK, BYTES, STAGES)
         mean, rstd, scale = mean.reshape([1]), rstd.reshape([1]), scale.reshape([1])
         if DX:
             along = tl.zeros([1, BLOCK], C)

@@ -80,8 +80,9 @@ def _forward(
         if problem.layer:
             return None  # no kernel takes a mean over parts
         return parts_kernels.forward_parts_kernel, choice, problem.rows, {"SECOND": second, "THIRD": third}
-    kernel = forward_kernels.forward_looped_kernel if choice.looped else forward_kernels.forward_kernel
-    return kernel, choice, -(-problem.rows // choice.rows), {}
+    if choice.looped:
+        return forward_kernels.forward_looped_kernel, choice, problem.rows, {"STAGES": choice.stages}
+    return forward_kernels.forward_kernel, choice, -(-problem.rows // choice.rows), {}
 
 
 def plan_backward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None:

@@ -6,7 +6,7 @@ A sweep that reads a row again mostly reads it from the second cache level.
 import triton
 import triton.language as tl
 
-from rmsnorm.torch.triton.rows import addresses
+from rmsnorm.torch.triton.rows import KEEP_AS_USUAL, addresses
 from rmsnorm.torch.triton.statistic import (
     add2,
     inverse_deviation,
@@ -20,12 +20,14 @@ from rmsnorm.torch.triton.statistic import (
 
 @triton.jit
 def read_piece(
-    ptr, offset, cols, LIMIT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr
+    ptr, offset, cols, LIMIT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr,
+    KEEP: tl.constexpr = KEEP_AS_USUAL,
 ):  # fmt: skip
-    """The elements ``cols`` of a row, zeros from LIMIT on."""
+    """The elements ``cols`` of a row, zeros from LIMIT on; KEEP is the caches' eviction policy."""
+    place = addresses(ptr, offset, cols, BYTES)
     if N % BLOCK == 0 and LIMIT == N:
-        return tl.load(addresses(ptr, offset, cols, BYTES))
-    return tl.load(addresses(ptr, offset, cols, BYTES), mask=(cols < LIMIT)[None, :], other=0)
+        return tl.load(place, eviction_policy=KEEP)
+    return tl.load(place, mask=(cols < LIMIT)[None, :], other=0, eviction_policy=KEEP)
 
 
 @triton.jit
@@ -52,26 +54,30 @@ def read_parameter_piece(ptr, row, heads, cols, HEADS: tl.constexpr, N: tl.const
 @triton.jit
 def looped_statistic(
     ptr, offset, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr,
-    BLOCK: tl.constexpr, BYTES: tl.constexpr,
+    BLOCK: tl.constexpr, BYTES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(mean, rstd, scale) of one row, each [1, 1]: x̂ = (x·scale − mean)·rstd."""
     if LAYER:
-        return layer_statistic(ptr, offset, C, N, ROOT, BLOCK, BYTES)
-    return rms_statistic(ptr, offset, C, N, K, ROOT, BLOCK, BYTES)
+        return layer_statistic(ptr, offset, C, N, ROOT, BLOCK, BYTES, STAGES)
+    return rms_statistic(ptr, offset, C, N, K, ROOT, BLOCK, BYTES, STAGES)
 
 
 @triton.jit
 def rms_statistic(
     ptr, offset, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr,
-    BLOCK: tl.constexpr, BYTES: tl.constexpr,
+    BLOCK: tl.constexpr, BYTES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One sweep over the first K elements, at the scales of statistic.py."""
+    LIMIT: tl.constexpr = min(N, (K + 15) // 16 * 16)  # whole vectors: a mask that cuts one makes narrow accesses
     small = tl.zeros([1, BLOCK], C)
     usual = tl.zeros([1, BLOCK], C)
     large = tl.zeros([1, BLOCK], C)
-    for start in range(0, K, BLOCK):
+    for start in tl.range(0, K, BLOCK, num_stages=STAGES):
         cols = start + tl.arange(0, BLOCK)
-        a, b, c = scaled(read_piece(ptr, offset, cols, K, N, BLOCK, BYTES).to(C))
+        x = read_piece(ptr, offset, cols, LIMIT, N, BLOCK, BYTES).to(C)
+        if K < LIMIT:
+            x = tl.where((cols < K)[None, :], x, 0.0)
+        a, b, c = scaled(x)
         small += a * a
         usual += b * b
         large += c * c
@@ -82,13 +88,14 @@ def rms_statistic(
 
 @triton.jit
 def layer_statistic(
-    ptr, offset, C: tl.constexpr, N: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, BYTES: tl.constexpr
+    ptr, offset, C: tl.constexpr, N: tl.constexpr, ROOT: tl.constexpr,
+    BLOCK: tl.constexpr, BYTES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Two sweeps: the largest magnitude and the mean, then what the two-pass variance needs."""
     largest = tl.zeros([1, BLOCK], C)
     total = tl.zeros([1, BLOCK], C)
     large = tl.zeros([1, BLOCK], C)
-    for start in range(0, N, BLOCK):
+    for start in tl.range(0, N, BLOCK, num_stages=STAGES):
         x = read_piece(ptr, offset, start + tl.arange(0, BLOCK), N, N, BLOCK, BYTES).to(C)
         largest = tl.maximum(largest, tl.abs(x))
         total += x
@@ -98,7 +105,7 @@ def layer_statistic(
     mean, scale = mean[:, None], scale[:, None]
     rest = tl.zeros([1, BLOCK], C)
     squares = tl.zeros([1, BLOCK], C)
-    for start in range(0, N, BLOCK):
+    for start in tl.range(0, N, BLOCK, num_stages=STAGES):
         cols = start + tl.arange(0, BLOCK)
         d = read_piece(ptr, offset, cols, N, N, BLOCK, BYTES).to(C) * scale - mean
         d = tl.where((cols < N)[None, :], d, 0.0)

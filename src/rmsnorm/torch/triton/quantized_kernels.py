@@ -87,7 +87,7 @@ def quantized_looped_kernel(
     row = tl.program_id(0) + tl.arange(0, 1)
     x_at = row_offset(row, middle, inner, x_outer, x_middle, x_inner, LEVELS)
     codes_at = row_offset(row, middle, inner, codes_outer, codes_middle, codes_inner, LEVELS)
-    _, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, False, BLOCK, BYTES)
+    _, rstd, scale = looped_statistic(x_ptr, x_at, C, N, K, ROOT, False, BLOCK, BYTES, 1)
     largest = tl.zeros([1, BLOCK], C)
     for start in range(0, N, BLOCK):
         cols = start + tl.arange(0, BLOCK)

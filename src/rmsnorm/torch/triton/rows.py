@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 
 KEEP_AS_USUAL = tl.constexpr("")  # Triton 3.6 takes no plain string for a default
+# Of what is read a second time: nothing needs it in the caches afterwards. It also stops the compiler from merging the
+# two reads.
+LAST_READ = tl.constexpr("evict_first")
 
 
 @triton.jit
