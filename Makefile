@@ -20,7 +20,7 @@ MESSAGES ?= libreoffice-l10n-de binutils-common digikam-data evolution-common fr
 	kmymoney-common krita-l10n libgtk-3-common pidgin-data util-linux-locales vlc-l10n
 MESSAGES_FOLDER := build/messages
 
-.PHONY: help demo messages test asan fuzz leaks tsan aarch64 triton gpu gpu-native lint docs bench smoke wheel aoti format clean
+.PHONY: help demo messages test asan fuzz leaks tsan aarch64 triton-sample triton gpu gpu-native lint docs bench smoke wheel aoti format clean
 help:
 	@echo "make demo   set up, then train with each norm and compare (about three minutes); DETAILS=1 prints more"
 	@echo "make messages download packages with message catalogs (156 MB, human translations); installs nothing; needs apt"
@@ -30,6 +30,7 @@ help:
 	@echo "make leaks  the same build, with LeakSanitizer (two minutes)"
 	@echo "make tsan   build the norms with ThreadSanitizer, then call them from several threads (a minute, most of it compiling)"
 	@echo "make aarch64 build the norms for AArch64 with a cross compiler, then test them under qemu (two minutes; CONTRIBUTING.md)"
+	@echo "make triton-sample compile each CUDA kernel with each of its choices once (a minute; needs no GPU)"
 	@echo "make triton compile every CUDA and ROCm kernel for every chip with two versions of Triton (minutes; needs no GPU)"
 	@echo "make gpu    check, time and tune the CUDA kernels with $(PYTHON)'s own torch and Triton; installs nothing"
 	@echo "make gpu-native build the C++ for another machine's Python (PYTHON) and torch (TORCHES), for make gpu there"
@@ -140,6 +141,10 @@ aarch64: $(VENV)/.dev $(AARCH64)/served
 	RMSNORM_AARCH64="$(QEMU_AARCH64) $(AARCH64)/served" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/native/test_aarch64.py
 
 # All launch choices for all chips; takes minutes.
+triton-sample: $(VENV)/.dev $(OLDEST_TRITON)
+	$(BIN)/python tools/compile_kernels.py check --part 1/2 & pid=$$!; \
+		PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py check --part 2/2 && wait $$pid
+
 triton: $(VENV)/.dev $(OLDEST_TRITON)
 	$(BIN)/python tools/compile_kernels.py check --all
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py check --all

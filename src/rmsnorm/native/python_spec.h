@@ -7,7 +7,9 @@
 namespace rmsnorm {
 
 inline bool read_number(nb::handle h, double& value) {
-  if (!PyFloat_Check(h.ptr()) && !PyLong_Check(h.ptr())) return false;  // a tensor may require grad
+  if (!PyFloat_Check(h.ptr()) && !PyLong_Check(h.ptr()) && nb::hasattr(h, "requires_grad") &&
+      nb::bool_(h.attr("requires_grad")))
+    return false;  // no gradient of it is computed
   value = PyFloat_AsDouble(h.ptr());
   if (value != -1 || !PyErr_Occurred()) return true;
   PyErr_Clear();

@@ -12,7 +12,9 @@ from rmsnorm_lab.bench.records import Machine, Record, Result
 from rmsnorm_lab.bench.runner import run_case
 
 pytestmark = pytest.mark.skipif(bool(native.missing), reason=native.missing or "")
-CASES = [cases.Case("compiled_chain", direction, dtype, 5, 33) for direction in cases.TRAINED for dtype in cases.USUAL_DTYPES]
+CASES = [
+    cases.Case("compiled_chain", direction, dtype, 5, 33) for direction in cases.TRAINED for dtype in cases.USUAL_DTYPES
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
