@@ -287,6 +287,24 @@ def test_a_scalar_parameter_cannot_be_sharded():
         _shard(torch.nn.ModuleDict({"norm": norms.made(norms.of_user("my_norm.py:X"), "best").layer(3)}), None)
 
 
+def test_the_documented_norm_has_the_invariances_that_it_has_on_paper(capsys):
+    of_docs()
+    assert main(["invariance", "--trials", "1", "--norm", "my_norm.py:MyNorm"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("MyNorm@"))
+    assert [each for each in row if each in "✓✗"] == list("✓✗✗✓✗✓")
+    assert "own small constants" not in printed
+
+
+def test_invariance_says_where_a_norm_keeps_its_own_small_constants(capsys):
+    written()
+    assert main(["invariance", "--trials", "1", "--norm", "my_norm.py:plain", "my_norm.py:Same"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "no number called eps was found" in line]
+    assert [line.split("@")[0] for line in notes] == ["plain"]
+    assert main(["invariance", "--trials", "1", "--norm", "my_norm.py:plain", "--json"]) == 0
+    assert [name.split("@")[0] for name in json.loads(capsys.readouterr().out)["without_eps"]] == ["plain"]
+
+
 def test_invariance_measures_it_with_the_others(capsys):
     written(RMS + "\ndef Constant(width):\n    return torch.zeros_like\n")
     assert main(["invariance", "--trials", "1", "--norm", "my_norm.py:Same"]) == 0
