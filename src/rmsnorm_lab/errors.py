@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -56,4 +57,20 @@ def sentence(error: Exception, command: str) -> str | None:
         )
     if isinstance(error, UserError | OSError):
         return str(error)
-    return None
+    return _in_users_file(error)
+
+
+USERS_FILES: dict[str, str] = {}
+"""File -> its name on the command line: Python files of the user that take part in a training."""
+
+
+def _in_users_file(error: Exception) -> str | None:
+    """The message for an error that came from one of :data:`USERS_FILES`, or through it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if frame.filename in USERS_FILES), None)
+    if last is None:
+        return None
+    return (
+        f"{USERS_FILES[last.filename]} must take every input of the network; line {last.lineno} of it raised "
+        f"{type(error).__name__}: {error}. Mend that line."
+    )

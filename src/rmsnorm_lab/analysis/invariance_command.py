@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Returns 0, or 1 if the measured table differs from the paper's."""
     _check(args)
     from rmsnorm_lab.analysis import gradients, gradients_figure, invariance, invariance_tables
-    from rmsnorm_lab.analysis.normed_layer import Sizes
+    from rmsnorm_lab.analysis.normed_layer import Sizes, without_eps
 
     own = arguments.own_norms(args.norm)
     sizes = Sizes(args.cases, args.inputs, args.outputs)
@@ -60,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
     found = gradients.measure(sizes, args.seed, own)
     if args.plot:
         gradients_figure.write(args.plot, found)
+    no_eps = without_eps(sizes, own)
     if args.json:
-        print(json.dumps(invariance_tables.as_json(vars(args), table, found), indent=2, allow_nan=False))
+        print(json.dumps(invariance_tables.as_json(vars(args), table, found, no_eps), indent=2, allow_nan=False))
     else:
-        invariance_tables.show(args.trials, table, found)
+        invariance_tables.show(args.trials, table, found, no_eps)
     return 0 if invariance.agrees(table) else 1
 
 

@@ -67,9 +67,10 @@ class NormedLayer(nn.Module):
             nn.init.ones_(self.linear.parametrizations.weight.original0)  # type: ignore[union-attr, arg-type]
             self.weight_name = "linear.parametrizations.weight.original1"
         self.norm = norm.layer(sizes.outputs)
-        for module in self.modules():
-            if isinstance(getattr(module, "eps", None), float):
-                module.eps = EPS  # type: ignore[assignment]
+        with_eps = [module for module in self.modules() if isinstance(getattr(module, "eps", None), float)]
+        for module in with_eps:
+            module.eps = EPS  # type: ignore[assignment]
+        self.has_eps = bool(with_eps)
         self.double()
 
     def forward(self, x_NI: Tensor) -> Tensor:
@@ -96,3 +97,8 @@ def layers(sizes: Sizes, own: Sequence[str] = ()) -> dict[str, NormedLayer]:
     others = (n.name for n in norms.REGISTRY.values() if n.name not in IN_TABLE_1 and not (n.source or n.layer_of))
     names = [*IN_TABLE_1, *others, *own]
     return {name: NormedLayer(norms.made(name, "rmsnorm"), sizes) for name in names}
+
+
+def without_eps(sizes: Sizes, own: Sequence[str]) -> list[str]:
+    """Those of the user's norms in which no ``eps`` was found: a literal such as 1e-5 in one stays as it is."""
+    return [name for name in own if not NormedLayer(norms.made(name, "rmsnorm"), sizes).has_eps]

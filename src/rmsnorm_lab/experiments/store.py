@@ -187,7 +187,10 @@ def read(path: Path) -> Record:
     def foreign(what: str) -> UserError:
         return wrong(1, f"this is not a record of rmsnorm: {what}", "Move the file elsewhere")
 
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:  # a link to nothing, a folder
+        raise foreign(f"it cannot be read ({error.strerror})") from None
     first, _, rest = content.partition(b"\n")
     try:
         found = json.loads(first)

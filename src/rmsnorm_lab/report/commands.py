@@ -1,5 +1,6 @@
 """The command lines that make an experiment's records: the recipe of their size, and every setting that differs."""
 
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,10 @@ from rmsnorm_lab.report.collect import Experiment, Line, recipe_of
 
 
 def of_runs(experiment: Experiment, kernels: str) -> list[str]:
-    """Those of the table of quality: one for each learning rate that is not the recipe's."""
+    """Those of the table of quality: one for each learning rate that is not the recipe's.
+
+    ``compare`` takes seeds from 0 on. Others, and several processes, are of ``train``, a run at a time.
+    """
     recipe = recipe_of(experiment)
     if recipe is None:
         return []
@@ -51,7 +55,10 @@ def of_p(experiment: Experiment, kernels: str, lines: Sequence[Line]) -> list[st
 
 
 def of_times(experiment: Experiment, timing: TimingRecord) -> list[str]:
-    """That of the tables of times. Without ``--timing-only`` it trains, too, what is not recorded."""
+    """That of the tables of times. Without ``--timing-only`` it trains, too, what is not recorded.
+
+    It always names the threads: a timing with another number of them is another record.
+    """
     recipe = recipe_of(experiment)
     if recipe is None:
         return []
@@ -69,7 +76,8 @@ def of_times(experiment: Experiment, timing: TimingRecord) -> list[str]:
     lines = [line for lines in experiment.lines.values() for line in lines]
     names = {**{line.norm: _name(line) for line in lines}, **(timing.norm_sources or {})}
     norms_of_it = _norms(experiment, [names.get(norm, norm) for norm in identity.norms])
-    flags = ["--timing-only"] if alone else _seeds(_all_seeds(lines))
+    flags = ["--timing-only"] if alone else _seeds(_from_0(_all_seeds(lines)))
+    flags += ["--threads", str(identity.machine.torch_threads)]
     return [_command(experiment, "rmsnorm compare", [*norms_of_it, *flags], settings)]
 
 
@@ -77,17 +85,20 @@ def _of_lines(experiment: Experiment, recipe: Recipe, kernels: str, lines: Seque
     settings = [*_training(experiment, recipe), *_p(lines, recipe)]
     if rate is not None:
         settings.append(f"train.learning_rate={rate:g}")
-    if experiment.processes is None:
-        flags = [*_norms(experiment, list(map(_name, lines))), *_seeds(_all_seeds(lines)), *_kernels(kernels)]
+    seeds, names = sorted(set(_all_seeds(lines))), list(map(_name, lines))
+    if experiment.processes is None and seeds == _from_0(seeds):
+        flags = [*_norms(experiment, names), *_seeds(seeds), *_kernels(kernels)]
         return _command(experiment, "rmsnorm compare", [*flags, "--timing-rounds", "0"], settings)
-    strategy = experiment.processes.rstrip("0123456789")
-    number = experiment.processes.removeprefix(strategy)
-    seeds = sorted(set(_all_seeds(lines)))
-    train = f"torchrun --nproc-per-node {number} -m rmsnorm.cli train"
-    flags = ["--norm", "NORM", "--seed", "SEED", "--strategy", strategy, *_kernels(kernels)]
-    every = ", ".join(_name(line) for line in lines)
-    command = _command(experiment, train, flags, settings)
-    return f"{command}  # for each NORM of {every} and each SEED of {', '.join(map(str, seeds))}"
+    train, by = "rmsnorm train", []
+    if experiment.processes is not None:
+        strategy = experiment.processes.rstrip("0123456789")
+        number = experiment.processes.removeprefix(strategy)
+        train, by = f"torchrun --nproc-per-node {number} -m rmsnorm.cli train", ["--strategy", strategy]
+    alone = len(names) == len(seeds) == 1
+    norm, seed = (names[0], str(seeds[0])) if alone else ("NORM", "SEED")
+    command = _command(experiment, train, ["--norm", norm, "--seed", seed, *by, *_kernels(kernels)], settings)
+    each = f"  # for each NORM of {', '.join(names)} and each SEED of {', '.join(map(str, seeds))}"
+    return command + ("" if alone else each)
 
 
 def _command(experiment: Experiment, program: str, flags: Sequence[str], settings: Sequence[str]) -> str:
@@ -145,6 +156,12 @@ def _all_seeds(lines: Sequence[Line]) -> list[int]:
 
 def _seeds(seeds: Sequence[int]) -> list[str]:
     return ["--seeds", str(max(seeds) + 1)] if seeds and max(seeds) != 2 else []  # three by default
+
+
+def _from_0(seeds: Sequence[int]) -> list[int]:
+    """The seeds from 0 on as far as there is none missing; 0 alone if it is missing, and none if there are none."""
+    first = next(number for number in itertools.count() if number not in seeds)
+    return list(range(max(first, 1))) if seeds else []
 
 
 def _kernels(kernels: str) -> list[str]:

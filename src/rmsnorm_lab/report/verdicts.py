@@ -1,11 +1,12 @@
 """One sentence of what each experiment shows of RMSNorm against LayerNorm, and one for all of them together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rmsnorm.timing import Spread
 from rmsnorm_lab.experiments import paired
 from rmsnorm_lab.experiments.paired import Difference
+from rmsnorm_lab.experiments.record import TimingRecord
 from rmsnorm_lab.experiments.summary import percent, time_row
 from rmsnorm_lab.report.collect import Experiment
 from rmsnorm_lab.table import count
@@ -27,6 +28,8 @@ class Verdict:
     difference: Difference | None
     saved: dict[str, Spread]
     """Setting -> share of LayerNorm's step, where both were timed."""
+    timings: dict[str, TimingRecord] = field(default_factory=dict)
+    """Setting -> the record of that share; experiments that differ in their training alone have it in common."""
 
     @property
     def sentence(self) -> str:
@@ -49,7 +52,7 @@ def verdict(experiment: Experiment) -> Verdict:
     for kernels, timing in experiment.timings.items():
         if "rms" in timing.identity.norms and (share := time_row("rms", timing).saved):
             saved[kernels] = share
-    return Verdict(quality, found, saved)
+    return Verdict(quality, found, saved, {kernels: experiment.timings[kernels] for kernels in saved})
 
 
 def _saving(share: Spread, against: str) -> str:
@@ -86,19 +89,25 @@ def of_all(tasks: Sequence[str], found: Sequence[Verdict]) -> str:
                 parts.append(f"{words} in {number} of {count(len(decided), 'experiment')}{tasks_of_it}")
         clauses.append(f"RMSNorm's quality: {', '.join(parts)}")
     for kernels, words in AGAINST.items():
-        shares = [each.saved[kernels] for each in found if kernels in each.saved]
+        shares = _of_each_timing(found, kernels)
         if not shares:
             continue
         parts = []
         for outcome, verb in ((True, "saves"), (False, "costs")):
-            of = [abs(100 * share.median) for share in shares if quicker(share) is outcome]
+            of = sorted(abs(100 * share.median) for share in shares if quicker(share) is outcome)
             if of:
-                span = f"{min(of):.1f}" + (f" to {max(of):.1f}" if len(of) > 1 else "")
-                parts.append(f"{verb} {span} % of a step in {len(of)} of {len(shares)}")
+                ends = dict.fromkeys(f"{end:.1f}" for end in (of[0], of[-1]))  # one where they round to the same
+                parts.append(f"{verb} {' to '.join(ends)} % of a step in {len(of)} of {len(shares)}")
         if not parts:
             parts = [f"shows no saving in {len(shares)} of {len(shares)}"]
         clauses.append(f"{words} RMSNorm {' and '.join(parts)}")
     return _capital("; ".join(clauses) or "no experiment has both RMSNorm and LayerNorm") + "."
+
+
+def _of_each_timing(found: Sequence[Verdict], kernels: str) -> list[Spread]:
+    """The shares, that of each record once."""
+    with_share = [each for each in found if kernels in each.saved]
+    return list({id(each.timings.get(kernels, each)): each.saved[kernels] for each in with_share}.values())
 
 
 def _capital(text: str) -> str:

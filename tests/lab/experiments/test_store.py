@@ -47,6 +47,18 @@ def test_a_file_that_was_set_aside_is_never_replaced(tmp_path):
     assert aside == {"x.jsonl": "a", "x.1.jsonl": "b", "x.2.jsonl": "c"}
 
 
+def test_what_cannot_be_read_is_said_and_set_aside(tmp_path):
+    kept = put(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to("nowhere")
+    (tmp_path / "d.jsonl").mkdir()
+    for name, reason in (("link", "No such file or directory"), ("d", "Is a directory")):
+        with pytest.raises(UserError, match=rf"{name}\.jsonl, line 1: .* cannot be read \({reason}\). Move the file"):
+            store.read(tmp_path / f"{name}.jsonl")
+    store.set_aside(tmp_path)
+    assert {path.name for path in (tmp_path / "aside").iterdir()} == {"link.jsonl", "d.jsonl"}
+    assert store.load(tmp_path) == [kept]
+
+
 @pytest.mark.parametrize(
     ("out", "what"),
     [

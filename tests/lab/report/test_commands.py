@@ -1,5 +1,7 @@
 """The command lines that the report prints make the records that it shows: each is parsed as the program would."""
 
+import itertools
+import re
 import shlex
 from collections import Counter
 from dataclasses import replace
@@ -35,10 +37,12 @@ def parsed(monkeypatch):
         program, *words = shlex.split(line)
         assert program == "rmsnorm"
         calls = []
-        stub = SimpleNamespace(compare=lambda *given: calls.append(given) or 0)
+        stub = SimpleNamespace(**dict.fromkeys(("compare", "train"), lambda *given: calls.append(given) or 0))
         monkeypatch.setattr(arguments, "imported", lambda *modules: stub)
         assert main(words) == 0
         ((args, recipes, norms),) = calls
+        if words[0] == "train":
+            return args, recipes, [norms]
         ((task, recipe),) = recipes.items()
         return args, recipe, norms[task]
 
@@ -52,10 +56,19 @@ def check(experiment, recipe):
         assert replace(recipe.train, learning_rate=1.0) == experiment.train
 
 
+def each(command):
+    """The command lines that one with a comment stands for."""
+    if match := re.fullmatch(r"(.*)  # for each NORM of (.*) and each SEED of (.*)", command):
+        line, norms, seeds = match.groups()
+        return [line.replace("NORM", norm).replace("SEED", seeds) for norm in norms.split(", ")]
+    return [command]
+
+
 def check_runs(parsed, experiment, kernels):
     missing = Counter(line.norm for line in experiment.main(kernels))
-    for command in commands.of_runs(experiment, kernels):
+    for command in itertools.chain.from_iterable(map(each, commands.of_runs(experiment, kernels))):
         args, recipe, norms = parsed(command)
+        seeds = {args.seed} if command.startswith("rmsnorm train") else set(range(args.seeds))
         check(experiment, recipe)
         assert (args.kernels, args.device, args.size) == (kernels, experiment.setting.device, experiment.setting.size)
         missing.subtract(norms)
@@ -63,7 +76,7 @@ def check_runs(parsed, experiment, kernels):
             if line.norm in norms:
                 assert recipe.learning_rate(line.norm) == line.learning_rate
                 assert line.p in (None, recipe.p)
-                assert {run.identity.seed for run in line.records} <= set(range(args.seeds))
+                assert {run.identity.seed for run in line.records} <= seeds
     assert set(missing.values()) == {0}  # each norm by one command
 
 
@@ -104,7 +117,7 @@ def test_settings_data_rates_p_and_seeds_that_are_not_the_recipes(parsed):
     runs = []
     for norm, rate, p in (("layer", 0.004, None), ("rms", 0.5, None), ("prms", 0.008, 0.25), ("dyt", 0.5, None)):
         train = replace(recipe.train, learning_rate=rate)
-        runs += [run_record(norm, seed, p=p, **{**mine, "train": train}) for seed in (0, 4)]
+        runs += [run_record(norm, seed, p=p, **{**mine, "train": train}) for seed in range(5)]
     runs = [replace(run, source_name="my text; rm -rf") for run in runs]
     (experiment,) = collect(runs)
     assert len(commands.of_runs(experiment, "best")) == 2
@@ -127,7 +140,8 @@ def test_a_sweep_of_p_and_a_timing(parsed):
     assert args.seeds == 1
     assert swept.learning_rate("prms") == 0.5
     (command,) = commands.of_times(experiment, timing)
-    _, timed, norms = parsed(command)
+    args, timed, norms = parsed(command)
+    assert (args.threads, args.seeds) == (timing.machine.torch_threads, 1)
     assert (norms, timed.timing, timed.p) == (["layer", "prms"], timing.identity.timing, 0.125)
     demo = timing_record({"layer": [2.0], "rms-torch": [1.0]}, **identity, batch=recipe.train.batch)
     assert commands.of_times(experiment, demo) == ["rmsnorm demo --details"]  # no other command times torch's RMSNorm
@@ -145,12 +159,28 @@ def test_a_norm_of_the_users_own_is_named_by_its_source():
     assert of_times.startswith("rmsnorm compare language --norm layer my_norm.py:MyNorm --seeds 1 ")
 
 
+def test_seeds_that_compare_would_not_make_alone_are_trained_one_by_one(parsed):
+    recipe = tasks.recipe("language")
+    runs = [run_record("rms", 7, **of_recipe(recipe))]
+    identity = {key: value for key, value in of_recipe(recipe).items() if key != "train"}
+    timing = timing_record({"rms": [1.0]}, p=recipe.p, **identity, batch=recipe.train.batch)
+    (experiment,) = collect([*runs, timing])
+    (command,) = commands.of_runs(experiment, "rmsnorm")
+    assert command.startswith("rmsnorm train language --norm rms --seed 7")
+    assert "#" not in command
+    (command,) = commands.of_times(experiment, timing)
+    assert parsed(command)[0].seeds == 1  # it has to train, and one run is the least
+    (experiment,) = collect([*runs, run_record("layer", 0, **of_recipe(recipe))])
+    (command,) = commands.of_runs(experiment, "rmsnorm")
+    assert command.startswith("rmsnorm train language --norm NORM --seed SEED ")
+    assert command.endswith("# for each NORM of layer, rms and each SEED of 0, 7")
+
+
 def test_runs_by_several_processes_and_unknown_tasks():
     recipe = tasks.recipe("language")
     (experiment,) = collect([run_record("rms", 3, processes="fsdp2", **of_recipe(recipe))])
     (command,) = commands.of_runs(experiment, "rmsnorm")
-    assert command.startswith("torchrun --nproc-per-node 2 -m rmsnorm.cli train language --norm NORM --seed SEED ")
+    assert command.startswith("torchrun --nproc-per-node 2 -m rmsnorm.cli train language --norm rms --seed 3 ")
     assert "--strategy fsdp" in command
-    assert command.endswith("# for each NORM of rms and each SEED of 3")
     (unknown,) = collect([run_record(task="unheard-of")])
     assert commands.of_runs(unknown, "rmsnorm") == []

@@ -54,6 +54,7 @@ def test_the_verdict_and_the_differences(folder):
     ("shares", "expected"),
     [
         ([0.1], "saves 10.0 % of a step in 1 of 1"),
+        ([0.1, 0.10004], "saves 10.0 % of a step in 2 of 2"),
         ([0.1, 0.2, 0.0], "saves 10.0 to 20.0 % of a step in 2 of 3"),
         ([-0.1, 0.0004, 0.3], "saves 30.0 % of a step in 1 of 3 and costs 10.0 % of a step in 1 of 3"),
         ([0.0], "shows no saving in 1 of 1"),
@@ -65,6 +66,16 @@ def test_the_sentence_for_the_whole_page(shares, expected):
     costs = Verdict("", None, {"best": Spread(-0.1, (-0.2, -0.05))}).sentence
     assert "RMSNorm takes longer against torch's LayerNorm (it saves −10.0 % [−20.0, −5.0] of a step)" in costs
     assert of_all([], []) == "No experiment has both RMSNorm and LayerNorm."
+
+
+def test_a_timing_of_two_trainings_counts_once(folder):
+    for steps in (40, 80):
+        folder.run("layer", 0, 5.0, steps=steps)
+        folder.run("rms", 0, 5.0, steps=steps)
+    folder.timing(kernels="unfused")
+    said = text_of(folder.page())
+    assert said.count("RMSNorm saves 19.9 % [19.9, 20.0] of a step with norms") >= 2  # a verdict for each training
+    assert "with norms in framework operators RMSNorm saves 19.9 % of a step in 1 of 1." in said
 
 
 def test_examples_per_second():

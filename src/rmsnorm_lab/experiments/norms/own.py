@@ -4,10 +4,8 @@ It is a class or a function of the width. Its name in the registry, and so in re
 hash of its source: ``MyNorm@3f2a91c0``. After an edit it is another norm, whose runs are others.
 """
 
-import copy
 import importlib
 import inspect
-import itertools
 import os
 import sys
 import traceback
@@ -20,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmsnorm_lab.errors import UserError, nearest
+from rmsnorm_lab.errors import USERS_FILES, UserError, nearest
 from rmsnorm_lab.experiments import norms
 from rmsnorm_lab.experiments.norms.base import Normaliser
+from rmsnorm_lab.experiments.norms.own_check import checked
 from rmsnorm_lab.files import sha256_of
 
 _DIGITS = 8
@@ -54,6 +53,7 @@ def registered(source: str) -> str:
             or f" It has {', '.join(there[:10]) or 'no class and no function'}{', …' if there[10:] else ''}."
         )
         raise UserError(f"{place} must have {attribute!r}, a class or a function of the width; {what}.{meant}")
+    USERS_FILES[str(module.__file__)] = place  # where it raises in training, the message names it
     name = f"{attribute}@{sha256_of(content + _elsewhere(factory, module))[:_DIGITS]}"
     if name not in norms.REGISTRY:
         colour, line = norms.look_of_other(name)
@@ -140,7 +140,7 @@ class Own(Normaliser):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() + self.made)
             self.made += 1
-            return self._checked(self._new(width), width)
+            return checked(self.source, self._new(width), width)
 
     def make_channels(self, width: int, spatial: bool) -> nn.Module:
         return _Channels(self.make_layer(width), width)
@@ -148,7 +148,7 @@ class Own(Normaliser):
     def _new(self, width: int) -> nn.Module:
         try:
             made = self.factory(width)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{self.source} must take the width alone, here {width}; it raised {type(error).__name__}: {error}. "
                 "Give its other arguments default values, or choose a network with another width (--set model....)."
@@ -161,29 +161,6 @@ class Own(Normaliser):
                 f"it gave {type(made).__name__}."
             )
         return _Function(made)
-
-    def _checked(self, module: nn.Module, width: int) -> nn.Module:
-        """The module, after it has shown in both modes that it keeps shape and dtype, and its input."""
-        must = f"{self.source} must turn a tensor of shape (..., width) into one of the same shape and dtype"
-        training, state = module.training, copy.deepcopy(module.state_dict())  # it may keep statistics in training
-        shapes = ((3, width), (2, 3, width))
-        for mode, shape in itertools.product(("evaluation", "training"), shapes):
-            x = torch.randn(shape)
-            before, asked = x.clone(), f"of float32 {shape}, in {mode}"
-            try:
-                with torch.no_grad():
-                    y = module.train(mode == "training")(x)
-            except Exception as error:
-                raise UserError(f"{must}; {asked}, it raised {type(error).__name__}: {error}.") from error
-            if not torch.equal(x, before):
-                raise UserError(f"{must}, and leave that tensor as it is; {asked}, it wrote into it.")
-            if not isinstance(y, Tensor):
-                raise UserError(f"{must}; {asked}, it made {type(y).__name__}.")
-            if y.shape != x.shape or y.dtype != x.dtype:
-                dtype = str(y.dtype).removeprefix("torch.")
-                raise UserError(f"{must}; {asked}, it made {dtype} {tuple(y.shape)}.")
-        module.load_state_dict(state)
-        return module.train(training)
 
 
 class _Function(nn.Module):
