@@ -153,7 +153,13 @@ def about_times(timed: Sequence[TimingRecord], setup: Setup) -> list[str]:
         saved = ["ms per step: the median; time saved: LayerNorm was not timed, so nothing is compared with it"]
     rounds = f"{made[0]}" if len(set(made)) == 1 else ", ".join(map(str, made))
     memory = max((record.result.memory or 0 for record in timed), default=0)
+    loops = [norm for norm in first.norm_sources or {} if any(_fuses_recurrences(record) for record in timed)]
     return [
+        *(
+            f"{norms.label(norm)}: its recurrences are loops in every table; LayerNorm and RMSNorm have a GRU or LSTM "
+            "in one kernel, except unfused, so that table compares like with like"
+            for norm in loops
+        ),
         f"time: {rounds} rounds; a round takes one training step of every normaliser on the same batch",
         *saved,
         "in norms: the part of a step that its normalisers take, by leaving them out and by torch.profiler",
@@ -162,6 +168,13 @@ def about_times(timed: Sequence[TimingRecord], setup: Setup) -> list[str]:
         f"timed on: {first.machine.processor(setup.device)}, {count(first.machine.torch_threads, 'thread')}, "
         f"torch {first.machine.versions['torch']}, {first.finished}",
     ]
+
+
+def _fuses_recurrences(record: TimingRecord) -> bool:
+    """Whether the built-in norms had a GRU or LSTM in one kernel, which no norm of the user's own can have."""
+    identity = record.identity
+    biases = identity.biases or identity.model.get("biases", "alike")
+    return record.task in norms.RECURRENT and identity.kernels != "unfused" and biases == "alike"
 
 
 def _runs(comparison: Comparison) -> dict[str, list[RunRecord]]:

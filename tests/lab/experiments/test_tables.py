@@ -11,7 +11,8 @@ for _package in ("lightning_fabric", "rich", "matplotlib"):
 from rich.console import Console  # noqa: E402
 
 from made_records import MACHINE, run_record, timing_record  # noqa: E402
-from rmsnorm_lab.experiments.comparison import quality_cell, time_table  # noqa: E402
+from rmsnorm_lab.experiments.comparison import about_times, quality_cell, time_table  # noqa: E402
+from rmsnorm_lab.experiments.learner import Setup  # noqa: E402
 from rmsnorm_lab.experiments.paper import Published  # noqa: E402
 from rmsnorm_lab.experiments.summary import mixed_machines, quality_row, time_row  # noqa: E402
 from rmsnorm_lab.experiments.tasks.language import Language  # noqa: E402
@@ -62,6 +63,24 @@ def test_records_of_different_versions_are_pointed_out():
     older = replace(MACHINE, versions={**MACHINE.versions, "torch": "2.12.0"})
     assert mixed_machines([run_record(), run_record()]) == []
     assert mixed_machines([run_record(), run_record(machine=older)]) == ["torch 2.12.0, 2.13.0"]
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("reading", {}, True),
+        ("language", {}, False),
+        ("reading", {"kernels": "unfused"}, False),
+        ("reading", {"model": {"biases": "paper"}}, False),
+        ("reading", {"model": {"biases": "paper"}, "biases": "alike"}, True),
+    ],
+)
+def test_a_norm_of_ones_own_is_said_to_loop_where_others_have_a_kernel(task, changes, said):
+    made = timing_record({"layer": [2.0], "MyNorm@3f2a91c0": [3.0]}, task=task, **changes)
+    for sources in (None, {"MyNorm@3f2a91c0": "my_norm.py:MyNorm"}):
+        notes = about_times([replace(made, norm_sources=sources)], Setup())
+        found = [note for note in notes if "MyNorm@3f2a91c0: its recurrences are loops in every table" in note]
+        assert len(found) == (said and sources is not None)
 
 
 @pytest.mark.parametrize(("size", "seconds"), [("paper", "12.3 s"), ("small", "")])
