@@ -163,7 +163,7 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     """The chosen normalisers of a task in the order of its table, then the user's own; 'rms layer' and 'rms,layer' are
     the same."""
     allowed = norms.of_task(task)
-    given = [name for part in names or norms.by_default(task) for name in part.split(",") if name]
+    given = [name for part in names or norms.by_default(task) for name in _parts(part) if name]
     chosen = {name for name in given if not is_own(name)}
     must = f"--norm must name some of {', '.join(allowed)} for {task}"
     if unknown := sorted(chosen - set(allowed)):
@@ -171,6 +171,11 @@ def norms_of(names: Sequence[str] | None, task: str) -> list[str]:
     if not given:
         raise UserError(f"{must}; got none. Pass one of these, {OWN}.")
     return [*(name for name in allowed if name in chosen), *own_norms(given)]
+
+
+def _parts(value: str) -> list[str]:
+    """What commas separate in a value of ``--norm``; a file may have them in its name."""
+    return [value] if is_own(value) and os.path.isfile(value.rpartition(":")[0]) else value.split(",")
 
 
 def is_own(name: str) -> bool:

@@ -88,9 +88,9 @@ def notes(task: Task, setup: Setup, records: Sequence[TimingRecord]) -> list[str
     about = [] if is_drawn(task.source.content) else [about_data(task)]
     found = [f"{source_of(task)}; nothing was trained", *about, _batch(task)]
     if (timing := task.recipe.timing).seconds is not None:
-        found.append(
-            f"rounds: for {timing.seconds:g} s in each setting, at least {timing.fewest}, at most {timing.rounds}"
-        )
+        as_asked = f"{timing.rounds} in each setting, whatever time they take"
+        in_time = f"for {timing.seconds:g} s in each setting, at least {timing.fewest}, at most {timing.rounds}"
+        found.append(f"rounds: {as_asked if timing.fewest == timing.rounds else in_time}")
     if any(record.identity.biases for record in records):
         found.append(
             "biases of recurrences: with kernels torch's, alike for every norm, because the layers that have kernels "

@@ -16,7 +16,7 @@ from own_norms import RMS, said, written  # noqa: E402
 from rmsnorm.cli import main  # noqa: E402
 from rmsnorm_lab import experiments  # noqa: E402
 from rmsnorm_lab.errors import UserError  # noqa: E402
-from rmsnorm_lab.experiments import norms, tasks  # noqa: E402
+from rmsnorm_lab.experiments import arguments, norms, tasks  # noqa: E402
 from rmsnorm_lab.experiments.data.subwords import END, PAD  # noqa: E402
 from tiny_runs import TINY, corpus, language, result  # noqa: E402
 
@@ -176,6 +176,14 @@ def test_statistics_start_where_the_norm_starts_them():
         "        self.seen += 1\n        return x * 1\n"
     )
     assert norms.made(norms.of_user("my_norm.py:X"), "best").layer(3).seen == 0
+
+
+def test_a_file_may_have_a_comma_in_its_name():
+    written(name="a,b.py")
+    written()
+    assert [name.split("@")[0] for name in arguments.norms_of(["a,b.py:Same"], "language")] == ["Same"]
+    found = arguments.norms_of(["rms,my_norm.py:Deep", "./a,b.py:plain"], "language")
+    assert [name.split("@")[0] for name in found] == ["rms", "Deep", "plain"]
 
 
 def test_a_norm_in_a_package(tmp_path):

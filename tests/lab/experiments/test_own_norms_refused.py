@@ -49,6 +49,8 @@ def X(width):
         ("gone.py:MyNorm", None, "'gone.py' cannot: No such file .* looked for in '/"),
         ("folder/:MyNorm", None, "folder/ must be importable; it is not: ModuleNotFoundError"),
         ("no.such.module:MyNorm", None, "no.such.module must be importable; .* No module named 'no'"),
+        (".:x", None, "FILE.py:NAME or package.module:NAME; got '.:x'"),
+        ("..mine:X", None, "FILE.py:NAME or package.module:NAME; got '..mine:X'"),
         ("my_norm.py", "", "FILE.py:NAME or package.module:NAME; got 'my_norm.py'"),
         ("my_norm.py:", "", "FILE.py:NAME or package.module:NAME; got 'my_norm.py:'"),
         ("my_norm.py:Sane", RMS, "must have 'Sane', .*; it has no 'Sane'. Did you mean 'Same'"),

@@ -126,7 +126,7 @@ def sgm_instead(folder: Path) -> None:
         (unreadable, r"train\.en must be a regular file; it is a folder"),
         (fifo, r"valid\.en must be a regular file; it is a FIFO"),
         (other_side_missing, r"valid\.en must have its other side; valid\.de is missing"),
-        (set_missing, r"there must be a training set; none is there.*train\.en"),
+        (set_missing, r"there must be a training set; none is there.*train\.en.* or pass .*catalogs of messages"),
         (only_blank, r"train\.en and .*train\.de must hold sentences"),
         (mixed_kinds, r"train is tokenised, valid is plain, test is plain"),
         (segment_cut, r'src\.en\.sgm, line 4: a segment must be <seg id="N">'),

@@ -71,7 +71,7 @@ def test_every_task_of_the_paper(task, tmp_path, capsys):
     assert "Nothing was trained; " in page
     assert f"paper {PUBLISHED[task].seconds['rms']} s" in page
     assert f"rmsnorm compare {task} --size paper " in page
-    assert " --timing-only --set " in page
+    assert " --timing-only --threads 1 --set " in page
 
     capsys.readouterr()
     assert main(["report", str(tmp_path), "--markdown"]) == 0
@@ -142,7 +142,10 @@ def test_your_own_norm(tmp_path, capsys):
     own = tmp_path / "mine.py"
     own.write_text("def halved(width):\n    return lambda x: x / 2\n")
     assert timed("retrieval", tmp_path / "runs", "--norm", "layer", f"{own}:halved") == 0
-    assert f": {own}:halved, the same module with all kernels" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f": {own}:halved, the same module with all kernels" in printed
+    assert "rounds: 1 in each setting, whatever time they take" in printed
+    assert printed.count("its recurrences are loops in every table") == 1
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert f"--norm layer {own}:halved --timing-only" in (tmp_path / "runs" / "report.html").read_text()
 

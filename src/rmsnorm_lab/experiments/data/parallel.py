@@ -115,10 +115,10 @@ def find(folder: Path, source: str = "en", target: str = "de") -> Sets:
     for stems, what in ((TRAIN, "training"), (VALID, "validation"), (TEST, "test")):
         if not any(forms[stem] or cached.get(stem) for stem in stems):
             names = ", ".join(f"{stem}.{source} and {stem}.{target}" for stem in stems)
-            raise UserError(
-                f"{folder}: there must be a {what} set; none is there. Add one of: {names}"
-                + (" (or WMT's .sgm files)." if stems is not TRAIN else ".")
-            )
+            other = " (or WMT's .sgm files)."
+            if stems is TRAIN:
+                other = ", or pass a folder with catalogs of messages (.mo, .po, .deb) instead."
+            raise UserError(f"{folder}: there must be a {what} set; none is there. Add one of: {names}{other}")
     said = ", ".join(
         f"{stem} is {' or '.join(dict.fromkeys(_KINDS[form.tokenised] for form in own))}"
         for stem, own in forms.items()

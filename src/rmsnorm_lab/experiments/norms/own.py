@@ -35,7 +35,7 @@ def registered(source: str) -> str:
         UserError: there is no such file or name, or what is there cannot be a norm.
     """
     place, _, attribute = source.rpartition(":")
-    if not place or not attribute.isidentifier():
+    if not place or not attribute.isidentifier() or (place.startswith(".") and not place.endswith(".py")):
         raise UserError(
             f"a norm of your own must be FILE.py:NAME or package.module:NAME; got {source!r}. "
             "NAME is a class or a function in it."
