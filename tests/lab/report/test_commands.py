@@ -57,7 +57,7 @@ def check(experiment, recipe):
 
 
 def each(command):
-    """The command lines that one with a comment stands for."""
+    """The command lines that one with a comment is short for."""
     if match := re.fullmatch(r"(.*)  # for each NORM of (.*) and each SEED of (.*)", command):
         line, norms, seeds = match.groups()
         return [line.replace("NORM", norm).replace("SEED", seeds) for norm in norms.split(", ")]
