@@ -222,8 +222,9 @@ def check_p(p: float) -> float:
 
 
 def _number(value: object) -> float:
-    # float() would take them. A symbol, which counts as int, has no attributes to ask for.
-    if isinstance(value, (str, bytes)) or (not isinstance(value, int) and getattr(value, "requires_grad", False)):
+    # float() would take them. A compiler's symbol is a number, and has no attributes to ask for.
+    known = isinstance(value, (int, float))
+    if isinstance(value, (str, bytes)) or (not known and getattr(value, "requires_grad", False)):
         raise TypeError
     try:
         return float(value)  # type: ignore[arg-type]
