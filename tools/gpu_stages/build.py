@@ -38,7 +38,7 @@ def items(setting: Setting) -> Iterator[Item]:
         futures = [(job, submit(named(job), arch)) for job in wanted(setting)]
         for job, future in futures:
             yield describe(job), future.result
-    pool.shutdown(cancel_futures=True)  # after the stage's time, those that nobody has waited for
+    pool.shutdown(cancel_futures=True)  # after the stage's time, jobs that have not begun
 
 
 def wanted(setting: Setting) -> Iterator[Job]:
