@@ -272,3 +272,33 @@ print(len(places))
 """
     keep = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
     assert int(run_python(source, GLIBC_TUNABLES=keep)) < 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it sets glibc's allocator")
+def test_gradients_in_memory_that_the_allocator_has_kept(run_python):
+    """The same of dx, beside a trained gain and without one, in both orders of elements."""
+    source = """
+import torch
+from rmsnorm.torch import layer_norm, rms_norm
+places = set()
+for dtype, n in ((torch.float32, 4096), (torch.float32, 64), (torch.bfloat16, 8192)):
+    rows = 36 * 2**20 // n // dtype.itemsize // 4 * 4
+    x, dy, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, n), (rows, n), (n,), (n,)))
+
+    def gradient(function, some, *trained):
+        given = x[some].requires_grad_()
+        y = function(given, n, *(t.clone().requires_grad_() for t in trained))
+        return torch.autograd.grad(y, given, dy[some])[0]
+
+    for function, trained in ((rms_norm, (weight,)), (layer_norm, (weight, bias)), (rms_norm, ())):
+        parts = [slice(row, row + rows // 4) for row in range(0, rows, rows // 4)]
+        expected = torch.cat([gradient(function, some, *trained) for some in parts])
+        for _ in range(2):  # the second in the memory of the first
+            dx = gradient(function, slice(None), *trained)
+            assert torch.equal(dx, expected), (function, dtype, n)
+            places.add((function, dtype, n, dx.data_ptr()))
+            del dx
+print(len(places))
+"""
+    keep = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+    assert int(run_python(source, GLIBC_TUNABLES=keep)) < 18
