@@ -280,6 +280,7 @@ def test_gradients_in_memory_that_the_allocator_has_kept(run_python):
     source = """
 import torch
 from rmsnorm.torch import layer_norm, rms_norm
+torch.ones(2**27).sum()  # 512 MiB whose pages stay
 places = set()
 for dtype, n in ((torch.float32, 4096), (torch.float32, 64), (torch.bfloat16, 8192)):
     rows = 36 * 2**20 // n // dtype.itemsize // 4 * 4
@@ -293,7 +294,7 @@ for dtype, n in ((torch.float32, 4096), (torch.float32, 64), (torch.bfloat16, 81
     for function, trained in ((rms_norm, (weight,)), (layer_norm, (weight, bias)), (rms_norm, ())):
         parts = [slice(row, row + rows // 4) for row in range(0, rows, rows // 4)]
         expected = torch.cat([gradient(function, some, *trained) for some in parts])
-        for _ in range(2):  # the second in the memory of the first
+        for _ in range(5):  # y and dx take turns in the same few places
             dx = gradient(function, slice(None), *trained)
             assert torch.equal(dx, expected), (function, dtype, n)
             places.add((function, dtype, n, dx.data_ptr()))
@@ -301,4 +302,4 @@ for dtype, n in ((torch.float32, 4096), (torch.float32, 64), (torch.bfloat16, 81
 print(len(places))
 """
     keep = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
-    assert int(run_python(source, GLIBC_TUNABLES=keep)) < 18
+    assert int(run_python(source, GLIBC_TUNABLES=keep)) < 45
