@@ -45,15 +45,15 @@ class Stage:
 
 
 STAGES = (
-    Stage("build", 65, "build.items", beside=True),
+    Stage("build", 80, "build.items", beside=True),
     Stage("machine", 40, "machine.items"),  # takes 10 s; the first import of torch on a new machine may take 20 more
-    Stage("smoke", 70, "smoke.items"),
-    Stage("shapes", 140, "shapes.items"),
-    Stage("host", 155, "host.items"),
-    Stage("sweep", 240, "sweep.items"),
-    Stage("winners", 290, "shapes.with_winners"),
-    Stage("counters", 325, "counters.items"),
-    Stage("quack", 345, "shapes.beside_quack"),
+    Stage("smoke", 85, "smoke.items"),
+    Stage("shapes", 165, "shapes.items"),
+    Stage("host", 190, "host.items"),
+    Stage("sweep", 275, "sweep.items"),
+    Stage("winners", 320, "shapes.with_winners"),
+    Stage("counters", 340, "counters.items"),
+    Stage("quack", 350, "shapes.beside_quack"),
     Stage("tests", 395),  # gpu_stages.tests
 )
 

@@ -48,7 +48,7 @@ class Variant:
         llama: whether the product with the gain is rounded twice.
         bias: whether there is one; LayerNorm always has one.
         dx, dweight: backward: whether the gradient is wanted.
-        by: forward: the function of choices.py that decides.
+        by: forward: the function of choices.py that decides, in place of ``forward``.
     """
 
     operation: str
@@ -64,7 +64,7 @@ class Variant:
     bias: bool = False
     dx: bool = True
     dweight: bool = True
-    by: str = "forward"
+    by: str = ""
 
     def __str__(self) -> str:
         more = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[4:] if getattr(self, f.name) != f.default]
@@ -92,7 +92,9 @@ class Variant:
         """None if a row does not fit the operation's only kernel."""
         item, aligned = self.dtype.itemsize, self.bytes == choices.VECTOR
         if self.operation == "finish":
-            return choices.finish(warp_size)
+            return choices.finish(
+                132 * (choices.backward(self.n, 2) or choices.backward_columns(2)).programs, warp_size
+            )
         if "gated" in self.operation:
             return (choices.gated_backward if self.is_backward else choices.gated_forward)(self.n, item, warp_size)
         if "quantized" in self.operation:
@@ -104,13 +106,17 @@ class Variant:
             return choices.backward_rows(item, aligned, warp_size)
         if self.operation.endswith("head"):
             return choices.head(self.k or self.n, warp_size)
-        return self.streamed(warp_size) or getattr(choices, self.by)(self.n, item, aligned, warp_size)
+        if self.by:
+            return getattr(choices, self.by)(self.n, item, aligned, warp_size)
+        alone = self.operation == "rms_norm" and not self.bias and (self.k or self.n) == self.n
+        return self.streamed(warp_size) or choices.forward(self.n, item, aligned, warp_size, alone)
 
     def streamed(self, warp_size: int) -> choices.Choice | None:
         """The choice of pRMSNorm's long forward rows."""
         return choices.stream(self.n, self.k or self.n, self.dtype.itemsize, self.bytes == choices.VECTOR, warp_size)
 
-    def kernel(self, looped: bool) -> Any:
+    def kernel(self, choice: choices.Choice) -> Any:
+        looped = choice.looped
         if self.operation == "finish":
             return backward_kernels.finish_kernel
         if "gated" in self.operation:
@@ -123,9 +129,10 @@ class Variant:
             return long_backward_kernels.rows_kernel
         if self.operation.endswith("head"):
             return long_backward_kernels.head_kernel
-        if self.by != "forward":
-            own = {"persistent": forward_kernels.forward_persistent_kernel, "parts": parts_kernels.forward_parts_kernel}
-            return own[self.by]
+        if choice.programs:
+            return forward_kernels.forward_persistent_kernel
+        if choice.rest[0]:
+            return parts_kernels.forward_parts_kernel
         if looped and self.streamed(32):
             return forward_kernels.forward_stream_kernel
         return forward_kernels.forward_looped_kernel if looped else forward_kernels.forward_kernel
@@ -144,7 +151,7 @@ def compiled(variant: Variant, target: GPUTarget) -> tuple[Any, choices.Choice]:
     """Triton's compiled kernel, and the choice it was compiled for."""
     choice = variant.choice(target.warp_size)
     assert choice is not None, f"{variant} is left to the composite"
-    kernel, added = variant.kernel(choice.looped), variant.operation.startswith("add")
+    kernel, added = variant.kernel(choice), variant.operation.startswith("add")
     columns = choices.backward_columns(variant.dtype.itemsize, warp_size=target.warp_size)
     pieces = -(-variant.n // (choice if "forward" in kernel.__name__ else columns).block)
     split = not variant.centred and choices.splits(variant.n, variant.k or variant.n, pieces)

@@ -70,13 +70,13 @@ def persistent_conformance(case: Case) -> None:
     real = choices.forward
 
     def few(n: int, *how: object) -> choices.Choice:
-        return replace(choices.persistent(n, *how), programs=1)
+        return replace(choices.persistent(n, *how[:3]), programs=1)
 
     _conforms_by(few, real, case)
 
 
 def conformance_in_parts(case: Case) -> None:
-    _conforms_by(choices.parts, choices.forward, case)
+    _conforms_by(lambda n, *how: choices.parts(n, *how[:3]), choices.forward, case)
 
 
 def _conforms_by(choose, usual, case: Case) -> None:
@@ -93,7 +93,7 @@ def _conforms_by(choose, usual, case: Case) -> None:
         return made[-1]
 
     plans.plans.clear()
-    with mock.patch.object(choices, "forward", forward):
+    with mock.patch.object(choices, "forward", forward), mock.patch.object(choices, "stream", lambda *how: None):
         conforms(EAGER, case)
     plans.plans.clear()
     assert all(choice.programs or choice.rest[0] for choice in made)

@@ -6,9 +6,17 @@ from rmsnorm_lab.bench.cases import DTYPES, Case
 SMOKE = (4096, 131072, 128, 1000, 16384, 1023, 64, 2880, 5120, 16385)
 SHAPES = (4096, 1024, 8192, 2880, 5120, 7168, 16384, 128, 32768, 131072)
 COMPILED = (1024, 4096, 16384)  # torch.compile takes seconds a case
+BESIDE_QUACK = (1024, 4096, 8192, 16384)
 HOST = ((1, 4096), (64, 4096), (4096, 128))
 PARTIAL = (4096, 16384, 32768, 131072)
-SWEPT = (4096, 1024, 8192, 16384, 5120, 2880, 7168, 128, 2048, 512, 32768)
+SWEPT = (4096, 1024, 8192, 16384, 5120, 2880, 7168, 128, 256, 64, 2048, 512, 32768, 131072)
+OTHERS = (
+    ("layer_norm", "forward"),
+    ("layer_norm", "backward"),
+    ("rms_norm_gated", "forward"),
+    ("rms_norm_gated", "backward"),
+    ("rms_norm_quantized", "forward"),
+)
 
 
 def _case(op: str, direction: str, rows: int, n: int, dtype: str = "bfloat16", p: float = 1.0) -> Case:
@@ -54,10 +62,13 @@ def _few(n: int) -> int:
 
 
 def shapes(setting: Setting) -> list[Case]:
-    """256 MiB of bfloat16 at every width: forward, backward alone, with the addition."""
+    """256 MiB of bfloat16 at every width: forward, backward alone, with the addition; then some of the other kernels."""
     kinds = [("rms_norm", "forward"), ("rms_norm", "backward"), ("add_rms_norm", "forward")]
     found = [_case(op, direction, setting.rows(n), n) for n in SHAPES for op, direction in kinds]
-    return found + [_case("add_rms_norm", "backward", setting.rows(n), n) for n in COMPILED]
+    found += [_case("add_rms_norm", "backward", setting.rows(n), n) for n in COMPILED]
+    found += [_case(op, direction, setting.rows(n), n) for n in (4096, 128) for op, direction in OTHERS]
+    both = [(n, direction) for n in (1024, 4096, 8192) for direction in ("forward", "backward")]
+    return found + [_case("rms_norm", direction, setting.rows(2 * n), n, "float32") for n, direction in both]
 
 
 def partial(setting: Setting) -> list[Case]:

@@ -11,6 +11,8 @@ from typing import Any
 from gpu_stages import cases, host, sweep
 from gpu_stages.serving import fresh_plans, served
 from gpu_stages.stage import Item, Setting
+from rmsnorm.spec import partial_count
+from rmsnorm.torch.triton import choices
 from rmsnorm_lab.bench import gpu_providers, providers, records, runner, torch_providers
 from rmsnorm_lab.bench.cases import Case
 
@@ -27,7 +29,8 @@ def items(setting: Setting) -> Iterator[Item]:
     for case in cases.shapes(setting):
         yield str(case), partial(_measured, setting, case, PEERS, setting.folder / RECORDS)
     for case in cases.shapes(setting):
-        if case.n in cases.COMPILED and not case.adds and not setting.rehearsal:
+        plain = case.op == "rms_norm" and case.dtype == "bfloat16"
+        if case.n in cases.COMPILED and plain and not setting.rehearsal:
             names = ("rmsnorm", "torch.compile", "copy")
             yield f"{case}, torch.compile", partial(_measured, setting, case, names, setting.folder / COMPILED)
 
@@ -36,7 +39,7 @@ def with_winners(setting: Setting) -> Iterator[Item]:
     """Stage 6: those cases of stage 3 whose launch choice the sweep changed, and pRMSNorm's table."""
     winners = sweep.winners(setting.folder)
     for case in cases.shapes(setting):
-        for kind in sweep.kinds(case):
+        for kind in sweep.kinds(case) if case.op in ("rms_norm", "add_rms_norm") else ():
             if (choice := winners.get(sweep.key(case, kind))) is not None:
                 yield f"{case}: {kind}", partial(_chosen, setting, case, kind, choice)
     for case in cases.partial(setting):
@@ -50,7 +53,7 @@ def beside_quack(setting: Setting) -> Iterator[Item]:
         yield "quack", lambda: {"skipped": why}
         return
     for case in cases.shapes(setting):
-        if case.direction != "backward" or not case.adds:
+        if case.n in cases.BESIDE_QUACK and case.op in ("rms_norm", "add_rms_norm") and case.dtype == "bfloat16":
             yield str(case), partial(_measured, setting, case, names, setting.folder / RECORDS)
 
 
@@ -65,7 +68,7 @@ def _partial(setting: Setting, case: Case) -> dict[str, Any]:
     found = _measured(setting, case, names, setting.folder / RECORDS)
     if case.bytes <= SHORT and not setting.rehearsal:
         found["graph_us"] = {name: host.replayed(case, provider) for name, provider in OWN.items()}
-        if case.direction == "forward":
+        if case.direction == "forward" and partial_count(case.n, case.p) <= choices.HEAD:
             with sweep.chosen(case, "stream", sweep.other_kernel(case)), fresh_plans({}):
                 found["graph_us"]["the other kernel"] = host.replayed(case, OWN["rmsnorm"])
     return found

@@ -23,8 +23,8 @@ from rmsnorm_lab.bench.torch_providers import Ours
 
 FILE = "winners.json"
 ENOUGH = 0.98  # another choice wins if it takes at most this share of the default's time
-FACTORS = {"rows": (0.5, 2.0, 4.0), "warps": (0.5, 2.0), "block": (0.5, 2.0), "programs": (0.5, 2.0)}
-STAGES = (1, 2, 3)
+FACTORS = {"rows": (0.5, 2.0, 4.0), "warps": (0.5, 2.0), "block": (0.5, 2.0), "programs": (0.5, 4 / 3, 2.0)}
+STAGES = (1, 2, 3, 4)
 LIMITS = (96, 128)  # registers of a forward kernel, which has no limit by default; at 72 all spill
 MOST_WARPS, LEAST_BLOCK = 32, 256
 MOST_HELD = 2  # times the default's elements a thread: what holds more spills, and takes up to 12 s to compile
@@ -53,6 +53,8 @@ def default(case: Case, kind: str) -> Choice | None:
     length = case.n, DTYPES[case.dtype]
     if kind == "stream":
         return choices.stream(case.n, partial_count(case.n, case.p), length[1])
+    if kind == "forward":
+        return choices.forward(*length, alone=case.op == "rms_norm")
     return getattr(choices, kind)(*length[_any_length(kind) :])
 
 
@@ -161,7 +163,12 @@ def _swept(setting: Setting, case: Case, kind: str) -> dict[str, Any]:
     if best is not None and ratios[best] <= ENOUGH:
         found = {"choice": by_name[best] and asdict(by_name[best]), "time_over_default": ratios[best]}
         _keep(setting.folder / FILE, key(case, kind), found)
-    return {"default": _name(default(case, kind)), "ratios": ratios, "failed": failed}
+    return {
+        "default": _name(default(case, kind)),
+        "default_us": round(median(usual) / 1e3, 2),
+        "ratios": ratios,
+        "failed": failed,
+    }
 
 
 def _name(choice: Choice | None) -> str:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from rmsnorm.torch.triton.rows import LAST_READ, first, gain, read, read_parameter, row_offset, write
-from rmsnorm.torch.triton.statistic import normalized, statistic, statistic_and_projection
+from rmsnorm.torch.triton.statistic import HIDE_32, normalized, statistic, statistic_and_projection
 
 
 @triton.jit
@@ -80,6 +80,8 @@ def backward_kernel(
     """
     T: tl.constexpr = x_ptr.dtype.element_ty
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
+    # Beyond an RMS of 2^126, 1/RMS has 22 bits: enough for 16 bits. It saves two of an element's multiplications.
+    ONE_FACTOR: tl.constexpr = T.primitive_bitwidth == 16 and ROOT >= HIDE_32 and not LAYER
     cols = tl.arange(0, BLOCK)
     program, head, own, step, tokens = own_share(0, rows, heads)
     tiles = tl.cdiv(tokens, ROWS)
@@ -111,7 +113,11 @@ def backward_kernel(
                 dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
             if ROWS > 1:
                 dy = tl.where(inside[:, None], dy, 0.0)  # a row read again is not counted again
-            xhat = normalized(x, mean, rstd, scale, LAYER)
+            if ONE_FACTOR:
+                rstd = rstd * scale
+                xhat = x * rstd[:, None]
+            else:
+                xhat = normalized(x, mean, rstd, scale, LAYER)
             if DWEIGHT:
                 dweight += dy * (xhat.to(T).to(C) if ROUND_FIRST else xhat)
             if DBIAS:
@@ -120,7 +126,10 @@ def backward_kernel(
                 u = through_gain(
                     dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
                 )
-                dx = input_gradient(u, first(xhat, cols, K, BLOCK), rstd, scale, along, level, LAYER)
+                if ONE_FACTOR:
+                    dx = (u - first(xhat, cols, K, BLOCK) * along[:, None]) * rstd[:, None]
+                else:
+                    dx = input_gradient(u, first(xhat, cols, K, BLOCK), rstd, scale, along, level, LAYER)
                 if PLUS:
                     dx += read(plus_ptr, plus_at, cols, N, BLOCK, BYTES).to(C)
                 write(

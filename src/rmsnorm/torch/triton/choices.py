@@ -10,6 +10,7 @@ from functools import lru_cache
 VECTOR = 16  # bytes that a thread reads or writes at once
 REGISTERS = 65536  # of a multiprocessor
 MOST_Y = 65535  # programs on the second axis of a grid
+STREAMED = 32768  # bytes from which on a row of pRMSNorm is shared by several programs
 HEAD = 1024  # the most elements of pRMSNorm's statistic that a program reads beside its own columns
 LEAF = 64  # tiles whose gradients of gain and bias are summed in registers before the sums go to memory
 
@@ -64,29 +65,40 @@ def _tile(block: int, each: int, itemsize: int, warp_size: int) -> tuple[int, in
 
 
 @lru_cache
-def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
+def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32, alone: bool = False) -> Choice:
     """64 bytes of x a thread: four vectors in flight, about 80 registers with the gain; twice that in the longest.
 
     Half of that if rows are not multiples of 16 bytes, because each element then has an address and a load of its own.
     A multiprocessor that holds about 800 such threads has about 50 KiB in flight. It needs 18 KiB to keep an H100's
     3.35 TB/s busy over a latency of 700 ns.
+
+    ``alone``: RMSNorm of whole rows, without residual or bias. On an H200 two kinds of such rows of 16 bits are faster
+    in another way. Rows in 16384 elements have a multiprocessor for themselves, and wait for memory unless the next rows
+    are copied ahead (0.73 of the time). Rows of 5120 and 7168 take 0.91 and 0.87 with twice as many elements a thread.
+    Copying the pieces of a looped row ahead took 1.06 of the time.
     """
     block, each = power_of_two(n), (64 if aligned else 32) // itemsize
     longest = 16384 if itemsize <= 4 else 4096
     if block > longest:  # 128 bytes of float32 a thread at 512 threads is the most that does not spill
-        piece, stages = (16 if itemsize <= 4 else 8) * 512, 3
+        piece = (16 if itemsize <= 4 else 8) * 512
         if not aligned:  # with whole pieces, sums of odd rows of 16385 or 20001 elements spill up to 136 bytes a thread
-            piece, stages = piece // 2, 1
-        return Choice(block=piece, rows=1, warps=512 // warp_size, looped=True, stages=stages)
+            piece //= 2
+        return Choice(block=piece, rows=1, warps=512 // warp_size, looped=True)
     rows, threads = _tile(block, each, itemsize, warp_size)
-    return Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
+    choice = Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
+    if alone and aligned and itemsize == 2 and warp_size == 32:
+        if block == 16384:
+            return resident(replace(choice, programs=1, stages=3), warp_size)
+        if block == 8192 and n <= 7168:
+            return replace(choice, warps=choice.warps // 2)
+    return choice
 
 
 def persistent(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
     """The same tiles by programs that stay: the gain is read once, and the next tile is copied ahead.
 
-    512 threads with 128 registers each share a multiprocessor. Nothing spills then, and 32 KiB are in flight. No length
-    has this choice until a device shows that it is faster. None for looped rows.
+    512 threads with 128 registers each share a multiprocessor. Nothing spills then, and 32 KiB are in flight. None for
+    looped rows.
     """
     choice = forward(n, itemsize, aligned, warp_size)
     if choice.looped:
@@ -98,7 +110,7 @@ def persistent(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32)
 def parts(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
     """A row in two or three parts, if they hold fewer elements than one block; 64 or 128 bytes a thread.
 
-    No length has this choice until a device shows that it is faster.
+    No length has this choice: on an H200 it took 1.12 to 1.21 times as long as one block at 2880, 5120 and 7168.
     """
     whole = forward(n, itemsize, aligned, warp_size)
     block = whole.block // 2
@@ -113,15 +125,17 @@ def parts(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> C
 
 @lru_cache
 def stream(n: int, k: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice | None:
-    """pRMSNorm's rows that do not fit into registers: 128 threads, each with as many elements as :func:`forward` gives.
+    """pRMSNorm's long rows: 128 threads with two vectors each, or four where the statistic has many elements.
 
     A program reads the first k elements too, at most a quarter as many as its own in 16 bits. They come from the second
-    cache level: programs of a row are neighbours. None where another kernel serves: rows that fit into registers are
-    read once by that kernel too.
+    cache level: programs of a row are neighbours. None for shorter rows, which fit into registers: the other kernel
+    reads them once, too, and on an H200 it is as fast at 4096. From 16384 on, this one is (0.97 of the time for many
+    rows, 0.6 for one).
     """
-    if not (k < n and k <= HEAD and forward(n, itemsize, aligned, warp_size).looped):
+    if not (k < n and k <= HEAD and power_of_two(n) * itemsize >= STREAMED):
         return None
-    each = (64 if aligned else 32) // itemsize
+    most = (64 if aligned else 32) // itemsize
+    each = most // 2 if 4 * k <= 128 * (most // 2) else most
     return Choice(block=128 * each, rows=1, warps=128 // warp_size, looped=True)
 
 
@@ -139,19 +153,40 @@ def backward(
 
     So 512 threads fit a multiprocessor, in programs of any size, and this makes the grid. Half as many elements if a
     mean or a second sum is held too or a row is not a multiple of 16 bytes, and half of that in programs of several
-    rows. Rows of 16384 elements of 16 bits fit 255 registers in 8 warps, if x, dy and the gain are read again after
-    the reductions. None if a row does not fit.
+    rows. Rows of 16384 elements of 16 bits fit 16 warps, if x, dy and the gain are read again after the reductions.
+    None if a row does not fit.
+
+    Two tiles of 16 bits are copied ahead, or one of 32: 64 KiB in flight a multiprocessor. On an H200 rows of 16 bits
+    took 0.61 to 0.82 of the time with one tile ahead, from 1024 elements to 8192.
     """
     block, each = power_of_two(n), _held(itemsize, centred, sums, aligned)
     if itemsize == 2 and block == 16384 and each == 16:
-        return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
+        return resident(Choice(block=block, rows=1, warps=512 // warp_size, hold=False, programs=1), warp_size)
     if block > 512 * each:
         return None
-    rows, threads = _tile(block, each, itemsize, warp_size)
-    if rows > 1:
+    rows, threads, together = *_tile(block, each, itemsize, warp_size), 512
+    if rows > 1 and aligned:
+        rows, threads, together = _several(block, each // 2, itemsize, warp_size)
+    elif rows > 1:
         rows //= 2
-    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=512 // threads, stages=1 + aligned)
+    stages = (3 if itemsize == 2 and rows == 1 and warp_size == 32 else 2) if aligned else 1
+    choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads, stages=stages)
     return resident(choice, warp_size)
+
+
+def _several(block: int, each: int, itemsize: int, warp_size: int) -> tuple[int, int, int]:
+    """(rows, threads, threads of a multiprocessor) for rows that a warp reads with one vector a thread, copied ahead.
+
+    Triton chooses a layout for what was copied in which sums over a row take up to five times as many shuffles, unless
+    a tile has 2 ``each`` rows or a warp one. At n = 128 on an H200, 16 rows took 0.3 of the time of eight. The threads
+    there are more than elsewhere, because instructions are the limit.
+    """
+    vectors = block * itemsize // VECTOR
+    if vectors >= warp_size:
+        return 1, warp_size, 512
+    if vectors == warp_size // 2:
+        return 256 * each // block, 256, 768
+    return 128 * each // block, 128, 512
 
 
 def _held(itemsize: int, centred: bool, sums: int, aligned: bool) -> int:
@@ -164,7 +199,8 @@ def _held(itemsize: int, centred: bool, sums: int, aligned: bool) -> int:
 def backward_rows(itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
     """The first kernel of long rows: one row a program, in pieces of 8 elements a thread beside up to six sums."""
     each = 8 if itemsize <= 4 else 4
-    choice = Choice(block=256 * each, rows=1, warps=256 // warp_size, looped=True, programs=2, stages=1 + aligned)
+    stages = (3 if itemsize == 2 and warp_size == 32 else 2) if aligned else 1
+    choice = Choice(block=256 * each, rows=1, warps=256 // warp_size, looped=True, programs=2, stages=stages)
     return resident(choice, warp_size)
 
 
@@ -215,7 +251,7 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
     if threads > together:
         return resident(Choice(block=block, rows=1, warps=8, hold=False, programs=1), warp_size)
     if rows > 1:
-        rows //= 2
+        rows, threads, _ = _several(block, each // 2, itemsize, warp_size)
     choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads, stages=2)
     return resident(choice, warp_size)
 
@@ -232,9 +268,19 @@ def head(k: int, warp_size: int = 32) -> Choice:
     return Choice(block=block, rows=1, warps=max(1, block // (8 * warp_size)))
 
 
-def finish(warp_size: int = 32) -> Choice:
-    """Columns of partial sums: lines of 128 bytes, and many rows at once, because few programs share the work."""
-    return Choice(block=32, rows=128, warps=128 // warp_size)
+def finish(parts: int, warp_size: int = 32) -> Choice:
+    """Columns of at most ``parts`` partial sums: 32 elements a thread, and as few rounds as possible.
+
+    Short rows have few columns and many parts. With 32 columns a program, 1024 columns kept a quarter of an H200 busy
+    for 11 µs.
+    """
+    rows = min(1024, power_of_two(parts))
+    return Choice(block=8192 // rows, rows=rows, warps=256 // warp_size)
+
+
+def most_programs(choice: Choice, heads: int, multiprocessors: int, pieces: int = 1) -> int:
+    """Programs of a head that are resident at once in a backward launch, whatever the number of rows."""
+    return max(1, choice.programs * multiprocessors // (heads * pieces))
 
 
 def grid(choice: Choice, rows: int, heads: int, multiprocessors: int, pieces: int = 1) -> int:
@@ -243,4 +289,4 @@ def grid(choice: Choice, rows: int, heads: int, multiprocessors: int, pieces: in
     ``pieces`` of a row are programs side by side.
     """
     tiles = -(-(rows // heads) // choice.rows)
-    return heads * max(1, min(tiles, choice.programs * multiprocessors // (heads * pieces)))
+    return heads * max(1, min(tiles, most_programs(choice, heads, multiprocessors, pieces)))

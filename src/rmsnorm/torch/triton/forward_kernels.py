@@ -227,7 +227,7 @@ def forward_stream_kernel(
     if ADD:
         sum_at = row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS)
         write_piece(sum_ptr, sum_at, cols, x, N, BLOCK, BYTES)
-    rstd, scale = rms(head, heading, K, ROOT, HEAD)
+    rstd, scale = rms(head, heading, N, K, ROOT, HEAD)
     y = affine(
         normalized(x, rstd, rstd, scale, False), g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST
     )

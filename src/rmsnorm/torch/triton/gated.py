@@ -97,7 +97,9 @@ def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan
     choice = choices.gated_backward(problem.n, x.element_size(), warp_size)
     if choice is None:
         return None
-    programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
+    multiprocessors = launch.multiprocessors(device)
+    programs = choices.grid(choice, problem.rows, problem.heads, multiprocessors)
+    most = choices.most_programs(choice, problem.heads, multiprocessors)
     partial = torch.empty(0, dtype=problem.compute)  # it gives its dtype
     run = problem.launcher(
         gated_kernels.gated_backward_kernel,
@@ -116,4 +118,4 @@ def _plan_backward(norm_first: bool, tensors, shape, eps, p, flags, low) -> Plan
     def launch_one(tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
         run(programs, 1, tensors, addresses, integers)
 
-    return with_finish(launch_one, programs, problem, tensors, SUMS)
+    return with_finish(launch_one, programs, most, problem, tensors, SUMS)

@@ -52,7 +52,9 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
     if problem.rows == 0:
         return lambda tensors, addresses: None
     aligned, warp_size = problem.bytes == choices.VECTOR, launch.target(x.get_device()).warp_size
-    found = _forward(problem, x.element_size(), aligned, warp_size, bool(flags & native.FRESH))
+    alone = residual is None and bias is None and problem.k == problem.n and not problem.layer
+    fresh = bool(flags & native.FRESH)
+    found = _forward(problem, x.element_size(), aligned, warp_size, alone, fresh)
     if found is None:
         return None
     kernel, choice, programs, added = found
@@ -62,7 +64,7 @@ def plan_forward(layer: bool, tensors, shape, eps, p, flags, low) -> Plan | None
 
 
 def _forward(
-    problem: Problem, itemsize: int, aligned: bool, warp_size: int, fresh: bool
+    problem: Problem, itemsize: int, aligned: bool, warp_size: int, alone: bool, fresh: bool
 ) -> tuple[Any, choices.Choice, int, dict[str, int]] | None:
     """The kernel of a forward pass, its choice, the number of programs, and the constants that it alone has."""
     stream = choices.stream(problem.n, problem.k, itemsize, aligned, warp_size)
@@ -71,7 +73,7 @@ def _forward(
         if problem.rows * pieces <= launch.INT32:
             added = {"PIECES": pieces, "HEAD": choices.HEAD}
             return forward_kernels.forward_stream_kernel, stream, problem.rows * pieces, added
-    choice = choices.forward(problem.n, itemsize, aligned, warp_size)
+    choice = choices.forward(problem.n, itemsize, aligned, warp_size, alone)
     if choice.programs:
         programs = choices.grid(choice, problem.rows, 1, launch.multiprocessors(problem.device))
         return forward_kernels.forward_persistent_kernel, choice, programs, {"STAGES": choice.stages}
@@ -106,23 +108,25 @@ def _wanted(given: Sequence[Tensor | None]) -> dict[str, bool]:
     return {name: t is not None for name, t in zip(names, given[2:], strict=True)}
 
 
-def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int] | None:
-    """The kernel for rows that fit into registers, and how many programs it has."""
+def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int, int] | None:
+    """The kernel for rows that fit into registers, how many programs it has, and the most that a head can have."""
     x, dy, *_ = given
     device, sums = x.get_device(), sum(t is not None for t in given[5:])
     warp_size, aligned = launch.target(device).warp_size, problem.bytes == choices.VECTOR
     choice = choices.backward(problem.n, dy.element_size(), problem.layer, sums, aligned, warp_size)
     if choice is None:
         return None
-    programs = choices.grid(choice, problem.rows, problem.heads, launch.multiprocessors(device))
+    multiprocessors = launch.multiprocessors(device)
+    programs = choices.grid(choice, problem.rows, problem.heads, multiprocessors)
+    most = choices.most_programs(choice, problem.heads, multiprocessors)
     added = {"LEAF": choices.LEAF, "HOLD": choice.hold, "STAGES": choice.stages} | _wanted(given)
     run = problem.launcher(backward_kernels.backward_kernel, given, problem.compute, choice, **added)
     integers = problem.integers()
-    return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs
+    return lambda tensors, addresses: run(programs, 1, tensors, addresses, integers), programs, most
 
 
-def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int] | None:
-    """The two kernels for longer rows (pRMSNorm: three), and how many programs a column block has.
+def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan, int, int] | None:
+    """The two kernels for longer rows (pRMSNorm: three), how many programs a column block has, and a head's most.
 
     ``like`` has the dtype of their sums.
     """
@@ -132,7 +136,9 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
     columns = choices.backward_columns(dy.element_size(), problem.layer, sums, aligned, warp_size)
     pieces, wanted = -(-problem.n // columns.block), _wanted(given)
     split = wanted["DX"] and choices.splits(problem.n, problem.k, pieces)
-    programs = choices.grid(columns, problem.rows, problem.heads, launch.multiprocessors(device), pieces)
+    multiprocessors = launch.multiprocessors(device)
+    programs = choices.grid(columns, problem.rows, problem.heads, multiprocessors, pieces)
+    most = choices.most_programs(columns, problem.heads, multiprocessors, pieces)
     if programs > choices.MOST_Y:
         return None
 
@@ -161,4 +167,4 @@ def _looped(problem: Problem, given: Sequence[Any], like: Tensor) -> tuple[Plan,
         if third is not None:
             third(rows, 1, (*tensors[:5], *more), (*addresses[:5], *places), integers)
 
-    return run, programs
+    return run, programs, most

@@ -236,18 +236,21 @@ def zero_sums(first: int) -> Plan:
     return plan
 
 
-def with_finish(run: Plan, programs: int, problem: Problem, tensors: Sequence[Tensor | None], first: int) -> Plan:
+def with_finish(
+    run: Plan, programs: int, most: int, problem: Problem, tensors: Sequence[Tensor | None], first: int
+) -> Plan:
     """The plan of a backward kernel and of the one that adds its programs' partial sums.
 
     ``run`` leaves a row of partial sums for each program in place of the tensors from ``first`` on: dweight, and dbias
-    where the operation has one. Those that are None are not wanted.
+    where the operation has one. Those that are None are not wanted. A head has at most ``most`` programs, for any number
+    of rows.
     """
     wanted = [t is not None for t in tensors[first:]]
     if not any(wanted):
         return run
     slots = [sum(wanted[:i]) if there else None for i, there in enumerate(wanted)]
     partial = torch.empty(0, dtype=problem.compute, device=tensors[0].device)  # type: ignore[union-attr]
-    last = choices.finish(launch.target(tensors[0].get_device()).warp_size)  # type: ignore[union-attr]
+    last = choices.finish(most, launch.target(tensors[0].get_device()).warp_size)  # type: ignore[union-attr]
     sums = (*tensors[first:], None)[:2]
     finish = problem.launcher(
         backward_kernels.finish_kernel, (partial, *sums), problem.compute, last, DWEIGHT=wanted[0]

@@ -1,8 +1,9 @@
 """A row's statistic and projection by one exchange between threads; by two if a mean comes first.
 
 Σx² and Σux are taken at three scales at once (at two if eps hides what the smallest squares lose). The result comes
-from the scale that has neither overflowed nor lost bits. So the largest element need not be known first, and there is
-no branch. All sums over a row are one reduction of a tuple: one round trip through shared memory instead of three.
+from the scale that has neither overflowed nor lost bits. So the largest element need not be known first. All sums over
+a row are one reduction of a tuple: one round trip through shared memory instead of three. A program with one row takes
+the sums at the large scale only where those at the usual scale overflow.
 """
 
 import triton
@@ -124,21 +125,47 @@ def summed_both(small, usual, large, small_u, usual_u, large_u, ROOT: tl.constex
 
 
 @triton.jit
-def rms(x, cols, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
-    """(rstd, scale) of the rows of a tile by their first K elements."""
-    a, b, c = scaled(first(x, cols, K, BLOCK))
-    a, b, c = summed(a * a, b * b, c * c, ROOT)
-    return inverse_root(a, b, c, K, ROOT)
+def rms(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
+    """(rstd, scale) of the rows of a tile by their first K elements. Those beyond N are zero."""
+    ONE: tl.constexpr = x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
+    if K < N:
+        x = first(x, cols, K, BLOCK)
+    if ONE:
+        b = scaled(x)[1]
+        usual = tl.sum(b * b, axis=1)
+        large = usual
+        if not (tl.sum(usual) < float("inf")):  # of one row: all threads agree
+            c = scaled(x)[2]
+            large = tl.sum(c * c, axis=1)
+        return inverse_root(large, usual, large, K, ROOT)
+    else:
+        a, b, c = scaled(x)
+        a, b, c = summed(a * a, b * b, c * c, ROOT)
+        return inverse_root(a, b, c, K, ROOT)
 
 
 @triton.jit
-def rms_and_projection(x, u, cols, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
-    """(rstd, scale, Σux̂ / K) of the rows of a tile."""
-    a, b, c = scaled(x)
-    d, e, f = scaled(first(x, cols, K, BLOCK))
-    d, e, f, a, b, c = summed_both(d * d, e * e, f * f, a * u, b * u, c * u, ROOT)
-    rstd, scale = inverse_root(d, e, f, K, ROOT)
-    return rstd, scale, projection(a, b, c, rstd, scale, K, ROOT)
+def rms_and_projection(x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
+    """(rstd, scale, Σux̂ / K) of the rows of a tile, whose elements beyond N are zero."""
+    ONE: tl.constexpr = x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
+    own = x
+    if K < N:
+        own = first(x, cols, K, BLOCK)
+    if ONE:
+        e = scaled(own)[1]
+        usual, usual_u = tl.reduce((e * e, scaled(x)[1] * u), 1, add2)
+        large, large_u = usual, usual_u
+        if not ((tl.sum(usual) < float("inf")) & (tl.abs(tl.sum(usual_u)) < float("inf"))):
+            c, f = scaled(x)[2], scaled(own)[2]
+            large, large_u = tl.reduce((f * f, c * u), 1, add2)
+        rstd, scale = inverse_root(large, usual, large, K, ROOT)
+        return rstd, scale, projection(large_u, usual_u, large_u, rstd, scale, K, ROOT)
+    else:
+        a, b, c = scaled(x)
+        d, e, f = scaled(own)
+        d, e, f, a, b, c = summed_both(d * d, e * e, f * f, a * u, b * u, c * u, ROOT)
+        rstd, scale = inverse_root(d, e, f, K, ROOT)
+        return rstd, scale, projection(a, b, c, rstd, scale, K, ROOT)
 
 
 @triton.jit
@@ -170,7 +197,7 @@ def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAY
         rest, rstd = inverse_deviation(squares, rest, scale, N, ROOT)
         return mean + rest, rstd, scale
     else:
-        rstd, scale = rms(x, cols, K, ROOT, BLOCK)
+        rstd, scale = rms(x, cols, N, K, ROOT, BLOCK)
         return rstd, rstd, scale
 
 
@@ -187,7 +214,7 @@ def statistic_and_projection(
         rest, rstd = inverse_deviation(squares, rest, scale, N, ROOT)
         return mean + rest, rstd, scale, quotient((along - rest * total[3]) * rstd, N), quotient(total[3], N)
     else:
-        rstd, scale, along = rms_and_projection(x, u, cols, K, ROOT, BLOCK)
+        rstd, scale, along = rms_and_projection(x, u, cols, N, K, ROOT, BLOCK)
         return rstd, rstd, scale, along, along
 
 
