@@ -123,7 +123,7 @@ def everything() -> list[Job]:
 
 
 def fault(job: Job) -> str | None:
-    """The fault of a kernel, or None: it does not compile, it spills much, or its programs do not fit a multiprocessor."""
+    """The fault of a kernel, or None: it does not compile, spills, or its programs do not fit a multiprocessor."""
     name, variant = job
     target = TARGETS[name]
     try:

@@ -93,7 +93,7 @@ def _conforms_by(choose, usual, case: Case) -> None:
         return made[-1]
 
     plans.plans.clear()
-    with mock.patch.object(choices, "forward", forward), mock.patch.object(choices, "stream", lambda *how: None):
+    with mock.patch.object(choices, "forward", forward), mock.patch.object(choices, "stream", return_value=None):
         conforms(EAGER, case)
     plans.plans.clear()
     assert all(choice.programs or choice.rest[0] for choice in made)

@@ -92,7 +92,7 @@ def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     monkeypatch.setattr(cuda, "describe", stage._no_device)
     monkeypatch.setattr(cases, "SHAPES", (1024, 2880))
     status = stage.run("shapes", shapes.items(setting), setting.folder / "shapes.jsonl", math.inf, 0, setting)
-    line, _ = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
+    line, *_ = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
     assert status == 0
     assert line["wrong"] == {}
     assert set(line["us"]) >= {"rmsnorm", "F.rms_norm", "copy"}

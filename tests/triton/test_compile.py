@@ -88,7 +88,7 @@ def test_accesses_are_as_wide_as_rows_allow(n, widest):
     ("operation", "n", "reads"), [("rms_norm backward", 16384, 8), ("rms_norm_gated backward", 8192, 12)]
 )
 def test_what_is_read_twice_leaves_the_caches_after_the_second_time(operation, n, reads):
-    """x and dy (and the gate), 16 bytes a read by 512 and 256 threads; a first read that pins them displaces other rows."""
+    """x and dy (and the gate), 16 bytes a read by 512 and 256 threads. A first read that pins them displaces others."""
     ptx = kernel_variants.compiled(Variant(operation, n, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
     assert len(re.findall(r"ld\.global\.L1::evict_first\S*\.v4\.b32", ptx)) == reads
     assert "evict_last" not in ptx

@@ -62,7 +62,7 @@ def _few(n: int) -> int:
 
 
 def shapes(setting: Setting) -> list[Case]:
-    """256 MiB of bfloat16 at every width: forward, backward alone, with the addition; then some of the other kernels."""
+    """256 MiB of bfloat16 at every width: forward, backward alone, with the addition; then some other kernels."""
     kinds = [("rms_norm", "forward"), ("rms_norm", "backward"), ("add_rms_norm", "forward")]
     found = [_case(op, direction, setting.rows(n), n) for n in SHAPES for op, direction in kinds]
     found += [_case("add_rms_norm", "backward", setting.rows(n), n) for n in COMPILED]

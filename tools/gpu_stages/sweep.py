@@ -77,11 +77,13 @@ def candidates(case: Case, kind: str) -> list[Choice | None]:
         base = base or other_kernel(case)
     assert base is not None
     if kind == "forward":
+        base = choices.forward(case.n, DTYPES[case.dtype])
+        found[base] = None
         for other in (choices.persistent, choices.parts):
             if (choice := other(case.n, DTYPES[case.dtype])) is not None:
                 found[choice] = None
                 if choice.programs:
-                    found[replace(choice, stages=3)] = None
+                    found |= {replace(choice, stages=stages): None for stages in (3, 4)}
     for change in _changes(base, kind):
         choice = replace(base, **change)
         long_enough = not choice.looped or choice.block >= LEAST_BLOCK

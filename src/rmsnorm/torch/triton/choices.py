@@ -73,8 +73,9 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32, al
     3.35 TB/s busy over a latency of 700 ns.
 
     ``alone``: RMSNorm of whole rows, without residual or bias. On an H200 two kinds of such rows of 16 bits are faster
-    in another way. Rows in 16384 elements have a multiprocessor for themselves, and wait for memory unless the next rows
-    are copied ahead (0.73 of the time). Rows of 5120 and 7168 take 0.91 and 0.87 with twice as many elements a thread.
+    in another way. Rows in 16384 elements have a multiprocessor for themselves, and wait for memory unless the next
+    rows are copied ahead (0.73 of the time). Rows of 5120 and 7168 take 0.91 and 0.87 with twice as many elements a
+    thread.
     Copying the pieces of a looped row ahead took 1.06 of the time.
     """
     block, each = power_of_two(n), (64 if aligned else 32) // itemsize

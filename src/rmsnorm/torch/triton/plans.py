@@ -242,8 +242,8 @@ def with_finish(
     """The plan of a backward kernel and of the one that adds its programs' partial sums.
 
     ``run`` leaves a row of partial sums for each program in place of the tensors from ``first`` on: dweight, and dbias
-    where the operation has one. Those that are None are not wanted. A head has at most ``most`` programs, for any number
-    of rows.
+    where the operation has one. Those that are None are not wanted. A head has at most ``most`` programs, for any
+    number of rows.
     """
     wanted = [t is not None for t in tensors[first:]]
     if not any(wanted):
