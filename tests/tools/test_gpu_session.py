@@ -97,7 +97,7 @@ def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     assert line["wrong"] == {}
     assert set(line["us"]) >= {"rmsnorm", "F.rms_norm", "copy"}
     assert line["share_of_copy"]["copy"] == 1
-    record, _ = load(setting.folder / shapes.RECORDS)
+    record, *_ = load(setting.folder / shapes.RECORDS)
     assert str(record.case) == line["item"]
     assert "| shapes: rms_norm, forward" in summary.markdown([line])
 
