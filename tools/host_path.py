@@ -32,6 +32,7 @@ def take_the_way_of_cuda(nodes: Any) -> None:
     launch.launcher = lambda *_: lambda *_: None  # type: ignore[assignment]
     launch.target = lambda _: GPUTarget("cuda", 90, 32)  # type: ignore[assignment]
     launch.multiprocessors = lambda _: 132  # type: ignore[assignment]
+    launch.shared_memory = lambda _: launch.SHARED  # type: ignore[assignment]
     functional.eager_way = operation.eager_way = dispatch._cuda_way
     operation.kernels_of = eager.kernels_of = lambda _: functions
     dispatch.why_no_triton = None

@@ -28,7 +28,7 @@ def test_every_choice_can_be_launched(itemsize, warp_size):
         plain, summed = ([c for c in found if c is not None] for found in (plain, summed))
         for choice in plain + summed:
             assert choice.block & (choice.block - 1) == 0
-            assert choice.warps in (1, 2, 4, 8, 16)
+            assert choice.warps in (1, 2, 4, 8, 16, 32)
             assert choice.looped or choice.block >= n
             assert choice.looped or choice.block < 2 * max(16, n)
             assert choice.rows >= 1
@@ -101,3 +101,13 @@ def test_slices_of_packed_tensors_fold():
     assert layout.levels((torch.empty(8),), 1, False)[2] == 1
     spread = torch.empty(2, 2, 2, 2, 2, 2, 2, 2, 8)[:, 0, :, 0, :, 0, :, 0]
     assert layout.levels((spread,), 1, True) is None
+
+
+def test_fewer_tiles_are_copied_ahead_where_shared_memory_is_small():
+    choice = choices.backward(7168, 2)
+    assert choice.stages == 4
+    assert choices.fitted(choice, 6, 228 << 10) == choice  # x, dy and another gradient of an H100
+    assert choices.fitted(choice, 6, 100 << 10).stages == 3  # of consumer cards
+    assert choices.fitted(choice, 6, 1).stages == 1
+    for n in (64, 128, 256, 1000, 4096, 8192):
+        assert choices.fitted(choices.backward(n, 2), 6, 228 << 10) == choices.backward(n, 2)

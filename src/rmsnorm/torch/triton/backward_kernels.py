@@ -105,9 +105,9 @@ def backward_kernel(
                 u = through_gain(
                     dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
                 )
-                mean, rstd, scale, along, level = statistic_and_projection(x, u, cols, N, K, ROOT, LAYER, BLOCK)
+                mean, rstd, scale, along, level = statistic_and_projection(x, u, cols, N, K, ROOT, LAYER, BLOCK, HOLD)
             else:
-                mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
+                mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK, HOLD)
             if not HOLD:
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
                 dy = read(dy_ptr, dy_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)

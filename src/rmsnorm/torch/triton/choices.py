@@ -76,7 +76,8 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32, al
     in another way. Rows in 16384 elements have a multiprocessor for themselves, and wait for memory unless the next
     rows are copied ahead (0.73 of the time). Rows of 5120 and 7168 take 0.91 and 0.87 with twice as many elements a
     thread.
-    Copying the pieces of a looped row ahead took 1.06 of the time.
+    A looped row has a program of 32 warps if it can: fewer rows are read at once, and more of what is read again is
+    still in the second cache level (0.92 of the time at 32768, 0.91 at 131072). Copying its pieces ahead took 1.06.
     """
     block, each = power_of_two(n), (64 if aligned else 32) // itemsize
     longest = 16384 if itemsize <= 4 else 4096
@@ -84,8 +85,11 @@ def forward(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32, al
         piece = (16 if itemsize <= 4 else 8) * 512
         if not aligned:  # with whole pieces, sums of odd rows of 16385 or 20001 elements spill up to 136 bytes a thread
             piece //= 2
-        return Choice(block=piece, rows=1, warps=512 // warp_size, looped=True)
+        threads = 1024 if aligned and itemsize <= 4 else 512
+        return Choice(block=piece, rows=1, warps=threads // warp_size, looped=True)
     rows, threads = _tile(block, each, itemsize, warp_size)
+    if threads == 128 and rows > 1:  # 0.98 of the time at 128 elements of 16 bits
+        rows, threads = rows // 2, 64
     choice = Choice(block=block, rows=rows, warps=min(threads, 512) // warp_size)
     if alone and aligned and itemsize == 2 and warp_size == 32:
         if block == 16384:
@@ -157,8 +161,9 @@ def backward(
     rows. Rows of 16384 elements of 16 bits fit 16 warps, if x, dy and the gain are read again after the reductions.
     None if a row does not fit.
 
-    Two tiles of 16 bits are copied ahead, or one of 32: 64 KiB in flight a multiprocessor. On an H200 rows of 16 bits
-    took 0.61 to 0.82 of the time with one tile ahead, from 1024 elements to 8192.
+    Tiles of 16 bits are copied ahead, two of full rows and three of others and of short ones; one of 32 bits. On an
+    H200 rows of 1024 to 8192 elements took 0.61 to 0.82 of the time with two instead of one, and those of 64 to 256,
+    2880 and 7168 0.66 to 0.93 with three instead of two. 5120 elements take 0.93 in half as many threads.
     """
     block, each = power_of_two(n), _held(itemsize, centred, sums, aligned)
     if itemsize == 2 and block == 16384 and each == 16:
@@ -170,7 +175,11 @@ def backward(
         rows, threads, together = _several(block, each // 2, itemsize, warp_size)
     elif rows > 1:
         rows //= 2
-    stages = (3 if itemsize == 2 and rows == 1 and warp_size == 32 else 2) if aligned else 1
+    stages = 2 if aligned else 1
+    if aligned and itemsize == 2 and warp_size == 32:
+        stages = 3 if n == block > 512 else 4
+        if each == 16 and block == 8192 and 3 * n <= 2 * block:
+            threads, together, stages = 256, 256, 3
     choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads, stages=stages)
     return resident(choice, warp_size)
 
@@ -218,9 +227,9 @@ def backward_columns(
 
 @lru_cache
 def quantized(n: int, itemsize: int, aligned: bool = True, warp_size: int = 32) -> Choice:
-    """As forward, but threads of a looped row may use all registers: without a limit they use 64 and spill."""
+    """As forward, but a looped row has 512 threads, which may use all registers: at 64 they spill."""
     choice = forward(n, itemsize, aligned, warp_size)
-    return replace(choice, registers=REGISTERS // (choice.warps * warp_size)) if choice.looped else choice
+    return replace(choice, warps=512 // warp_size, registers=REGISTERS // 512) if choice.looped else choice
 
 
 @lru_cache
@@ -255,6 +264,17 @@ def gated_backward(n: int, itemsize: int, warp_size: int = 32) -> Choice | None:
         rows, threads, _ = _several(block, each // 2, itemsize, warp_size)
     choice = Choice(block=block, rows=rows, warps=threads // warp_size, programs=together // threads, stages=2)
     return resident(choice, warp_size)
+
+
+def fitted(choice: Choice, itemsizes: int, shared: int) -> Choice:
+    """The choice with as many stages as ``shared`` bytes of a multiprocessor's shared memory allow.
+
+    ``itemsizes``: bytes of an element of all operands that are copied ahead together. 2 KiB a program are left for
+    reductions.
+    """
+    tile = choice.rows * choice.block * itemsizes
+    most = 1 + (shared // choice.programs - 2048) // tile
+    return replace(choice, stages=max(1, min(choice.stages, most)))
 
 
 def splits(n: int, k: int, pieces: int) -> bool:

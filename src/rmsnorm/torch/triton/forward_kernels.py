@@ -71,7 +71,7 @@ def forward_tile(
             BYTES,
         )
         x = x.to(C)
-    mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK)
+    mean, rstd, scale = statistic(x, cols, N, K, ROOT, LAYER, BLOCK, True)
     xhat = normalized(x, mean, rstd, scale, LAYER)
     if HAS_WEIGHT:
         g = gain(w, C, ZERO_CENTERED, ROUND_FIRST)
@@ -227,7 +227,7 @@ def forward_stream_kernel(
     if ADD:
         sum_at = row_offset(row, middle, inner, sum_outer, sum_middle, sum_inner, LEVELS)
         write_piece(sum_ptr, sum_at, cols, x, N, BLOCK, BYTES)
-    rstd, scale = rms(head, heading, N, K, ROOT, HEAD)
+    rstd, scale = rms(head, heading, N, K, ROOT, HEAD, True)
     y = affine(
         normalized(x, rstd, rstd, scale, False), g, b, T, y_ptr.dtype.element_ty, HAS_WEIGHT, HAS_BIAS, ROUND_FIRST
     )

@@ -74,7 +74,7 @@ def gated_kernel(
     s, _ = silu(z.to(C))
     if not NORM_FIRST:
         h = h * s
-    mean, rstd, scale = statistic(h, cols, N, K, ROOT, False, BLOCK)
+    mean, rstd, scale = statistic(h, cols, N, K, ROOT, False, BLOCK, False)
     y = normalized(h, mean, rstd, scale, False)
     if HAS_WEIGHT:
         y = y * gain(w, C, False, False)
@@ -115,7 +115,7 @@ def gated_backward_kernel(
             if HAS_WEIGHT:
                 g = read_gain(weight_ptr, head, heads, cols, C, False, False, HEADS, N, BLOCK)
                 u = v * g
-            mean, rstd, scale, along, _ = statistic_and_projection(h, u, cols, N, K, ROOT, False, BLOCK)
+            mean, rstd, scale, along, _ = statistic_and_projection(h, u, cols, N, K, ROOT, False, BLOCK, False)
             if not HOLD:
                 x = read(x_ptr, x_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)
                 z = read(gate_ptr, gate_at, cols, N, BLOCK, BYTES, LAST_READ).to(C)

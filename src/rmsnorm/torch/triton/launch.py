@@ -22,6 +22,9 @@ INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: kernel
 INT32 = 2**31 - 2**16  # rows up to here are counted in 32 bits: dividing by 64-bit numbers takes five times as long
 
 
+SHARED = 228 << 10  # bytes of an H100's multiprocessor, where a device does not say
+
+
 class NotCompiled(RuntimeError):
     """Triton or the driver refuses a kernel; torch's operations serve instead."""
 
@@ -98,6 +101,13 @@ def launcher(
 def target(device: int) -> GPUTarget:
     """Triton's name for a device, which must be the current one."""
     return GPUTarget("cuda", 0, 32) if INTERPRETED else triton.runtime.driver.active.get_current_target()
+
+
+@functools.cache
+def shared_memory(device: int) -> int:
+    """Bytes of shared memory of a multiprocessor."""
+    found = None if INTERPRETED else torch.cuda.get_device_properties(device)
+    return getattr(found, "shared_memory_per_multiprocessor", SHARED)
 
 
 @functools.cache

@@ -116,6 +116,8 @@ def _held(problem: Problem, given: Sequence[Any]) -> tuple[Plan, int, int] | Non
     choice = choices.backward(problem.n, dy.element_size(), problem.layer, sums, aligned, warp_size)
     if choice is None:
         return None
+    ahead = sum(t.element_size() for t in (x, dy, given[3]) if t is not None)
+    choice = choices.fitted(choice, ahead, launch.shared_memory(device))
     multiprocessors = launch.multiprocessors(device)
     programs = choices.grid(choice, problem.rows, problem.heads, multiprocessors)
     most = choices.most_programs(choice, problem.heads, multiprocessors)

@@ -62,7 +62,7 @@ def quantized_kernel(
     if HAS_WEIGHT:  # read before the reductions below wait
         w = read_parameter(weight_ptr, row, heads, cols, HEADS, N, BLOCK)
     x = x.to(C)
-    mean, rstd, scale = statistic(x, cols, N, K, ROOT, False, BLOCK)
+    mean, rstd, scale = statistic(x, cols, N, K, ROOT, False, BLOCK, False)
     y = normalized(x, mean, rstd, scale, False)
     if HAS_WEIGHT:
         y = y * gain(w, C, False, False)

@@ -125,9 +125,9 @@ def summed_both(small, usual, large, small_u, usual_u, large_u, ROOT: tl.constex
 
 
 @triton.jit
-def rms(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
-    """(rstd, scale) of the rows of a tile by their first K elements. Those beyond N are zero."""
-    ONE: tl.constexpr = x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
+def rms(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HELD: tl.constexpr):
+    """(rstd, scale) of the rows of a tile by their first K elements. Those beyond N are zero. HELD: see below."""
+    ONE: tl.constexpr = HELD and x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
     if K < N:
         x = first(x, cols, K, BLOCK)
     if ONE:
@@ -145,9 +145,14 @@ def rms(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def rms_and_projection(x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr):
-    """(rstd, scale, Σux̂ / K) of the rows of a tile, whose elements beyond N are zero."""
-    ONE: tl.constexpr = x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
+def rms_and_projection(
+    x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HELD: tl.constexpr
+):  # fmt: skip
+    """(rstd, scale, Σux̂ / K) of the rows of a tile, whose elements beyond N are zero.
+
+    HELD: x and u have registers until the sums are known. Else there is no branch, which would need them.
+    """
+    ONE: tl.constexpr = HELD and x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
     own = x
     if K < N:
         own = first(x, cols, K, BLOCK)
@@ -187,7 +192,10 @@ def inverse_deviation(squares, rest, scale, N: tl.constexpr, ROOT: tl.constexpr)
 
 
 @triton.jit
-def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
+def statistic(
+    x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
+):  # fmt: skip
     """(mean, rstd, scale) of a tile's rows, [ROWS] each; rstd is 1/RMS or, with LAYER, 1/σ. The mean is LAYER's."""
     if LAYER:
         total = tl.reduce((tl.abs(x), x, scaled(x)[2]), 1, max_add2)
@@ -197,13 +205,14 @@ def statistic(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAY
         rest, rstd = inverse_deviation(squares, rest, scale, N, ROOT)
         return mean + rest, rstd, scale
     else:
-        rstd, scale = rms(x, cols, N, K, ROOT, BLOCK)
+        rstd, scale = rms(x, cols, N, K, ROOT, BLOCK, HELD)
         return rstd, rstd, scale
 
 
 @triton.jit
 def statistic_and_projection(
-    x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr
+    x, u, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, LAYER: tl.constexpr, BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
 ):  # fmt: skip
     """The statistic, Σux̂ / K and (LAYER's) Σu / N. With LAYER, Σux̂ = rstd Σu(d − rest), in the same reductions."""
     if LAYER:
@@ -214,7 +223,7 @@ def statistic_and_projection(
         rest, rstd = inverse_deviation(squares, rest, scale, N, ROOT)
         return mean + rest, rstd, scale, quotient((along - rest * total[3]) * rstd, N), quotient(total[3], N)
     else:
-        rstd, scale, along = rms_and_projection(x, u, cols, N, K, ROOT, BLOCK)
+        rstd, scale, along = rms_and_projection(x, u, cols, N, K, ROOT, BLOCK, HELD)
         return rstd, rstd, scale, along, along
 
 
