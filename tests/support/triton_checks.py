@@ -162,6 +162,21 @@ def rare_gradient(n: int, operation: str, exponent: int, gradient: int) -> None:
     check(dx, expected(case, SimpleNamespace(x=x, dy=dy, weight=w, bias=None))["dx"], "dx")
 
 
+def large_in_a_program_of_its_own(n: int, dtype: torch.dtype, exponent: int, gradient: int) -> None:
+    """Rows in registers, one a program: usual ones, then one with sums that overflow at the usual scale."""
+    assert choices.forward(n, dtype.itemsize).rows == choices.backward(n, dtype.itemsize).rows == 1
+    x = (torch.randn(3, n).clamp_(-1.9, 1.9) * torch.tensor([1.0, 2.0**exponent, 1.0])[:, None]).to(dtype)
+    dy = (torch.randn(3, n) * torch.tensor([1.0, 2.0**gradient, 1.0])[:, None]).to(dtype)
+    leaf, w = x.clone().requires_grad_(), torch.randn(n, requires_grad=True)
+    y = rms_norm(leaf, (n,), w, 1e-6)
+    dx, dweight = torch.autograd.grad(y, (leaf, w), dy)
+    case = Case("rms_norm", n=n, rows=3, eps=1e-6, dtype=dtype, weight=torch.float32)
+    wanted = expected(case, SimpleNamespace(x=x, dy=dy, weight=w.detach(), bias=None))
+    check(y, wanted["y"], "y")
+    check(dx, wanted["dx"], "dx")
+    check(dweight, wanted["dweight"], "dweight")
+
+
 def beyond_the_first_k(n: int, small: int, large: int) -> None:
     """Elements that the statistic leaves out overflow only where their results do."""
     row = torch.randn(2, 40)

@@ -166,6 +166,12 @@ def test_rare_gradients(n, operation, exponent, gradient, interpreted):
     interpreted(both(operation), checks.rare_gradient, n, operation, exponent, gradient)
 
 
+@pytest.mark.parametrize(("exponent", "gradient"), [(0, 0), (62, 0), (30, 90), (120, 0), (126, 1), (100, -100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_large_rows_in_a_program_of_their_own(dtype, exponent, gradient, interpreted):
+    interpreted(both("rms_norm"), checks.large_in_a_program_of_its_own, 1024, dtype, exponent, gradient)
+
+
 @pytest.mark.parametrize(("small", "large"), [(-120, 4), (-20, 100), (30, 105), (-140, -20)])
 @pytest.mark.parametrize("n", [40, 80], ids=["in registers", "looped"])
 def test_elements_beyond_the_first_k(n, small, large, interpreted):
