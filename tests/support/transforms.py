@@ -99,6 +99,9 @@ EAGER = {  # what Dynamo breaks a graph at, or leaves to Python
     "dual gradient": dual_gradient,
 }
 TRANSFORMS = TRACED | EAGER
+UNTRACED = () if torch.__version__ >= (2, 13) else ("jacfwd", "hessian", "jacrev of jacrev")
+"""What Dynamo of this torch takes into no graph: of a basis for several tensors, torch before 2.13 adds up in a tensor
+where each one's part begins, and Dynamo knows no number from a tensor. x.sin() fails as the norms do."""
 COMPUTE = {"make_fx": "nothing", "make_fx, pre-dispatch": "nothing", "make_fx of grad": "grad"}
 """What transforms that trace have to compute; to trace torch's own operations too would take as long again."""
 

@@ -14,6 +14,7 @@ from rmsnorm.torch import (
     RMSNormGated,
     add_rms_norm,
     add_rms_norm_quantized,
+    dispatch,
     layer_norm,
     rms_norm,
     rms_norm_gated,
@@ -111,6 +112,18 @@ def test_what_has_no_gradient_is_traced_too(call, function):
     given, twins = (x.clone(), z.clone()), (x.clone(), z.clone())
     for found, expected in zip((*traced(*given), *given), (*call(*twins), *twins), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_proxy_is_on_no_device():
+    """Asked where CUDA tensors have kernels, which a torch for CPUs does not ask."""
+    ways = []
+
+    def call(x):
+        ways.append(dispatch._way(x))
+        return x
+
+    fx.symbolic_trace(call)
+    assert ways == [dispatch.COMPOSITE]
 
 
 def test_what_is_no_tensor_is_refused():

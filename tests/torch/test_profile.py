@@ -157,7 +157,12 @@ def test_a_compiled_step_is_compiled_for_each_variant(outputs):
     assert [(r.cls, r.n, r.calls) for r in found.norms] == [("Norm", 16, 1)]
     assert found.notes == []
     assert list(outputs) == ["model", "swap_norms", "no norms"]
-    assert len(set(map(id, graphs[-3:]))) == 3
+    # No step ran uncompiled. The guards of torch 2.11 (Python 3.12) miss that a module's class has changed, so that
+    # swap_norms may run in the model's graph; it has the same operations.
+    tried, timed = graphs[:3], graphs[3:]
+    assert list(map(len, (tried, timed))) == [3, 3]
+    assert not any(graph in tried for graph in timed)
+    assert timed[2] not in timed[:2]
     torch.testing.assert_close(outputs["no norms"], model[1](X))
     torch.testing.assert_close(compiled(X), model(X))
 

@@ -152,7 +152,7 @@ def _cuda_way(*tensors: Tensor | None) -> int:
 
 
 def _way(input: Tensor, *others: Tensor | None) -> int:
-    if getattr(input, "is_cuda", False):
+    if getattr(input, "is_cuda", False) is True:  # torch.fx's proxy answers with a proxy, which has no truth value
         return _cuda_way(input, *others)
     return COMPOSITE if native.missing else native.kernels.way(input, *others)
 
