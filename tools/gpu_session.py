@@ -50,9 +50,9 @@ STAGES = (
     Stage("smoke", 85, "smoke.items"),
     Stage("shapes", 165, "shapes.items"),
     Stage("host", 190, "host.items"),
-    Stage("sweep", 275, "sweep.items"),
-    Stage("winners", 320, "shapes.with_winners"),
-    Stage("counters", 340, "counters.items"),
+    Stage("sweep", 295, "sweep.items"),
+    Stage("winners", 335, "shapes.with_winners"),
+    Stage("counters", 345, "counters.items"),
     Stage("quack", 350, "shapes.beside_quack"),
     Stage("tests", 395),  # gpu_stages.tests
 )

@@ -89,4 +89,5 @@ def host() -> list[Case]:
 
 def swept(setting: Setting) -> list[Case]:
     both = [_case("rms_norm", direction, setting.rows(n), n) for n in SWEPT for direction in ("forward", "backward")]
-    return both + [_case("rms_norm", "forward", setting.rows(n), n, p=1 / 128) for n in PARTIAL]
+    both += [_case("rms_norm", "forward", setting.rows(n), n, p=1 / 128) for n in PARTIAL]
+    return both + [_case(op, direction, setting.rows(n), n) for n in (4096, 128) for op, direction in OTHERS]

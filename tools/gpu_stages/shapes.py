@@ -39,7 +39,7 @@ def with_winners(setting: Setting) -> Iterator[Item]:
     """Stage 6: those cases of stage 3 whose launch choice the sweep changed, and pRMSNorm's table."""
     winners = sweep.winners(setting.folder)
     for case in cases.shapes(setting):
-        for kind in sweep.kinds(case) if case.op in ("rms_norm", "add_rms_norm") else ():
+        for kind in sweep.kinds(case):
             if (choice := winners.get(sweep.key(case, kind))) is not None:
                 yield f"{case}: {kind}", partial(_chosen, setting, case, kind, choice)
     for case in cases.partial(setting):

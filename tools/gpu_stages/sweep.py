@@ -38,12 +38,16 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def key(case: Case, kind: str) -> str:
-    """What a choice depends on: kernel, length and dtype."""
-    return f"{kind} {case.n} {case.dtype}"
+    """What a choice depends on: operation, kernel, length and dtype. An addition shares those of the norm alone."""
+    return f"{'rms_norm' if case.adds else case.op} {kind} {case.n} {case.dtype}"
 
 
 def kinds(case: Case) -> tuple[str, ...]:
     """The functions of choices.py that decide, each for one kernel."""
+    if case.op == "rms_norm_gated":
+        return ("gated_backward" if case.backward else "gated_forward",)
+    if case.op == "rms_norm_quantized":
+        return ("quantized",)
     if not case.backward:
         return ("forward",) if case.p == 1 else ("stream",)
     return ("backward",) if choices.backward(case.n, DTYPES[case.dtype]) else ("backward_columns", "backward_rows")
@@ -55,6 +59,8 @@ def default(case: Case, kind: str) -> Choice | None:
         return choices.stream(case.n, partial_count(case.n, case.p), length[1])
     if kind == "forward":
         return choices.forward(*length, alone=case.op == "rms_norm")
+    if kind == "backward" and case.op == "layer_norm":
+        return choices.backward(*length, centred=True, sums=2)
     return getattr(choices, kind)(*length[_any_length(kind) :])
 
 
@@ -79,7 +85,8 @@ def candidates(case: Case, kind: str) -> list[Choice | None]:
     if kind == "forward":
         base = choices.forward(case.n, DTYPES[case.dtype])
         found[base] = None
-        for other in (choices.persistent, choices.parts):
+        kernels = (choices.persistent, choices.parts) if case.op == "rms_norm" else (choices.persistent,)
+        for other in kernels:
             if (choice := other(case.n, DTYPES[case.dtype])) is not None:
                 found[choice] = None
                 if choice.programs:
