@@ -11,6 +11,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="the kernels are Triton's (pip install triton)")
 if triton.knobs.runtime.interpret:
@@ -92,6 +93,32 @@ def test_what_is_read_twice_leaves_the_caches_after_the_second_time(operation, n
     ptx = kernel_variants.compiled(Variant(operation, n, BF16), kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
     assert len(re.findall(r"ld\.global\.L1::evict_first\S*\.v4\.b32", ptx)) == reads
     assert "evict_last" not in ptx
+
+
+def shuffles(variant):
+    ptx = kernel_variants.compiled(variant, kernel_variants.TARGETS["sm_90"])[0].asm["ptx"]
+    return len(re.findall(r"shfl\.sync", ptx))
+
+
+@pytest.mark.parametrize(
+    ("operation", "n", "dtype"),
+    [
+        ("rms_norm backward", 128, BF16),
+        ("rms_norm backward", 256, BF16),
+        ("layer_norm backward", 128, torch.float32),
+        ("rms_norm_gated backward", 128, BF16),
+    ],
+)
+def test_copies_ahead_do_not_spread_a_row_over_more_threads(operation, n, dtype, monkeypatch):
+    """With 8 rows of 128 elements in a tile, Triton's layout of a copied tile takes five times as many shuffles."""
+    name = "gated_backward" if "gated" in operation else "backward"
+    choose = getattr(choices, name)
+    found = shuffles(Variant(operation, n, dtype))
+    monkeypatch.setattr(choices, name, lambda *how: replace(choose(*how), stages=1))
+    assert found <= 1.1 * shuffles(Variant(operation, n, dtype))
+    if operation == "rms_norm backward" and n == 128:  # that it would be seen
+        monkeypatch.setattr(choices, name, lambda *how: replace(choose(*how), rows=8, warps=4))
+        assert shuffles(Variant(operation, n, dtype)) > 3 * found
 
 
 WIDTHS = """
