@@ -82,6 +82,7 @@ def backward_kernel(
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     # Beyond an RMS of 2^126, 1/RMS has 22 bits: enough for 16 bits. It saves two of an element's multiplications.
     ONE_FACTOR: tl.constexpr = T.primitive_bitwidth == 16 and ROOT >= HIDE_32 and not LAYER
+    OWN: tl.constexpr = K if K < N else BLOCK  # of all of a row, what lies beyond it is zero already
     cols = tl.arange(0, BLOCK)
     program, head, own, step, tokens = own_share(0, rows, heads)
     tiles = tl.cdiv(tokens, ROWS)
@@ -127,9 +128,9 @@ def backward_kernel(
                     dy, g, weight_ptr, head, heads, cols, ZERO_CENTERED, ROUND_FIRST, HAS_WEIGHT, HOLD, HEADS, N, BLOCK
                 )
                 if ONE_FACTOR:
-                    dx = (u - first(xhat, cols, K, BLOCK) * along[:, None]) * rstd[:, None]
+                    dx = (u - first(xhat, cols, OWN, BLOCK) * along[:, None]) * rstd[:, None]
                 else:
-                    dx = input_gradient(u, first(xhat, cols, K, BLOCK), rstd, scale, along, level, LAYER)
+                    dx = input_gradient(u, first(xhat, cols, OWN, BLOCK), rstd, scale, along, level, LAYER)
                 if PLUS:
                     dx += read(plus_ptr, plus_at, cols, N, BLOCK, BYTES).to(C)
                 write(
