@@ -92,12 +92,15 @@ def test_the_key_shapes_are_records_of_the_bench(setting, monkeypatch):
     monkeypatch.setattr(cuda, "describe", stage._no_device)
     monkeypatch.setattr(cases, "SHAPES", (1024, 2880))
     status = stage.run("shapes", shapes.items(setting), setting.folder / "shapes.jsonl", math.inf, 0, setting)
-    line, *_ = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
+    line, *others = [line for line in lines(setting.folder / "shapes.jsonl") if not line.get("begin")]
     assert status == 0
+    assert len(others) == 3
+    assert all(other["wrong"] == {} for other in others)
     assert line["wrong"] == {}
     assert set(line["us"]) >= {"rmsnorm", "F.rms_norm", "copy"}
     assert line["share_of_copy"]["copy"] == 1
-    record, *_ = load(setting.folder / shapes.RECORDS)
+    record, *rest = load(setting.folder / shapes.RECORDS)
+    assert len(rest) == len(others)
     assert str(record.case) == line["item"]
     assert "| shapes: rms_norm, forward" in summary.markdown([line])
 

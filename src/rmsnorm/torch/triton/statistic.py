@@ -126,7 +126,10 @@ def summed_both(small, usual, large, small_u, usual_u, large_u, ROOT: tl.constex
 
 @triton.jit
 def rms(x, cols, N: tl.constexpr, K: tl.constexpr, ROOT: tl.constexpr, BLOCK: tl.constexpr, HELD: tl.constexpr):
-    """(rstd, scale) of the rows of a tile by their first K elements. Those beyond N are zero. HELD: see below."""
+    """(rstd, scale) of the rows of a tile by their first K elements. Those beyond N are zero.
+
+    HELD: x has registers until the sums are known, so that a branch may need it again.
+    """
     ONE: tl.constexpr = HELD and x.shape[0] == 1 and ROOT >= (HIDE_64 if x.dtype == tl.float64 else HIDE_32)
     if K < N:
         x = first(x, cols, K, BLOCK)
