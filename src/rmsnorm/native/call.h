@@ -180,7 +180,7 @@ class Parameters {
 // Returns whether the pages are there (an allocator that keeps its memory): asked for four of a large output's.
 inline bool prepare_fresh(const View& v) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t LARGE = 8u << 20, PAGE = 4096;
+  constexpr uintptr_t LARGE = SANITIZED ? 2048 : 8 << 20, PAGE = 4096;
   if (uintptr_t(v.bytes()) < LARGE) return false;
   // The range begins at the page of malloc's header: since Linux 6.7 a large mapping begins where a huge page does.
   const uintptr_t begin = reinterpret_cast<uintptr_t>(v.data) / PAGE * PAGE;

@@ -89,6 +89,20 @@ RMSNORM_INLINE void for_each_place(int64_t begin, int64_t end, Body body) {
   if (i < end) body(Place<C, Part::whole>{i, int(end - i)});
 }
 
+// The same for a body that streams whole vectors to `out`: the first place may be a part, so that the others begin where
+// vectors can be streamed to.
+template <class C, bool PAIRS = false, class Y, class Body>
+RMSNORM_INLINE void for_each_streamed_place(const Y* out, int64_t begin, int64_t end, Body body) {
+  constexpr int64_t N = LANES<C>;
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(out + begin) % (N * sizeof(Y)) / sizeof(Y));
+  if (past && begin < end) {
+    const int64_t count = std::min(N - past, end - begin);
+    body(Place<C, Part::whole>{begin, int(count)});
+    begin += count;
+  }
+  for_each_place<C, PAIRS>(begin, end, body);
+}
+
 // Calls body(i, count) for each vector of the elements [begin, end): `count` elements from i on.
 template <class C, class Body>
 RMSNORM_INLINE void for_each_vector(int64_t begin, int64_t end, Body body) {

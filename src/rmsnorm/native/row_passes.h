@@ -13,6 +13,15 @@ namespace rmsnorm {
 // STREAM: dx goes past the caches.
 enum Variant : unsigned { PLAIN = 0, GAIN = 1, BIAS = 2, DX = 4, DWEIGHT = 8, DBIAS = 16, GENERIC = 32, STREAM = 64 };
 
+// Visits the elements [begin, end) of a row. STREAM: the body streams to `out`.
+template <unsigned V, class C, bool PAIRS, class Y, class Body>
+RMSNORM_INLINE void for_each_place_of(const Y* out, int64_t begin, int64_t end, Body body) {
+  if constexpr (V & STREAM)
+    for_each_streamed_place<C, PAIRS>(out, begin, end, body);
+  else
+    for_each_place<C, PAIRS>(begin, end, body);
+}
+
 // y = x̂ ⊙ gain + bias, both in the computation dtype; null: none.
 template <class C>
 struct Affine {
@@ -48,7 +57,7 @@ RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statist
     }
     return v;
   };
-  for_each_place<C, PAIRED<T> && PAIRED<Y>>(0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+  for_each_place_of<V, C, PAIRED<T> && PAIRED<Y>>(y, 0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
     const Vec<C> v[] = {value(at)...};
     store_at<bool(V & STREAM)>(y, v, at...);
   });
@@ -231,7 +240,7 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
           return v;
         };
       };
-      for_each_place<C, true>(0, block, elements(projection.along_xhat, all));
+      for_each_place_of<V, C, true>(out.dx, 0, block, elements(projection.along_xhat, all));
       const Place<C, Part::even> even{block};
       const Place<C, Part::odd> odd{block};
       const auto even_mask = mask_of(0), odd_mask = mask_of(1);
@@ -239,12 +248,12 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
       const Results results[] = {compute(even, even_mask(along_xhat), even_mask),
                                  compute(odd, odd_mask(along_xhat), odd_mask)};
       write(results, even, odd);
-      for_each_place<C, true>(block + 2 * N, n, elements(0, none));
+      for_each_place_of<V, C, true>(out.dx, block + 2 * N, n, elements(0, none));
       return;
     }
   }
-  for_each_place<C, pairs>(0, k, elements(projection.along_xhat, all));
-  if (k < n) for_each_place<C>(k, n, elements(0, none));
+  for_each_place_of<V, C, pairs>(out.dx, 0, k, elements(projection.along_xhat, all));
+  if (k < n) for_each_place_of<V, C, false>(out.dx, k, n, elements(0, none));
 }
 
 template <class Norm, class T, class D, class C>

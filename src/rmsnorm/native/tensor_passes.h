@@ -2,14 +2,22 @@
 #pragma once
 
 #include "batch.h"
+#include "cache_size.h"
 #include "row_passes.h"
 
 namespace rmsnorm {
 
-// Outputs of at least this size are streamed past the caches, unless they are fresh. An ordinary store first reads the
-// line that it overwrites (32 MiB: 3.1 ms, streamed 2.1 ms). Smaller outputs are better kept in the caches. Fresh ones
-// are there already, because the system has just cleared them (5.1 ms, streamed 7.0 ms).
-constexpr int64_t STREAM_BYTES = 32 << 20;
+// Results are streamed past the caches if a call's tensors do not fit the last one together. An ordinary store first reads
+// the line that it overwrites (32 MiB: 3.1 ms, streamed 2.1 ms). Fresh results are in the caches already, because the
+// system has just cleared them (5.1 ms, streamed 7.0 ms).
+inline int64_t stream_bytes() {
+  static const int64_t bytes = SANITIZED ? 2048 : std::min<int64_t>(last_cache_bytes(), 64 << 20);
+  return bytes;
+}
+// Shorter rows are not streamed: the stores then lie too close between loads (bfloat16, n = 64, backward: 1.07 of the
+// time). Of rows that begin anywhere, the first and last line are written the ordinary way (513 elements: 1.1 to 1.2 of
+// the time, 1023: 0.9 to 1.0).
+constexpr int64_t SHORTEST_STREAMED_ROW = SANITIZED ? 0 : 256, SHORTEST_UNALIGNED_ROW = SANITIZED ? 0 : 3072;
 // Short rows are read, then written, this many bytes at a time: streaming stores between loads cost 250 ns a row (n =
 // 64).
 constexpr int64_t BATCH_BYTES = 8192;
@@ -21,12 +29,17 @@ int64_t rows_per_batch(int64_t n) {
 // cache.
 constexpr int64_t SHORT_ROW_BYTES = 1024;
 
-// Whether the rows of a large output, of operands in T and Y, begin where whole vectors can be streamed to.
+// Whether a result of operands in T and Y is streamed, by a call that reads and writes `tensors` of its size. Pairs are
+// stored as whole blocks, which must be aligned.
 template <class T, class Y>
-bool streamable(const Problem& problem, const Tensor<Y>& out) {
-  constexpr int64_t bytes = LANES<compute_t<T>> * sizeof(Y) * (PAIRED<T> && PAIRED<Y> ? 2 : 1);
-  return problem.rows * problem.spec.n * int64_t(sizeof(Y)) >= STREAM_BYTES &&
-         reinterpret_cast<uintptr_t>(out.data) % bytes == 0 && out.rows.aligned(sizeof(Y), bytes);
+bool streamed(const Problem& problem, int tensors, const Tensor<Y>& out) {
+  constexpr bool pairs = PAIRED<T> && PAIRED<Y>;
+  constexpr int64_t vector = LANES<compute_t<T>> * sizeof(Y) * (pairs ? 2 : 1);
+  const int64_t row_bytes = problem.spec.n * int64_t(sizeof(Y));
+  if (problem.fresh() || tensors * problem.rows * row_bytes < stream_bytes()) return false;
+  const auto address = reinterpret_cast<uintptr_t>(out.data);
+  if (address % vector == 0 && out.rows.aligned(sizeof(Y), vector)) return row_bytes >= SHORTEST_STREAMED_ROW;
+  return !pairs && address % sizeof(Y) == 0 && row_bytes >= SHORTEST_UNALIGNED_ROW;
 }
 
 template <class T, class Y>
@@ -86,11 +99,13 @@ void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tens
 
 template <class Norm, class T, class Y>
 void normalize_tensor(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
-  const bool streamed = !problem.fresh() && streamable<T, Y>(problem, tensors.y);
+  // In place, the lines are in the caches already.
+  const bool in_place = static_cast<const void*>(tensors.x.data) == tensors.y.data;
+  const bool stream = !in_place && streamed<T, Y>(problem, 2, tensors.y);
   const auto& affine = tensors.affine;
   const auto run = [&](auto variant) {
     constexpr unsigned V = decltype(variant)::value;
-    streamed ? normalize_all_rows<Norm, V | STREAM>(problem, tensors) : normalize_all_rows<Norm, V>(problem, tensors);
+    stream ? normalize_all_rows<Norm, V | STREAM>(problem, tensors) : normalize_all_rows<Norm, V>(problem, tensors);
   };
   if constexpr (std::is_same_v<T, Y>) {  // Y differs from T only with round_first
     if (!affine.round_first && affine.gain && affine.bias) return run(std::integral_constant<unsigned, GAIN | BIAS>{});
@@ -181,8 +196,8 @@ void backward_tensor(const Problem& problem, const BackwardTensors<T, D>& tensor
     constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
     const auto run = [&](auto variant) {
       constexpr unsigned V = decltype(variant)::value;
-      const bool streamed = !problem.fresh() && streamable<T, T>(problem, tensors.dx);
-      streamed ? backward_all_rows<Norm, V | STREAM>(problem, tensors) : backward_all_rows<Norm, V>(problem, tensors);
+      streamed<T, T>(problem, 3, tensors.dx) ? backward_all_rows<Norm, V | STREAM>(problem, tensors)
+                                          : backward_all_rows<Norm, V>(problem, tensors);
     };
     if (is(true, true, Norm::centred)) return run(std::integral_constant<unsigned, TRAINING>{});
     if (is(false, false, false)) return run(std::integral_constant<unsigned, DX>{});
