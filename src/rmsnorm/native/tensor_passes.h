@@ -197,7 +197,7 @@ void backward_tensor(const Problem& problem, const BackwardTensors<T, D>& tensor
     const auto run = [&](auto variant) {
       constexpr unsigned V = decltype(variant)::value;
       streamed<T, T>(problem, 3, tensors.dx) ? backward_all_rows<Norm, V | STREAM>(problem, tensors)
-                                          : backward_all_rows<Norm, V>(problem, tensors);
+                                             : backward_all_rows<Norm, V>(problem, tensors);
     };
     if (is(true, true, Norm::centred)) return run(std::integral_constant<unsigned, TRAINING>{});
     if (is(false, false, false)) return run(std::integral_constant<unsigned, DX>{});
