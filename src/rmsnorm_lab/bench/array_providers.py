@@ -82,6 +82,22 @@ class OursNumPy(Provider):
         return Prepared(steps.get(case.op, rms_norm))
 
 
+class OursNumPyOut(OursNumPy):
+    name = "rmsnorm-numpy-out"
+    summary = "this project, rmsnorm.numpy, into out="
+    colour = "#444444"
+    fresh = False
+
+    def refuses(self, case: Case) -> str | None:
+        if case.backward or case.op not in ("rms_norm", "layer_norm"):
+            return "out= exists for the forward passes of rms_norm and layer_norm"
+        return super().refuses(case)
+
+    def build(self, case: Case, inputs: Inputs) -> Prepared:
+        forward = super().build(case, inputs).call
+        return Prepared(partial(forward, out=np.empty_like(_arrays(inputs)["x"])))
+
+
 class NumPy(Provider):
     name = "numpy"
     summary = "the formula in NumPy, one thread"

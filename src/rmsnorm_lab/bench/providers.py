@@ -28,6 +28,7 @@ def all_providers(threads: int) -> list[Provider]:
         torch_providers.OursSeparate(),
         torch_providers.OursFull(),
         array_providers.OursNumPy(threads),
+        array_providers.OursNumPyOut(threads),
         jax_providers.OursJax(threads),
         torch_providers.TorchRMSNorm(),
         torch_providers.TorchLayerNorm(),
