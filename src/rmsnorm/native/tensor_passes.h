@@ -101,7 +101,7 @@ template <class Norm, class T, class Y>
 void normalize_tensor(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
   // In place, the lines are in the caches already.
   const bool in_place = static_cast<const void*>(tensors.x.data) == tensors.y.data;
-  const bool stream = !in_place && streamed<T, Y>(problem, 2, tensors.y);
+  const bool stream = !in_place && streamed<T, Y>(problem, tensors.residual.data ? 4 : 2, tensors.y);
   const auto& affine = tensors.affine;
   const auto run = [&](auto variant) {
     constexpr unsigned V = decltype(variant)::value;
