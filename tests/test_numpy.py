@@ -348,3 +348,13 @@ time.sleep(0.2)
 def test_a_forked_child_computes(run_python, source):
     """After the pool was used: its threads do not live on in the child, which needs its own."""
     run_python(source, RMSNORM_NUM_THREADS="3")
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "bias"])
+def test_what_numpy_makes_no_array_of(name):
+    """A tensor of torch in bfloat16 or with a gradient, and rows of unequal length: the error names the argument."""
+    torch = pytest.importorskip("torch")
+    arguments = {"x": np.ones((3, 4)), "weight": np.ones(4), "bias": np.ones(4)}
+    for wrong in (torch.ones(4).bfloat16(), torch.ones(4, requires_grad=True), [[1.0, 2.0], [3.0]]):
+        with pytest.raises(TypeError, match=f"^{name} must be an array, .*got {type(wrong).__name__}, .*says: "):
+            rn.rms_norm(**arguments | {name: wrong})

@@ -51,11 +51,13 @@ class Call(NamedTuple):
         spec = norm_spec(kind, tuple(x.shape[a] for a in axes), eps, p, zero_centered)
         rows = as_rows(x, axes)
         heads = rows.shape[-len(axes) - 1] if rows.ndim > len(axes) else None
+        parameters: list[Array | None] = []
         for name, value in (("weight", weight), ("bias", bias)):
             if value is not None:
-                value = floating(name, value)
+                value = _native(floating(name, value))
                 check_parameter(name, value.shape, _name(value.dtype), spec.normalized_shape, heads)
-        weight, bias = (None if v is None else _native(np.asarray(v)) for v in (weight, bias))
+            parameters.append(value)
+        weight, bias = parameters
         if weight is not None and bias is not None:
             check_same("bias", bias.shape, "weight", weight.shape, "shape")
         return cls(rows, weight, bias, axes, spec)
@@ -185,7 +187,13 @@ def _describe(a: Any) -> Any:
 def floating(name: str, value: ArrayLike) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an ordinary array, got a masked one, whose mask would be lost")
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever an __array__ method raises: torch's refuses bfloat16 and gradients
+        raise TypeError(
+            f"{name} must be an array, or something that NumPy can make one of, got {type(value).__name__}, of which "
+            f"NumPy says: {error}"
+        ) from error
     if _name(array.dtype) not in FLOATING:
         raise TypeError(
             f"{name} must be of a floating dtype ({', '.join(FLOATING)}), got {array.dtype}; convert it first"

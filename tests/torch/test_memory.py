@@ -284,8 +284,8 @@ from rmsnorm.torch import layer_norm, rms_norm
 torch.ones(2**27).sum()  # 512 MiB whose pages stay
 places = set()
 CASES = ((torch.float32, 4096, 1), (torch.float32, 64, 1), (torch.bfloat16, 8192, 1), (torch.float32, 4095, 1))
-PARTIAL = ((torch.float32, 4096, 0.3), (torch.bfloat16, 8192, 0.3), (torch.float16, 4097, 0.1), (torch.float64, 4096, 0.01))
-for dtype, n, p in CASES + PARTIAL:
+PARTIAL = ((torch.float32, 4096, 0.3), (torch.bfloat16, 8192, 0.3), (torch.float16, 4097, 0.1))
+for dtype, n, p in (*CASES, *PARTIAL, (torch.float64, 4096, 0.01)):
     rows = 36 * 2**20 // n // dtype.itemsize // 18 * 18
     x, dy, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((rows, n), (rows, n), (n,), (n,)))
 
@@ -330,4 +330,4 @@ def test_large_results_in_given_memory(dtype, n, first):
         assert torch.equal(out, expected)
         out.copy_(x)
         assert torch.equal(rms_norm(out, n, **given, out=out), expected)
-    assert (memory[:first] == 7).all() and (memory[first + rows * n :] == 7).all()
+    assert (torch.cat([memory[:first], memory[first + rows * n :]]) == 7).all()

@@ -94,7 +94,7 @@ class OursNumPyOut(OursNumPy):
         return super().refuses(case)
 
     def build(self, case: Case, inputs: Inputs) -> Prepared:
-        forward = super().build(case, inputs).call
+        forward: Callable[..., Any] = super().build(case, inputs).call
         return Prepared(partial(forward, out=np.empty_like(_arrays(inputs)["x"])))
 
 
