@@ -310,24 +310,28 @@ print(len(places))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "n", "first"),
+    ("dtype", "n", "first", "gap"),
     [
-        *((torch.float32, 4096, 0), (torch.float32, 4096, 3), (torch.float32, 4095, 0), (torch.float32, 70, 0)),
-        *((torch.bfloat16, 8192, 0), (torch.bfloat16, 8192, 1), (torch.float16, 4097, 5), (torch.float64, 2049, 1)),
+        *((torch.float32, 4096, 0, 0), (torch.float32, 4096, 3, 0), (torch.float32, 4095, 0, 2)),
+        (torch.float32, 70, 0, 0),
+        *((torch.bfloat16, 8192, 0, 0), (torch.bfloat16, 8160, 0, 32), (torch.bfloat16, 8192, 1, 0)),
+        *((torch.float16, 4097, 5, 0), (torch.float64, 2049, 1, 7)),
     ],
     ids=str,
 )
-def test_large_results_in_given_memory(dtype, n, first):
+def test_large_results_in_given_memory(dtype, n, first, gap):
     """They are streamed past the caches, except in place. Rows and results may begin at any element."""
     rows = 36 * 2**20 // n // dtype.itemsize // 18 * 18
     x, weight, bias = torch.randn(rows, n).to(dtype), torch.randn(n).to(dtype), torch.randn(n).to(dtype)
-    memory = torch.full((first + rows * n + 8,), 7.0, dtype=dtype)
-    out = memory[first : first + rows * n].view(rows, n)
+    memory = torch.full((first + rows * (n + gap) + 8,), 7.0, dtype=dtype)
+    out = memory[first : first + rows * (n + gap)].view(rows, n + gap)[:, :n]
     parts = range(0, rows, rows // 18)
-    for given in ({"weight": weight}, {"weight": weight, "bias": bias}, {}):
-        expected = torch.cat([rms_norm(x[row : row + rows // 18], n, **given) for row in parts])
-        assert rms_norm(x, n, **given, out=out) is out
+    calls = (rms_norm, {"weight": weight}), (rms_norm, {"weight": weight, "bias": bias}), (rms_norm, {})
+    for norm, given in (*calls, (layer_norm, {"weight": weight, "bias": bias})):
+        expected = torch.cat([norm(x[row : row + rows // 18], n, **given) for row in parts])
+        assert norm(x, n, **given, out=out) is out
         assert torch.equal(out, expected)
         out.copy_(x)
-        assert torch.equal(rms_norm(out, n, **given, out=out), expected)
-    assert (torch.cat([memory[:first], memory[first + rows * n :]]) == 7).all()
+        assert torch.equal(norm(out, n, **given, out=out), expected)
+    out.fill_(7)
+    assert (memory == 7).all()

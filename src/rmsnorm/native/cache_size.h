@@ -11,7 +11,7 @@ namespace rmsnorm {
 inline int64_t last_cache_bytes() {
   constexpr int64_t UNKNOWN = 32 << 20;
 #if defined(__linux__)
-  std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r");
+  std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "re");
   if (!file) return UNKNOWN;
   long kib = 0;
   char unit = 0;

@@ -10,7 +10,7 @@
 
 namespace rmsnorm {
 
-// STREAM: dx goes past the caches.
+// STREAM: y or dx goes past the caches.
 enum Variant : unsigned { PLAIN = 0, GAIN = 1, BIAS = 2, DX = 4, DWEIGHT = 8, DBIAS = 16, GENERIC = 32, STREAM = 64 };
 
 // Visits the elements [begin, end) of a row. STREAM: the body streams to `out`.

@@ -214,6 +214,18 @@ RMSNORM_INLINE void store(T* p, Vec<compute_t<T>> v) {
   }
 }
 
+// Whether stream() bypasses the caches: where there is a store of that size that does.
+#if defined(RMSNORM_AVX512) || defined(RMSNORM_AVX2)
+template <class T>
+constexpr bool CAN_STREAM = true;
+#elif defined(__x86_64__)
+template <class T>
+constexpr bool CAN_STREAM = sizeof(T) > 2;
+#else
+template <class T>
+constexpr bool CAN_STREAM = false;
+#endif
+
 // A store that bypasses the caches. p must be aligned to the number of bytes written.
 template <class T>
 RMSNORM_INLINE void stream(T* p, Vec<compute_t<T>> v) {
