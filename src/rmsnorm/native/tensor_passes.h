@@ -14,7 +14,7 @@ inline int64_t stream_bytes() {
   static const int64_t bytes = SANITIZED ? 2048 : std::min<int64_t>(last_cache_bytes(), 64 << 20);
   return bytes;
 }
-// Shorter rows are not streamed: the stores then lie too close between loads (bfloat16, n = 64, backward: 1.07 of the
+// Shorter rows are not streamed: the stores then lie too close between loads (bfloat16, n = 64, backward: 1.08 of the
 // time). Of rows that begin anywhere, the first and last line are written the ordinary way (float32, forward and
 // backward, one thread: n = 513 1.03 and 1.22 of the time, n = 1023 0.88 and 0.99).
 constexpr int64_t SHORTEST_STREAMED_ROW = SANITIZED ? 0 : 256, SHORTEST_UNALIGNED_ROW = SANITIZED ? 0 : 3072;
