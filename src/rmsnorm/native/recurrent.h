@@ -36,10 +36,15 @@ struct Recurrence {
   Threads threads = Threads::torch;
 
   int64_t width() const { return gates * hidden; }
+  // The statistics of the first k of n elements of `count` <= GROUP rows, whose first elements are `stride` apart. Those
+  // of a group share their square roots and divisions.
   template <class T>
-  Statistics<compute_t<T>> statistics(const T* x, int64_t n, int64_t k) const {
+  void statistics(const T* x, int64_t stride, int64_t count, int64_t n, int64_t k,
+                  Statistics<compute_t<T>>* out) const {
     const NormSpec spec{centred ? NormKind::layer : NormKind::rms, 0, 1, n, k, eps};
-    return centred ? Layer::statistics(x, spec) : RMS::statistics(x, spec);
+    const T* rows[GROUP];
+    for (int64_t i = 0; i < count; ++i) rows[i] = x + i * stride;
+    centred ? Layer::batch_statistics(rows, count, spec, out) : RMS::batch_statistics(rows, count, spec, out);
   }
 };
 
@@ -58,18 +63,8 @@ struct Side {
   using C = compute_t<T>;
   const T* row;  // null: the side is absent, and counts as zero
   const C *gain, *bias;
-  Statistics<C> of_gate[4];
+  const Statistics<C>* of_gate;
 
-  Side(const Recurrence& r, const Placement& placement, const T* row_, const C* gain_, const C* bias_)
-      : row(row_), gain(gain_), bias(bias_) {
-    for (int gate = 0; gate < r.gates; ++gate) of_gate[gate] = UNNORMALISED<C>;
-    if (!row) return;
-    for (int i = 0; i < placement.segments; ++i) {
-      const auto [first, end, k] = placement.segment[i];
-      const auto s = r.statistics(row + first * r.hidden, (end - first) * r.hidden, k);
-      for (int gate = first; gate < end; ++gate) of_gate[gate] = s;
-    }
-  }
   // The normalised elements j to j + count of a gate.
   RMSNORM_INLINE Vec<C> normalized(int gate, int64_t hidden, int64_t j, int count) const {
     if (!row) return Vec<C>{};
@@ -77,6 +72,42 @@ struct Side {
     return normalize_any<C>(load_n(row + i, count), of_gate[gate]) * load_n(gain + i, count) + load_n(bias + i, count);
   }
 };
+
+// A side of `count` <= GROUP rows of a step.
+template <class T>
+class SideRows {
+  using C = compute_t<T>;
+
+ public:
+  SideRows(const Recurrence& r, const Placement& placement, const T* rows, int64_t count, const C* gain, const C* bias)
+      : rows_(rows), gain_(gain), bias_(bias), width_(r.width()) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int gate = 0; gate < r.gates; ++gate) of_gate_[i][gate] = UNNORMALISED<C>;
+    for (int segment = 0; rows && segment < placement.segments; ++segment) {
+      const auto [first, end, k] = placement.segment[segment];
+      Statistics<C> found[GROUP];
+      r.statistics(rows + first * r.hidden, width_, count, (end - first) * r.hidden, k, found);
+      for (int64_t i = 0; i < count; ++i)
+        for (int gate = first; gate < end; ++gate) of_gate_[i][gate] = found[i];
+    }
+  }
+  Side<T> operator[](int64_t i) const { return {rows_ ? rows_ + i * width_ : nullptr, gain_, bias_, of_gate_[i]}; }
+
+ private:
+  const T* rows_;
+  const C *gain_, *bias_;
+  int64_t width_;
+  Statistics<C> of_gate_[GROUP][4];
+};
+
+// The statistics of the LSTM's cell states of `count` <= GROUP rows.
+template <class T>
+RMSNORM_INLINE void cell_statistics(const Recurrence& r, const T* cells, int64_t count, Statistics<compute_t<T>>* out) {
+  if (r.cell.k)
+    r.statistics(cells, r.hidden, count, r.hidden, r.cell.k, out);
+  else
+    std::fill(out, out + count, UNNORMALISED<compute_t<T>>);
+}
 
 // The tensors of a layer. Each holds the rows of all steps; `state` may hold those of one step if no gradient is
 // needed.
@@ -111,9 +142,10 @@ RMSNORM_NOINLINE void gru_row(const Recurrence& r, const Side<T>& a, const Side<
   });
 }
 
+// The gates and the new cell state.
 template <class T, class C>
-RMSNORM_NOINLINE void lstm_row(const Recurrence& r, const Side<T>& a, const Side<T>& c, const T* c_before, T* c_after,
-                               T* h_after, T* gates, const C* cell_gain, C* out_gate) {
+RMSNORM_NOINLINE void lstm_cell(const Recurrence& r, const Side<T>& a, const Side<T>& c, const T* c_before, T* c_after,
+                                T* gates, C* out_gate) {
   const int64_t H = r.hidden;
   for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
     const Vec<C> in = sigmoid<C>(a.normalized(0, H, j, count) + c.normalized(0, H, j, count));
@@ -128,7 +160,11 @@ RMSNORM_NOINLINE void lstm_row(const Recurrence& r, const Side<T>& a, const Side
     store_n(gates + 2 * H + j, fresh, count);
     store_n(gates + 3 * H + j, out, count);
   });
-  const auto s = r.cell.k ? r.statistics(c_after, H, r.cell.k) : UNNORMALISED<C>;
+}
+
+template <class T, class C>
+RMSNORM_NOINLINE void lstm_state(int64_t H, const T* c_after, const Statistics<C>& s, const C* cell_gain,
+                                 const C* out_gate, T* h_after) {
   for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
     const Vec<C> v = normalize_any<C>(load_n(c_after + j, count), s) * load_n(cell_gain + j, count);
     store_n(h_after + j, load_n(out_gate + j, count) * hyperbolic_tangent<C>(v), count);
@@ -144,19 +180,33 @@ inline int64_t step_grain(const Recurrence& r) {
   return std::max<int64_t>(1, GRAIN / GATE_WORK / std::max<int64_t>(1, r.width()));
 }
 
-// The rows [row, end); in `state` they begin at state_row. out_gate: H numbers, for an LSTM.
+// The output gates of a group of an LSTM's rows, which a thread keeps until the cell states have statistics.
+template <class T>
+Buffer<compute_t<T>> allocate_out_gates(const Recurrence& r) {
+  return allocate<compute_t<T>>(r.gates == 4 ? GROUP * r.hidden : 0);
+}
+
+// The rows [row, end); in `state` they begin at state_row.
 template <class T>
 void recurrent_rows(const Recurrence& r, const LayerTensors<T>& t, int64_t row, int64_t end, int64_t state_row,
-                    compute_t<T>* out_gate) {
+                    compute_t<T>* out_gates) {
   const int64_t H = r.hidden, W = r.width();
-  for (int64_t at = row; at < end; ++at, ++state_row) {
-    const Side<T> a(r, r.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
-    const Side<T> c(r, r.state, t.state + state_row * W, t.state_gain, t.state_bias);
-    T* const gates = t.gates ? t.gates + at * W : nullptr;
-    if (r.gates == 3)
-      gru_row(r, a, c, t.h_before + at * H, t.h_after + at * H, gates);
-    else
-      lstm_row(r, a, c, t.c_before + at * H, t.c_after + at * H, t.h_after + at * H, gates, t.cell_gain, out_gate);
+  for (; row < end; row += GROUP, state_row += GROUP) {
+    const int64_t count = std::min(GROUP, end - row);
+    const SideRows<T> a(r, r.input, t.input ? t.input + row * W : nullptr, count, t.input_gain, t.input_bias);
+    const SideRows<T> c(r, r.state, t.state + state_row * W, count, t.state_gain, t.state_bias);
+    for (int64_t i = 0, at = row; i < count; ++i, ++at) {
+      T* const gates = t.gates ? t.gates + at * W : nullptr;
+      if (r.gates == 3)
+        gru_row(r, a[i], c[i], t.h_before + at * H, t.h_after + at * H, gates);
+      else
+        lstm_cell(r, a[i], c[i], t.c_before + at * H, t.c_after + at * H, gates, out_gates + i * H);
+    }
+    if (r.gates == 3) continue;
+    Statistics<compute_t<T>> of_cell[GROUP];
+    cell_statistics(r, t.c_after + row * H, count, of_cell);
+    for (int64_t i = 0, at = row; i < count; ++i, ++at)
+      lstm_state(H, t.c_after + at * H, of_cell[i], t.cell_gain, out_gates + i * H, t.h_after + at * H);
   }
 }
 
@@ -164,8 +214,8 @@ void recurrent_rows(const Recurrence& r, const LayerTensors<T>& t, int64_t row, 
 template <class T>
 void recurrent_step(const Recurrence& r, const LayerTensors<T>& t, int64_t row, int64_t rows, int64_t state_row) {
   parallel_for(r.threads, 0, rows, step_grain(r), [&](int64_t begin, int64_t end) {
-    const auto out_gate = allocate<compute_t<T>>(r.gates == 4 ? r.hidden : 0);
-    recurrent_rows(r, t, row + begin, row + end, state_row + begin, out_gate.get());
+    const auto out_gates = allocate_out_gates<T>(r);
+    recurrent_rows(r, t, row + begin, row + end, state_row + begin, out_gates.get());
   });
 }
 
@@ -206,13 +256,13 @@ void recurrent_layer(const Recurrence& r, const LayerTensors<T>& t, T* state, bo
                      const PackedMatrix<compute_t<T>>& weight, const StepOrder& order) {
   const int64_t H = r.hidden, W = r.width();
   parallel_for(r.threads, 0, order.batch, LAYER_GRAIN, [&](int64_t begin, int64_t end) {
-    const auto out_gate = allocate<compute_t<T>>(r.gates == 4 ? H : 0);
+    const auto out_gates = allocate_out_gates<T>(r);
     Widened<T> widened((end - begin) * H);
     for (int64_t step = 0; step < order.steps; ++step) {
       const int64_t row = order.first_row(step) + begin, state_row = one_state ? begin : row;
       weight.multiply(end - begin, widened(t.h_before + row * H, (end - begin) * H), H,
                       added ? added + row * W : nullptr, state + state_row * W);
-      recurrent_rows(r, t, row, row + end - begin, state_row, out_gate.get());
+      recurrent_rows(r, t, row, row + end - begin, state_row, out_gates.get());
     }
   });
 }

@@ -8,7 +8,7 @@ namespace rmsnorm {
 
 // Sums over rows are taken in float32 over STEP_LEAF_ROWS rows, and these sums are added in float64. How many rows a
 // task has depends on the batch alone, so neither the number of threads nor of steps changes the result.
-constexpr int64_t STEP_LEAF_ROWS = 8, STEP_TASKS = 32;
+constexpr int64_t STEP_LEAF_ROWS = GROUP, STEP_TASKS = 32;
 
 template <class T>
 struct LayerGradients {
@@ -98,11 +98,11 @@ RMSNORM_NOINLINE void gru_row_backward(const Recurrence& r, const Side<T>& c, co
 
 // Writes d, (4·H): the gradient of both sides after norm, gain and bias. buffer: 2·H numbers.
 template <class T, class C>
-RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const LayerTensors<T>& t, int64_t at, const T* dh_after,
-                                        T* dh, T* dc, C* d, C* dcell_gain, C* buffer) {
+RMSNORM_NOINLINE void lstm_row_backward(const Recurrence& r, const LayerTensors<T>& t, int64_t at,
+                                        const Statistics<C>& s, const T* dh_after, T* dh, T* dc, C* d, C* dcell_gain,
+                                        C* buffer) {
   const int64_t H = r.hidden;
   const T *gates = t.gates + at * 4 * H, *c_before = t.c_before + at * H, *c_after = t.c_after + at * H;
-  const auto s = r.cell.k ? r.statistics(c_after, H, r.cell.k) : UNNORMALISED<C>;
   C *const dcell = buffer, *const dcell_before_norm = buffer + H;
   for_each_vector<C>(0, H, [&](int64_t j, int count) RMSNORM_INLINE_LAMBDA {
     Vec<C> given = load_n(dh + j, count);
@@ -145,24 +145,34 @@ class BackwardRows {
     C* const leaf = memory_.get() + 2 * r_.width() + 2 * r_.hidden;
     for (; begin < end; begin += STEP_LEAF_ROWS) {
       std::fill(leaf, leaf + count, C(0));
-      for (int64_t i = begin; i < std::min(end, begin + STEP_LEAF_ROWS); ++i) add_row(row, i, leaf);
+      add_rows(row + begin, begin, std::min(end - begin, STEP_LEAF_ROWS), leaf);
       for (int64_t i = 0; i < count; ++i) total[i] += double(leaf[i]);
     }
   }
 
  private:
-  void add_row(int64_t row, int64_t i, C* leaf) const {
+  // `count` rows from row `first` on, which is number `in_batch` of its step.
+  void add_rows(int64_t first, int64_t in_batch, int64_t count, C* leaf) const {
     const auto& t = g_.forward;
-    const int64_t H = r_.hidden, W = r_.width(), at = row + i;
+    const int64_t W = r_.width();
+    const SideRows<T> a(r_, r_.input, t.input ? t.input + first * W : nullptr, count, t.input_gain, t.input_bias);
+    const SideRows<T> c(r_, r_.state, t.state + first * W, count, t.state_gain, t.state_bias);
+    Statistics<C> of_cell[STEP_LEAF_ROWS];
+    if (r_.gates == 4) cell_statistics(r_, t.c_after + first * r_.hidden, count, of_cell);
+    for (int64_t i = 0; i < count; ++i) add_row(a[i], c[i], of_cell[i], first + i, in_batch + i, leaf);
+  }
+
+  void add_row(const Side<T>& a, const Side<T>& c, const Statistics<C>& of_cell, int64_t at, int64_t i, C* leaf) const {
+    const auto& t = g_.forward;
+    const int64_t H = r_.hidden, W = r_.width();
     C *const d_input = memory_.get(), *const d_state = d_input + W, *const buffer = d_state + W;
     const ParameterSums<C> to(leaf, W);
-    const Side<T> a(r_, r_.input, t.input ? t.input + at * W : nullptr, t.input_gain, t.input_bias);
-    const Side<T> c(r_, r_.state, t.state + at * W, t.state_gain, t.state_bias);
     const T* const dh_after = g_.dh_after ? g_.dh_after + at * H : nullptr;
+    T* const dh = g_.dh + i * H;
     if (r_.gates == 3)
-      gru_row_backward(r_, c, t.gates + at * W, t.h_before + at * H, dh_after, g_.dh + i * H, d_input, d_state);
+      gru_row_backward(r_, c, t.gates + at * W, t.h_before + at * H, dh_after, dh, d_input, d_state);
     else
-      lstm_row_backward(r_, t, at, dh_after, g_.dh + i * H, g_.dc + i * H, d_input, to.cell_gain, buffer);
+      lstm_row_backward(r_, t, at, of_cell, dh_after, dh, g_.dc + i * H, d_input, to.cell_gain, buffer);
     const C* const d_of_state = r_.gates == 3 ? d_state : d_input;
     if (a.row)
       side_backward(r_, r_.input, a, d_input, g_.dinput + at * W, to.input_gain, to.input_bias, g_.bias_inside);
