@@ -11,6 +11,7 @@ from rmsnorm.torch.rnn.spec import Parameters
 
 
 class _Cell(Recurrent):
+    weight_ih: Tensor
     least_size = 0
 
     def __init__(
@@ -45,7 +46,7 @@ class _Cell(Recurrent):
             else:
                 checks.check_cell_state(self.cell, index, given, self.hidden_size, input)
                 states.append(given.unsqueeze(0) if unbatched else given)
-        checks.check_placed(input, self._parameters_of("").weight_ih)
+        checks.check_placed(input, self.weight_ih)
         _, last = self._run("", x, states)
         return [s.squeeze(0) for s in last] if unbatched else last
 

@@ -8,7 +8,7 @@ from torch.compiler import is_compiling
 
 from rmsnorm.torch.checks import check_memories
 from rmsnorm.torch.dispatch import AUTOGRAD, COMPOSITE, OPERATOR, eager_way, graph_way, transformed
-from rmsnorm.torch.operation import saveable
+from rmsnorm.torch.operation import recorded, saveable
 from rmsnorm.torch.rnn import composite, eager, ops
 from rmsnorm.torch.rnn.eager import Forward
 from rmsnorm.torch.rnn.spec import Parameters, RecurrentSpec, check_layer
@@ -41,7 +41,7 @@ def run_layer(
         check_memories(**parameters._asdict())
         return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == AUTOGRAD:
-        results = LayerFunction.apply(spec, batch_sizes, reverse, x, h0, c0, *parameters)
+        results = _record(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
         kept = eager.forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=False)
         results = kept[:3]
@@ -91,3 +91,6 @@ class LayerFunction(torch.autograd.Function):
             )
             found = (dx, dh0, dc0, *of_parameters)
         return None, None, None, *found
+
+
+_record = recorded(LayerFunction)

@@ -15,6 +15,8 @@ States = Sequence[Tensor | None]
 
 
 class _Layers(Recurrent):
+    weight_ih_l0: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -99,7 +101,7 @@ class _Layers(Recurrent):
             if lengths is not None:
                 raise ValueError("lengths are for padded input; a PackedSequence has its own: leave lengths out")
             return self._packed(input, hx)
-        checks.check_padded(self.cell, input, self.input_size, self.batch_first, self._parameters_of("_l0").weight_ih)
+        checks.check_padded(self.cell, input, self.input_size, self.batch_first, self.weight_ih_l0)
         if lengths is not None:
             return self._ragged(input, hx, lengths)
         unbatched = input.dim() == 2
@@ -120,7 +122,7 @@ class _Layers(Recurrent):
         return nn.utils.rnn.pad_packed_sequence(out, self.batch_first, total_length=steps)[0], last
 
     def _packed(self, input: PackedSequence, hx: States) -> tuple[PackedSequence, list[Tensor]]:
-        checks.check_rows(input.data, self.input_size, self._parameters_of("_l0").weight_ih)
+        checks.check_rows(input.data, self.input_size, self.weight_ih_l0)
         batch_sizes = tuple(input.batch_sizes.tolist())
         batch = batch_sizes[0]
         states = self._states(hx, input.data, batch, False)
@@ -136,6 +138,8 @@ class _Layers(Recurrent):
         """The initial states as (layers·directions, B, H); zeros where none is given."""
         count = self.num_layers * self.num_directions
         expected = (count, self.hidden_size) if unbatched else (count, batch, self.hidden_size)
+        if all(given is None for given in hx):
+            return [x.new_zeros((count, batch, self.hidden_size))] * len(hx)
         states = []
         for index, given in enumerate(hx):
             if given is None:
