@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "simd.h"
 
@@ -180,6 +181,38 @@ RMSNORM_INLINE std::array<double, M> accumulate(int64_t n, Body body) {
     for (int m = 0; m < M; ++m)
       if (std::isfinite(total[m])) total[m] += rounded_off[m];  // NaN beside an infinite total
   return total;
+}
+
+// The length of a row: an int64_t, or a constant.
+template <int64_t N>
+using Constant = std::integral_constant<int64_t, N>;
+template <class Length>
+constexpr bool IS_CONSTANT = !std::is_same_v<Length, int64_t>;
+
+// Calls body(n), with n as a constant if the row has 4, 6 or 8 whole vectors. With AVX-512 these are 64, 96 and 128
+// elements, the usual sizes of attention heads. The loops are then unrolled, and have no tails.
+template <class C, class Body>
+RMSNORM_INLINE void with_length(int64_t n, Body body) {
+  constexpr int64_t N = LANES<C>;
+  switch (n) {
+    case 4 * N: return body(Constant<4 * N>{});
+    case 6 * N: return body(Constant<6 * N>{});
+    case 8 * N: return body(Constant<8 * N>{});
+    default: return body(n);
+  }
+}
+
+// for_each_place of such a row, in which the places are constants too.
+template <class C, bool PAIRS, int64_t LENGTH, class Body>
+RMSNORM_INLINE void for_each_place(Constant<LENGTH>, Body body) {
+  constexpr int N = LANES<C>, STEP = PAIRS ? 2 * N : N;
+  const auto all = [&]<size_t... I>(std::index_sequence<I...>) RMSNORM_INLINE_LAMBDA {
+    if constexpr (PAIRS)
+      (body(Place<C, Part::even>{int64_t(I) * STEP}, Place<C, Part::odd>{int64_t(I) * STEP}), ...);
+    else
+      (body(Place<C, Part::whole>{int64_t(I) * STEP}), ...);
+  };
+  all(std::make_index_sequence<LENGTH / STEP>{});
 }
 
 }  // namespace rmsnorm

@@ -44,7 +44,7 @@ struct Recurrence {
     const NormSpec spec{centred ? NormKind::layer : NormKind::rms, 0, 1, n, k, eps};
     const T* rows[GROUP];
     for (int64_t i = 0; i < count; ++i) rows[i] = x + i * stride;
-    centred ? Layer::batch_statistics(rows, count, spec, out) : RMS::batch_statistics(rows, count, spec, out);
+    centred ? Layer::batch_statistics(rows, count, k, spec, out) : RMS::batch_statistics(rows, count, k, spec, out);
   }
 };
 

@@ -114,7 +114,7 @@ void rotary_forward_tensor(const Problem& problem, const RotaryForwardTensors<T>
     for (int64_t row = begin; row < end;) {
       const int64_t rows = std::min({batch, end - row, position.heads_left()});
       for (int64_t i = 0; i < rows; ++i, ++x) input[i] = *x;
-      RMS::batch_statistics(input, rows, problem.spec, statistics);
+      RMS::batch_statistics(input, rows, problem.spec.k, problem.spec, statistics);
       const Rotation<C> rotation = *position;
       for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
         const auto affine = tensors.affine.from(*head * n);

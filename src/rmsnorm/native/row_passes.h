@@ -44,8 +44,8 @@ RMSNORM_INLINE Vec<C> normalized(ScaledRow<T> x, Place<C, P> at, const Statistic
   }
 }
 
-template <class Norm, unsigned V, class T, class Y, class C>
-RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statistics<C> s, const Affine<C> affine) {
+template <class Norm, unsigned V, class Length, class T, class Y, class C>
+RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, Length n, const Statistics<C> s, const Affine<C> affine) {
   const C *gain = affine.gain, *bias = affine.bias;
   const bool round_first = affine.round_first;
   const auto value = [=](auto at) RMSNORM_INLINE_LAMBDA {
@@ -57,10 +57,14 @@ RMSNORM_INLINE void normalize_row(ScaledRow<T> x, Y* y, int64_t n, const Statist
     }
     return v;
   };
-  for_each_place_of<V, C, PAIRED<T> && PAIRED<Y>>(y, 0, n, [=](auto... at) RMSNORM_INLINE_LAMBDA {
+  const auto write = [=](auto... at) RMSNORM_INLINE_LAMBDA {
     const Vec<C> v[] = {value(at)...};
     store_at<bool(V & STREAM)>(y, v, at...);
-  });
+  };
+  if constexpr (IS_CONSTANT<Length>)
+    for_each_place<C, PAIRED<T> && PAIRED<Y>>(n, write);
+  else
+    for_each_place_of<V, C, PAIRED<T> && PAIRED<Y>>(y, 0, n, write);
 }
 
 // Not inlined: it has many callers, and none of them is a hot loop.
@@ -254,6 +258,34 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
   }
   for_each_place_of<V, C, pairs>(out.dx, 0, k, elements(projection.along_xhat, all));
   if (k < n) for_each_place_of<V, C, false>(out.dx, k, n, elements(0, none));
+}
+
+// The same for a group of usual rows with one gain, of constant length: dweight stays in registers.
+template <unsigned V, class Length, class T, class D, class C>
+RMSNORM_INLINE void backward_group(const RowGroup<T, D>& group, Length n, const C* gain, T* const* dx, C* dweight) {
+  constexpr int N = LANES<C>, VECTORS = Length::value / N;
+  // A streamed row is in no cache before it is read: the rows of the next group are prefetched.
+  const int64_t next_x = GROUP * (group.x[1] - group.x[0]), next_dy = GROUP * (group.dy[1] - group.dy[0]);
+  Vec<C> sums[VECTORS];
+#pragma GCC unroll 8
+  for (int i = 0; i < VECTORS; ++i) sums[i] = load(dweight + i * N);
+  for (int64_t row = 0; row < group.count; ++row) {
+    const T* const x = group.x[row];
+    const D* const dy = group.dy[row];
+    const C rstd = group.statistics[row].rstd, along_xhat = group.projection[row].along_xhat;
+    const auto compute = [&](auto at) RMSNORM_INLINE_LAMBDA {
+      const Vec<C> d = at.load(dy), xhat = at.load(x) * rstd;
+      sums[at.i / N + (at.part == Part::odd)] += d * xhat;
+      return (d * at.load(gain) - xhat * along_xhat) * rstd;
+    };
+    for_each_place<C, PAIRED<T> && PAIRED<D>>(n, [&](auto first, auto... second) RMSNORM_INLINE_LAMBDA {
+      if (V & STREAM) __builtin_prefetch(x + next_x + first.i, 0, 2), __builtin_prefetch(dy + next_dy + first.i, 0, 2);
+      const Vec<C> v[] = {compute(first), compute(second)...};
+      store_at<bool(V & STREAM)>(dx[row], v, first, second...);
+    });
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < VECTORS; ++i) store(dweight + i * N, sums[i]);
 }
 
 template <class Norm, class T, class D, class C>

@@ -122,12 +122,11 @@ struct RMS {
     s.rstd = C(reciprocal_rms(squares / double(k), eps, s.scale));
     return s;
   }
-  // The statistics of `count` <= MAX_BATCH rows.
-  template <class T>
-  static RMSNORM_NOINLINE void batch_statistics(const T* const* rows, int64_t count, const NormSpec& spec,
+  // The statistics of `count` <= MAX_BATCH rows; k: spec.k.
+  template <class Length, class T>
+  static RMSNORM_NOINLINE void batch_statistics(const T* const* rows, int64_t count, Length k, const NormSpec& spec,
                                                 Statistics<compute_t<T>>* out) {
     using C = compute_t<T>;
-    const int64_t k = spec.k;
     const double eps = spec.eps;
     if (count < GROUP / 2) {  // the work of a whole group costs more than that of a few rows
       for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], spec);
@@ -200,7 +199,7 @@ struct Layer {
     return s;
   }
   template <class T>
-  static void batch_statistics(const T* const* rows, int64_t count, const NormSpec& spec,
+  static void batch_statistics(const T* const* rows, int64_t count, int64_t, const NormSpec& spec,
                                Statistics<compute_t<T>>* out) {
     for (int64_t i = 0; i < count; ++i) out[i] = statistics(rows[i], spec);
   }

@@ -17,7 +17,9 @@ inline int64_t stream_bytes() {
 // Shorter rows are not streamed: the stores then lie too close between loads (bfloat16, n = 64, backward: 1.08 of the
 // time). Of rows that begin anywhere, the first and last line are written the ordinary way (float32, forward and
 // backward, one thread: n = 513 1.03 and 1.22 of the time, n = 1023 0.88 and 0.99).
-constexpr int64_t SHORTEST_STREAMED_ROW = SANITIZED ? 0 : 256, SHORTEST_UNALIGNED_ROW = SANITIZED ? 0 : 3072;
+constexpr int64_t SHORTEST_STREAMED_ROW = SANITIZED ? 0 : 256;
+// Rows of constant length are shorter: all of their vectors are streamed.
+constexpr int64_t SHORTEST_UNALIGNED_ROW = SANITIZED ? 8 * VECTOR_BYTES + 1 : 3072;
 // Short rows are read, then written, this many bytes at a time: streaming stores between loads cost 250 ns a row (n =
 // 64).
 constexpr int64_t BATCH_BYTES = 8192;
@@ -62,39 +64,50 @@ RMSNORM_NOINLINE void add_rows(const T* a, const T* b, T* sum, int64_t n) {
   });
 }
 
-template <class Norm, unsigned V, class T, class Y>
-void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
+template <class Norm, unsigned V, class Length, class T, class Y>
+void normalize_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors, Length n, int64_t begin, int64_t end) {
   using C = compute_t<T>;
-  const int64_t n = problem.spec.n;
   const int64_t batch = rows_per_batch<T>(n);
-  parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
-    auto x = tensors.x.from(begin);
-    auto y = tensors.y.from(begin);
-    auto residual = tensors.residual.from(begin);
-    auto sum = tensors.sum.from(begin);
-    Head head(problem, begin);
-    const T* input[MAX_BATCH];
-    Statistics<C> statistics[MAX_BATCH];
-    for (int64_t row = begin; row < end; row += batch) {
-      const int64_t rows = std::min(batch, end - row);
-      for (int64_t i = 0; i < rows; ++i, ++x, ++residual, ++sum) {
-        input[i] = *x;
-        if (*residual) {
-          add_rows(*x, *residual, *sum, n);
-          input[i] = *sum;
-        }
-      }
-      Norm::batch_statistics(input, rows, problem.spec, statistics);
-      for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
-        const auto& s = statistics[i];
-        const auto affine = tensors.affine.from(*head * n);
-        if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
-          normalize_row<Norm, V>(ScaledRow<T>{input[i], 1}, *y, n, s, affine);
-        else
-          normalize_row_generic<Norm>(ScaledRow<T>{input[i], s.scale}, *y, n, s, affine);
+  auto x = tensors.x.from(begin);
+  auto y = tensors.y.from(begin);
+  auto residual = tensors.residual.from(begin);
+  auto sum = tensors.sum.from(begin);
+  Head head(problem, begin);
+  const T* input[MAX_BATCH];
+  Statistics<C> statistics[MAX_BATCH];
+  for (int64_t row = begin; row < end; row += batch) {
+    const int64_t rows = std::min(batch, end - row);
+    for (int64_t i = 0; i < rows; ++i, ++x, ++residual, ++sum) {
+      input[i] = *x;
+      if (*residual) {
+        add_rows(*x, *residual, *sum, n);
+        input[i] = *sum;
       }
     }
-    if (V & STREAM) stream_fence();
+    if (problem.spec.k == n)
+      Norm::batch_statistics(input, rows, n, problem.spec, statistics);
+    else
+      Norm::batch_statistics(input, rows, problem.spec.k, problem.spec, statistics);
+    for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
+      const auto& s = statistics[i];
+      const auto affine = tensors.affine.from(*head * n);
+      if (!(V & GENERIC) && __builtin_expect(s.scale == 1, 1))
+        normalize_row<Norm, V>(ScaledRow<T>{input[i], 1}, *y, n, s, affine);
+      else
+        normalize_row_generic<Norm>(ScaledRow<T>{input[i], s.scale}, *y, n, s, affine);
+    }
+  }
+  if (V & STREAM) stream_fence();
+}
+
+template <class Norm, unsigned V, class T, class Y>
+void normalize_all_rows(const Problem& problem, const ForwardTensors<T, Y>& tensors) {
+  parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
+    const auto of_length = [&](auto n) { normalize_rows<Norm, V>(problem, tensors, n, begin, end); };
+    if constexpr (V & GENERIC)
+      of_length(problem.spec.n);
+    else
+      with_length<compute_t<T>>(problem.spec.n, of_length);
   });
 }
 
@@ -126,9 +139,13 @@ struct BackwardTensors {
   double *dweight, *dbias;  // heads·n sums each; null: not wanted
 };
 
+// What training needs of a norm with a gain, and of LayerNorm with a bias too.
+template <class Norm>
+constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
+
 // The rows [begin, end). dweight and dbias: heads·n sums each, to which these rows are added; null: not wanted.
-template <class Norm, unsigned V, class T, class D>
-void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors, int64_t begin, int64_t end,
+template <class Norm, unsigned V, class Length, class T, class D>
+void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors, Length n, int64_t begin, int64_t end,
                    compute_t<T>* dweight, compute_t<T>* dbias) {
   using C = compute_t<T>;
   auto x = tensors.x.from(begin);
@@ -136,7 +153,6 @@ void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors,
   auto dx = tensors.dx.from(begin);
   auto plus = tensors.plus.from(begin);
   const NormSpec& spec = problem.spec;
-  const int64_t n = spec.n;
   Head head(problem, begin);
   const bool one_sweep = !Norm::centred && !(V & GENERIC) && spec.k == n;
   const int64_t group_size = one_sweep && n * int64_t(sizeof(T)) <= SHORT_ROW_BYTES ? GROUP : 1;
@@ -149,6 +165,14 @@ void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors,
     }
     group.x[group.count] = *x, group.dy[group.count] = *dy;  // perhaps after the last row: a prefetch does no harm
     if (one_sweep) statistics_and_projections<bool(V & GAIN)>(group, spec);
+    if constexpr (IS_CONSTANT<Length>) {
+      if (problem.heads == 1 && std::all_of(group.usual, group.usual + group.count, [](bool usual) { return usual; })) {
+        T* to[GROUP];
+        for (int64_t i = 0; i < group.count; ++i, ++dx) to[i] = *dx;
+        backward_group<V>(group, n, tensors.affine.gain, to, dweight);
+        continue;
+      }
+    }
     for (int64_t i = 0; i < group.count; ++i, ++dx, ++plus) {
       const int64_t offset = group.parameter_offset[i];
       const auto affine = tensors.affine.from(offset);
@@ -174,15 +198,21 @@ void backward_all_rows(const Problem& problem, const BackwardTensors<T, D>& tens
   const int sums = (tensors.dweight != nullptr) + (tensors.dbias != nullptr);
   if (!sums) {
     parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
-      backward_rows<Norm, V>(problem, tensors, begin, end, nullptr, nullptr);
+      backward_rows<Norm, V>(problem, tensors, problem.spec.n, begin, end, nullptr, nullptr);
     });
     return;
   }
   double* const totals[] = {tensors.dweight ? tensors.dweight : tensors.dbias, tensors.dbias};
   const int64_t dbias_offset = (sums - 1) * problem.heads * problem.spec.n;
   sum_over_rows<C>(problem, sums, totals, [&](int64_t begin, int64_t end, C* leaf) {
-    backward_rows<Norm, V>(problem, tensors, begin, end, tensors.dweight ? leaf : nullptr,
-                           tensors.dbias ? leaf + dbias_offset : nullptr);
+    const auto of_length = [&](auto n) {
+      backward_rows<Norm, V>(problem, tensors, n, begin, end, tensors.dweight ? leaf : nullptr,
+                             tensors.dbias ? leaf + dbias_offset : nullptr);
+    };
+    if constexpr ((V & ~STREAM) == TRAINING<RMS>)
+      with_length<C>(problem.spec.n, of_length);
+    else
+      of_length(problem.spec.n);
   });
 }
 
@@ -194,13 +224,12 @@ void backward_tensor(const Problem& problem, const BackwardTensors<T, D>& tensor
     return plain && gain == bool(affine.gain) && dweight == bool(tensors.dweight) && dbias == bool(tensors.dbias);
   };
   if constexpr (std::is_same_v<T, D>) {
-    constexpr unsigned TRAINING = GAIN | DX | DWEIGHT | (Norm::centred ? DBIAS : PLAIN);
     const auto run = [&](auto variant) {
       constexpr unsigned V = decltype(variant)::value;
       streamed<T, T>(problem, 3, tensors.dx) ? backward_all_rows<Norm, V | STREAM>(problem, tensors)
                                              : backward_all_rows<Norm, V>(problem, tensors);
     };
-    if (is(true, true, Norm::centred)) return run(std::integral_constant<unsigned, TRAINING>{});
+    if (is(true, true, Norm::centred)) return run(std::integral_constant<unsigned, TRAINING<Norm>>{});
     if (is(false, false, false)) return run(std::integral_constant<unsigned, DX>{});
   }
   backward_all_rows<Norm, GENERIC>(problem, tensors);
