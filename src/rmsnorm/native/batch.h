@@ -21,11 +21,11 @@ constexpr bool SANITIZED = false;
 
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t GRAIN = SANITIZED ? 256 : 32768;
-// Sums over rows are taken in float32 over this many rows (of each head), and these sums are added in float64.
+// Sums over rows are taken in float32 over at most this many rows (of each head), and these sums are added in float64.
 constexpr int64_t LEAF_ROWS = 32;
-// At most this many tasks add up rows, and four of at least FEWEST_ROWS where a second thread pays. (Backward pass of 64 x
-// 1024 and 64 x 4096 in four tasks, of the time in one: 0.73 and 0.61 on two threads, 1.07 and 1.00 on one, because each
-// task has sums of its own. Eight rows a task pay nowhere.)
+// At most MAX_TASKS tasks add up rows; where a second thread pays, four of at least FEWEST_ROWS rows, or as many as there
+// are rows for. (Backward pass of 64 x 1024 and 64 x 4096, four tasks against one: 0.73 and 0.61 of the time on two
+// threads, 1.07 and 1.00 on one, because each task has sums of its own. Tasks of eight rows never paid.)
 constexpr int64_t MAX_TASKS = 64, FEWEST_ROWS = 16;
 
 struct Problem {
@@ -84,9 +84,8 @@ class Head {
 // change the result.
 inline int64_t rows_per_task(int64_t rows, int64_t columns) {
   const auto share = [=](int64_t tasks) { return (rows + tasks - 1) / tasks; };
-  const bool small = rows * columns < 2 * GRAIN;
-  const int64_t usual = small ? 2 * LEAF_ROWS : std::clamp(share(4), FEWEST_ROWS, 2 * LEAF_ROWS);
-  const int64_t chosen = std::max(usual, share(MAX_TASKS));
+  const int64_t tasks = rows * columns < 2 * GRAIN ? 1 : std::clamp<int64_t>(rows / FEWEST_ROWS, 1, 4);
+  const int64_t chosen = std::max(std::min(share(tasks), 2 * LEAF_ROWS), share(MAX_TASKS));
   return chosen <= LEAF_ROWS ? chosen : (chosen + LEAF_ROWS - 1) / LEAF_ROWS * LEAF_ROWS;
 }
 

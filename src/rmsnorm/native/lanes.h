@@ -189,6 +189,8 @@ using Constant = std::integral_constant<int64_t, N>;
 template <class Length>
 constexpr bool IS_CONSTANT = !std::is_same_v<Length, int64_t>;
 
+constexpr int MOST_VECTORS = 8;  // of a row of constant length
+
 // Calls body(n), with n as a constant if the row has 4, 6 or 8 whole vectors. With AVX-512 these are 64, 96 and 128
 // elements, the usual sizes of attention heads. The loops are then unrolled, and have no tails.
 template <class C, class Body>
@@ -197,12 +199,12 @@ RMSNORM_INLINE void with_length(int64_t n, Body body) {
   switch (n) {
     case 4 * N: return body(Constant<4 * N>{});
     case 6 * N: return body(Constant<6 * N>{});
-    case 8 * N: return body(Constant<8 * N>{});
+    case MOST_VECTORS* N: return body(Constant<MOST_VECTORS * N>{});
     default: return body(n);
   }
 }
 
-// for_each_place of such a row, in which the places are constants too.
+// for_each_place for a row of constant length; its places are constants too.
 template <class C, bool PAIRS, int64_t LENGTH, class Body>
 RMSNORM_INLINE void for_each_place(Constant<LENGTH>, Body body) {
   constexpr int N = LANES<C>, STEP = PAIRS ? 2 * N : N;

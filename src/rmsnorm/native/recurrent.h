@@ -36,8 +36,8 @@ struct Recurrence {
   Threads threads = Threads::torch;
 
   int64_t width() const { return gates * hidden; }
-  // The statistics of the first k of n elements of `count` <= GROUP rows, whose first elements are `stride` apart. Those
-  // of a group share their square roots and divisions.
+  // The statistics of the first k of n elements of `count` <= GROUP rows, whose first elements are `stride` apart. The
+  // rows' square roots and divisions are computed together.
   template <class T>
   void statistics(const T* x, int64_t stride, int64_t count, int64_t n, int64_t k,
                   Statistics<compute_t<T>>* out) const {
@@ -100,7 +100,7 @@ class SideRows {
   Statistics<C> of_gate_[GROUP][4];
 };
 
-// The statistics of the LSTM's cell states of `count` <= GROUP rows.
+// The statistics of the cell states of `count` <= GROUP rows of an LSTM.
 template <class T>
 RMSNORM_INLINE void cell_statistics(const Recurrence& r, const T* cells, int64_t count, Statistics<compute_t<T>>* out) {
   if (r.cell.k)
@@ -180,10 +180,10 @@ inline int64_t step_grain(const Recurrence& r) {
   return std::max<int64_t>(1, GRAIN / GATE_WORK / std::max<int64_t>(1, r.width()));
 }
 
-// The output gates of a group of an LSTM's rows, which a thread keeps until the cell states have statistics.
+// The output gates of a group of an LSTM's rows, which a thread of `rows` rows keeps until the cell states have statistics.
 template <class T>
-Buffer<compute_t<T>> allocate_out_gates(const Recurrence& r) {
-  return allocate<compute_t<T>>(r.gates == 4 ? GROUP * r.hidden : 0);
+Buffer<compute_t<T>> allocate_out_gates(const Recurrence& r, int64_t rows) {
+  return allocate<compute_t<T>>(r.gates == 4 ? std::min(GROUP, rows) * r.hidden : 0);
 }
 
 // The rows [row, end); in `state` they begin at state_row.
@@ -214,7 +214,7 @@ void recurrent_rows(const Recurrence& r, const LayerTensors<T>& t, int64_t row, 
 template <class T>
 void recurrent_step(const Recurrence& r, const LayerTensors<T>& t, int64_t row, int64_t rows, int64_t state_row) {
   parallel_for(r.threads, 0, rows, step_grain(r), [&](int64_t begin, int64_t end) {
-    const auto out_gates = allocate_out_gates<T>(r);
+    const auto out_gates = allocate_out_gates<T>(r, end - begin);
     recurrent_rows(r, t, row + begin, row + end, state_row + begin, out_gates.get());
   });
 }
@@ -256,7 +256,7 @@ void recurrent_layer(const Recurrence& r, const LayerTensors<T>& t, T* state, bo
                      const PackedMatrix<compute_t<T>>& weight, const StepOrder& order) {
   const int64_t H = r.hidden, W = r.width();
   parallel_for(r.threads, 0, order.batch, LAYER_GRAIN, [&](int64_t begin, int64_t end) {
-    const auto out_gates = allocate_out_gates<T>(r);
+    const auto out_gates = allocate_out_gates<T>(r, end - begin);
     Widened<T> widened((end - begin) * H);
     for (int64_t step = 0; step < order.steps; ++step) {
       const int64_t row = order.first_row(step) + begin, state_row = one_state ? begin : row;

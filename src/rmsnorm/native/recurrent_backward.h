@@ -8,7 +8,8 @@ namespace rmsnorm {
 
 // Sums over rows are taken in float32 over STEP_LEAF_ROWS rows, and these sums are added in float64. How many rows a
 // task has depends on the batch alone, so neither the number of threads nor of steps changes the result.
-constexpr int64_t STEP_LEAF_ROWS = GROUP, STEP_TASKS = 32;
+constexpr int64_t STEP_LEAF_ROWS = 8, STEP_TASKS = 32;
+static_assert(STEP_LEAF_ROWS <= GROUP);
 
 template <class T>
 struct LayerGradients {

@@ -260,11 +260,12 @@ RMSNORM_INLINE void backward_row(const BackwardInputs<T, D>& in, const NormSpec&
   if (k < n) for_each_place_of<V, C, false>(out.dx, k, n, elements(0, none));
 }
 
-// The same for a group of usual rows with one gain, of constant length: dweight stays in registers.
+// backward_row for a group of usual rows of constant length with one gain: dweight stays in registers.
 template <unsigned V, class Length, class T, class D, class C>
 RMSNORM_INLINE void backward_group(const RowGroup<T, D>& group, Length n, const C* gain, T* const* dx, C* dweight) {
   constexpr int N = LANES<C>, VECTORS = Length::value / N;
-  // A streamed row is in no cache before it is read: the rows of the next group are prefetched.
+  // Where dx is streamed, x and dy are in no cache either: the next group is prefetched, where it would be if all rows
+  // were equally far apart.
   const int64_t next_x = GROUP * (group.x[1] - group.x[0]), next_dy = GROUP * (group.dy[1] - group.dy[0]);
   Vec<C> sums[VECTORS];
 #pragma GCC unroll 8

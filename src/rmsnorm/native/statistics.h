@@ -122,7 +122,7 @@ struct RMS {
     s.rstd = C(reciprocal_rms(squares / double(k), eps, s.scale));
     return s;
   }
-  // The statistics of `count` <= MAX_BATCH rows; k: spec.k.
+  // The statistics of `count` <= MAX_BATCH rows. k is spec.k, as a constant where it is known.
   template <class Length, class T>
   static RMSNORM_NOINLINE void batch_statistics(const T* const* rows, int64_t count, Length k, const NormSpec& spec,
                                                 Statistics<compute_t<T>>* out) {

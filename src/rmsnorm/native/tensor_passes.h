@@ -18,8 +18,9 @@ inline int64_t stream_bytes() {
 // time). Of rows that begin anywhere, the first and last line are written the ordinary way (float32, forward and
 // backward, one thread: n = 513 1.03 and 1.22 of the time, n = 1023 0.88 and 0.99).
 constexpr int64_t SHORTEST_STREAMED_ROW = SANITIZED ? 0 : 256;
-// Rows of constant length are shorter: all of their vectors are streamed.
-constexpr int64_t SHORTEST_UNALIGNED_ROW = SANITIZED ? 8 * VECTOR_BYTES + 1 : 3072;
+// Longer than any row of constant length: their loops stream every vector, so these rows must be aligned.
+constexpr int64_t SHORTEST_UNALIGNED_ROW = SANITIZED ? MOST_VECTORS * VECTOR_BYTES + 1 : 3072;
+static_assert(SHORTEST_UNALIGNED_ROW > MOST_VECTORS * VECTOR_BYTES);
 // Short rows are read, then written, this many bytes at a time: streaming stores between loads cost 250 ns a row (n =
 // 64).
 constexpr int64_t BATCH_BYTES = 8192;

@@ -38,7 +38,7 @@ def run_case(case: Case, providers: Sequence[Provider], plan: Plan, tell: Callab
     is recorded as such and not timed.
     """
     torch.set_num_threads(case.threads)
-    free_large_tensor()
+    _free_large_tensor()
     inputs = make_inputs(case)
     oracles: dict[Case, AnyOracle] = {}
     calls: dict[str, Call] = {}
@@ -112,13 +112,13 @@ def _on_cuda(
     return cuda.in_turn([first.call, *others]), errors
 
 
-def free_large_tensor() -> None:
+def _free_large_tensor() -> None:
     """Bring the allocator into the state that a network's first step leaves.
 
-    glibc returns free memory to the system beyond a limit of 128 KiB, which grows with the largest tensor freed so far,
-    of up to 32 MiB. Until then small training steps have hundreds of page faults, or none, by chance of the heap.
+    glibc returns free memory to the system beyond a limit of 128 KiB, which grows to the size of the largest block that
+    was freed, up to 32 MiB. Until then small steps have hundreds of page faults, or none, by chance of the heap.
     """
-    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)  # with malloc's header the block must not exceed 32 MiB
 
 
 def make_inputs(case: Case) -> Inputs:

@@ -41,7 +41,7 @@ def run_layer(
         check_memories(**parameters._asdict())
         return composite.forward(spec, x, h0, c0, parameters, batch_sizes, reverse)
     if way == AUTOGRAD:
-        results = _record(spec, batch_sizes, reverse, x, h0, c0, *parameters)
+        results = recorded_layer(spec, batch_sizes, reverse, x, h0, c0, *parameters)
     else:
         kept = eager.forward(spec, x, h0, c0, parameters, batch_sizes, reverse, save=False)
         results = kept[:3]
@@ -93,4 +93,4 @@ class LayerFunction(torch.autograd.Function):
         return None, None, None, *found
 
 
-_record = recorded(LayerFunction)
+recorded_layer = recorded(LayerFunction)

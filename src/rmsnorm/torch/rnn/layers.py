@@ -138,7 +138,7 @@ class _Layers(Recurrent):
         """The initial states as (layers·directions, B, H); zeros where none is given."""
         count = self.num_layers * self.num_directions
         expected = (count, self.hidden_size) if unbatched else (count, batch, self.hidden_size)
-        if all(given is None for given in hx):
+        if all(given is None for given in hx):  # one tensor for all: nothing writes to it
             return [x.new_zeros((count, batch, self.hidden_size))] * len(hx)
         states = []
         for index, given in enumerate(hx):
