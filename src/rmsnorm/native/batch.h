@@ -83,7 +83,7 @@ class Head {
 // The rows (of each head) that a task adds up. They depend on the tensor's size alone, so the number of threads does not
 // change the result.
 inline int64_t rows_per_task(int64_t rows, int64_t columns) {
-  const auto share = [=](int64_t tasks) { return (rows + tasks - 1) / tasks; };
+  const auto share = [=](int64_t tasks) { return std::max<int64_t>(1, (rows + tasks - 1) / tasks); };
   const int64_t tasks = rows * columns < 2 * GRAIN ? 1 : std::clamp<int64_t>(rows / FEWEST_ROWS, 1, 4);
   const int64_t chosen = std::max(std::min(share(tasks), 2 * LEAF_ROWS), share(MAX_TASKS));
   return chosen <= LEAF_ROWS ? chosen : (chosen + LEAF_ROWS - 1) / LEAF_ROWS * LEAF_ROWS;

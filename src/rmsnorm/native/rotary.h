@@ -78,17 +78,29 @@ struct RotaryForwardTensors {
   int64_t half, heads;
 };
 
+// Calls body(n), with n as a constant (with_length) if whole heads are rotated.
+template <class C, class Body>
+RMSNORM_INLINE void with_whole_heads(int64_t n, int64_t half, Body body) {
+  2 * half == n ? with_length<C>(n, body) : body(n);
+}
+// The half of the elements that are rotated.
+template <class C, class Length>
+RMSNORM_INLINE int64_t half_of(Length n, const Rotation<C>& rotation) {
+  return IS_CONSTANT<Length> ? n / 2 : rotation.half;
+}
+
 // STEPS: the norm's steps, both products and their sum are rounded to T one by one.
-template <bool STEPS, class T, class C>
-RMSNORM_NOINLINE void normalize_and_rotate_row(ScaledRow<T> x, T* y, int64_t n, const Statistics<C> s, const C* gain,
+template <bool STEPS, class Length, class T, class C>
+RMSNORM_NOINLINE void normalize_and_rotate_row(ScaledRow<T> x, T* y, Length n, const Statistics<C> s, const C* gain,
                                                const Rotation<C> rotation) {
   const auto step = [](Vec<C> v) RMSNORM_INLINE_LAMBDA { return STEPS ? unfused(round_to<T>(v)) : v; };
   const auto normed = [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
     const Vec<C> v = step(RMS::normalize(x.template load<true>(i, count), s));
     return gain ? step(v * load_n(gain + i, count)) : v;
   };
-  const auto [cos, sin, half] = rotation;
-  for_each_vector<C>(0, half, [=, cos = cos, sin = sin, half = half](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
+  const C *cos = rotation.cos, *sin = rotation.sin;
+  const int64_t half = half_of(n, rotation);
+  for_each_vector<C>(0, half, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
     const int64_t j = half + i;
     const Vec<C> a = normed(i, count), b = normed(j, count);
     const Vec<C> first = step(a * load_n(cos + i, count)) - step(b * load_n(sin + i, count));
@@ -99,32 +111,38 @@ RMSNORM_NOINLINE void normalize_and_rotate_row(ScaledRow<T> x, T* y, int64_t n, 
                      [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA { store_n(y + i, normed(i, count), count); });
 }
 
+template <class Length, class T>
+void rotary_forward_rows(const Problem& problem, const RotaryForwardTensors<T>& tensors, Length n, int64_t begin,
+                         int64_t end) {
+  using C = compute_t<T>;
+  const int64_t batch = rows_per_batch<T>(n);
+  auto x = tensors.x.from(begin);
+  auto y = tensors.y.from(begin);
+  Head head(problem, begin);
+  Positions<C> position(tensors.cos, tensors.sin, tensors.half, tensors.heads, begin);
+  const T* input[MAX_BATCH];
+  Statistics<C> statistics[MAX_BATCH];
+  for (int64_t row = begin; row < end;) {
+    const int64_t rows = std::min({batch, end - row, position.heads_left()});
+    for (int64_t i = 0; i < rows; ++i, ++x) input[i] = *x;
+    RMS::batch_statistics(input, rows, problem.spec.k, problem.spec, statistics);
+    const Rotation<C> rotation = *position;
+    for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
+      const auto affine = tensors.affine.from(*head * n);
+      const ScaledRow<T> from{input[i], statistics[i].scale};
+      affine.round_first ? normalize_and_rotate_row<true>(from, *y, n, statistics[i], affine.gain, rotation)
+                         : normalize_and_rotate_row<false>(from, *y, n, statistics[i], affine.gain, rotation);
+    }
+    row += rows;
+    position.advance(rows, row == end);
+  }
+}
+
 template <class T>
 void rotary_forward_tensor(const Problem& problem, const RotaryForwardTensors<T>& tensors) {
-  using C = compute_t<T>;
-  const int64_t n = problem.spec.n;
-  const int64_t batch = rows_per_batch<T>(n);
   parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
-    auto x = tensors.x.from(begin);
-    auto y = tensors.y.from(begin);
-    Head head(problem, begin);
-    Positions<C> position(tensors.cos, tensors.sin, tensors.half, tensors.heads, begin);
-    const T* input[MAX_BATCH];
-    Statistics<C> statistics[MAX_BATCH];
-    for (int64_t row = begin; row < end;) {
-      const int64_t rows = std::min({batch, end - row, position.heads_left()});
-      for (int64_t i = 0; i < rows; ++i, ++x) input[i] = *x;
-      RMS::batch_statistics(input, rows, problem.spec.k, problem.spec, statistics);
-      const Rotation<C> rotation = *position;
-      for (int64_t i = 0; i < rows; ++i, ++y, ++head) {
-        const auto affine = tensors.affine.from(*head * n);
-        const ScaledRow<T> from{input[i], statistics[i].scale};
-        affine.round_first ? normalize_and_rotate_row<true>(from, *y, n, statistics[i], affine.gain, rotation)
-                           : normalize_and_rotate_row<false>(from, *y, n, statistics[i], affine.gain, rotation);
-      }
-      row += rows;
-      position.advance(rows, row == end);
-    }
+    with_whole_heads<compute_t<T>>(problem.spec.n, tensors.half,
+                                   [&](auto n) { rotary_forward_rows(problem, tensors, n, begin, end); });
   });
 }
 
@@ -139,10 +157,11 @@ struct RotaryBackwardTensors {
 };
 
 // u, the gradient at the norm's result: dy rotated back.
-template <class T, class C>
-RMSNORM_NOINLINE void rotate_row_back(const T* dy, C* u, int64_t n, const Rotation<C> rotation) {
-  const auto [cos, sin, half] = rotation;
-  for_each_vector<C>(0, half, [=, cos = cos, sin = sin, half = half](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
+template <class Length, class T, class C>
+RMSNORM_NOINLINE void rotate_row_back(const T* dy, C* u, Length n, const Rotation<C> rotation) {
+  const C *cos = rotation.cos, *sin = rotation.sin;
+  const int64_t half = half_of(n, rotation);
+  for_each_vector<C>(0, half, [=](int64_t i, int count) RMSNORM_INLINE_LAMBDA {
     const int64_t j = half + i;
     const Vec<C> a = load_n(dy + i, count), b = load_n(dy + j, count);
     store_n(u + i, a * load_n(cos + i, count) + b * load_n(sin + j, count), count);
@@ -153,12 +172,11 @@ RMSNORM_NOINLINE void rotate_row_back(const T* dy, C* u, int64_t n, const Rotati
 }
 
 // TRAINING: with gain, its gradient and one rounding, as a norm is usually trained. Other calls take the generic passes.
-template <bool TRAINING, class T>
-void rotary_backward_rows(const Problem& problem, const RotaryBackwardTensors<T>& tensors, int64_t begin, int64_t end,
-                          compute_t<T>* dweight) {
+template <bool TRAINING, class Length, class T>
+void rotary_backward_rows(const Problem& problem, const RotaryBackwardTensors<T>& tensors, Length n, int64_t begin,
+                          int64_t end, compute_t<T>* dweight) {
   using C = compute_t<T>;
   const NormSpec& spec = problem.spec;
-  const int64_t n = spec.n;
   auto dy = tensors.dy.from(begin), x = tensors.x.from(begin);
   auto dx = tensors.dx.from(begin);
   Head head(problem, begin);
@@ -177,6 +195,14 @@ void rotary_backward_rows(const Problem& problem, const RotaryBackwardTensors<T>
     }
     group.x[group.count] = *x, group.dy[group.count] = gradients.get();  // the next group's, which are prefetched
     if (TRAINING) statistics_and_projections<true>(group, spec);
+    if constexpr (TRAINING && IS_CONSTANT<Length>) {
+      if (problem.heads == 1 && group.all_usual()) {
+        T* to[GROUP];
+        for (int64_t i = 0; i < group.count; ++i, ++dx) to[i] = *dx;
+        backward_group<GAIN | DX | DWEIGHT>(group, n, tensors.affine.gain, to, dweight);
+        continue;
+      }
+    }
     for (int64_t i = 0; i < group.count; ++i, ++dx) {
       const int64_t offset = group.parameter_offset[i];
       const auto affine = tensors.affine.from(offset);
@@ -198,13 +224,15 @@ void rotary_backward_tensor(const Problem& problem, const RotaryBackwardTensors<
   using C = compute_t<T>;
   if (!tensors.dweight)
     return parallel_for(problem.threads(), 0, problem.rows, problem.grain(), [&](int64_t begin, int64_t end) {
-      rotary_backward_rows<false>(problem, tensors, begin, end, nullptr);
+      rotary_backward_rows<false>(problem, tensors, problem.spec.n, begin, end, nullptr);
     });
-  const auto rows = tensors.affine.gain && !tensors.affine.round_first ? rotary_backward_rows<true, T>
-                                                                       : rotary_backward_rows<false, T>;
   double* const totals[] = {tensors.dweight};
-  sum_over_rows<C>(problem, 1, totals,
-                   [&](int64_t begin, int64_t end, C* leaf) { rows(problem, tensors, begin, end, leaf); });
+  sum_over_rows<C>(problem, 1, totals, [&](int64_t begin, int64_t end, C* leaf) {
+    if (!tensors.affine.gain || tensors.affine.round_first)
+      return rotary_backward_rows<false>(problem, tensors, problem.spec.n, begin, end, leaf);
+    with_whole_heads<C>(problem.spec.n, tensors.half,
+                        [&](auto n) { rotary_backward_rows<true>(problem, tensors, n, begin, end, leaf); });
+  });
 }
 
 }  // namespace rmsnorm

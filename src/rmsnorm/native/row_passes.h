@@ -128,6 +128,9 @@ struct RowGroup {
   Statistics<C> statistics[GROUP];
   Projection<C> projection[GROUP];
   bool usual[GROUP] = {};  // whether statistics and projection are set
+  bool all_usual() const {
+    return std::all_of(usual, usual + count, [](bool is) { return is; });
+  }
 };
 
 // Computes the statistics and projection of each row in one sweep, which saves reading x once more. usual[i] is false,

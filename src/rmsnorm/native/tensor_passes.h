@@ -167,7 +167,7 @@ void backward_rows(const Problem& problem, const BackwardTensors<T, D>& tensors,
     group.x[group.count] = *x, group.dy[group.count] = *dy;  // perhaps after the last row: a prefetch does no harm
     if (one_sweep) statistics_and_projections<bool(V & GAIN)>(group, spec);
     if constexpr (IS_CONSTANT<Length>) {
-      if (problem.heads == 1 && std::all_of(group.usual, group.usual + group.count, [](bool usual) { return usual; })) {
+      if (problem.heads == 1 && group.all_usual()) {
         T* to[GROUP];
         for (int64_t i = 0; i < group.count; ++i, ++dx) to[i] = *dx;
         backward_group<V>(group, n, tensors.affine.gain, to, dweight);
