@@ -127,11 +127,12 @@ def test_served(module, convention, dtype):
     assert ours.dtype == theirs.dtype
     if dtype == torch.float64:  # was not verified
         assert torch.equal(ours, theirs)
-    # In 16 bits x̂ is rounded first, and a unit there is up to two in the result (1.5 eps in the worst of 400 draws).
     eps = torch.finfo(dtype).eps
+    # With casting="llama" x̂ is rounded first: a unit there is up to two in the result (the worst of 400 draws: 1.5).
+    units = 8 if dtype == torch.float32 else 2 if "llama" in convention else 1
     different = (ours != theirs).double().mean()
     assert different <= (1 if dtype == torch.float32 else 0.02)
-    torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 2), atol=8 * 1.2e-7)
+    torch.testing.assert_close(ours, theirs, rtol=units * eps, atol=8 * 1.2e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -157,7 +158,7 @@ def test_gated(first, groups, activation, llama, dtype):
         assert torch.equal(ours, theirs)
     eps = torch.finfo(dtype).eps
     assert (ours != theirs).double().mean() <= (1 if dtype == torch.float32 else 0.02)
-    torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 2), atol=1e-9)
+    torch.testing.assert_close(ours, theirs, rtol=eps * (8 if dtype == torch.float32 else 1), atol=1e-9)
 
 
 class Listed(Norm):
